@@ -1,0 +1,92 @@
+"""Checks of static facts (shapes, structure, Python values), made while tracing."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import base
+
+
+def check_int(name: str, value: Any, *, minimum: int = 1) -> None:
+    """Raises unless `value` is a Python or NumPy int of at least `minimum`."""
+    is_int = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_int or value < minimum:
+        raise ValueError(f"`{name}` must be an int >= {minimum}, got {value!r}.")
+
+
+def check_positive(name: str, value: Any) -> None:
+    """Raises if a Python number is not finite and positive; arrays pass unseen."""
+    if isinstance(value, int | float) and not 0 < value < float("inf"):
+        raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raises unless `value` is one of `choices`."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of {listed}, got {value!r}.")
+
+
+def check_examples(name: str, examples: base.Examples) -> None:
+    """Raises unless all leaves share one leading, non-empty example axis."""
+    if not (hasattr(examples, "inputs") and hasattr(examples, "targets")):
+        raise ValueError(
+            f"`{name}` must be `jaxmeta.Examples(inputs, targets)`, got "
+            f"{type(examples).__name__}."
+        )
+    sizes = {
+        f"{name}{jax.tree_util.keystr(path)}": jnp.shape(leaf)[:1]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(examples)
+    }
+    if len(set(sizes.values())) > 1 or () in sizes.values():
+        raise ValueError(
+            f"All leaves of `{name}` need the same leading example axis, got "
+            f"{sizes}. Batched tasks [T, N, ...] go through `jax.vmap`, or "
+            "`jaxmeta.estimators.over_tasks`, which adds the task axis."
+        )
+    if not sizes or (0,) in sizes.values():
+        raise ValueError(f"`{name}` holds no examples, got {sizes}.")
+
+
+def check_task(task: base.Task) -> None:
+    """Raises unless `task` is a `Task` of two well-formed `Examples`."""
+    if not (hasattr(task, "support") and hasattr(task, "query")):
+        raise ValueError(
+            "`task` must be `jaxmeta.Task(support, query)`, got "
+            f"{type(task).__name__}."
+        )
+    check_examples("support", task.support)
+    check_examples("query", task.query)
+
+
+def check_params(params: base.Params) -> None:
+    """Raises unless every leaf is floating point (or complex) and trainable."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    wrong = {
+        jax.tree_util.keystr(path): str(jnp.result_type(leaf))
+        for path, leaf in leaves
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+    }
+    if wrong:
+        raise ValueError(
+            f"Parameters must be floating point to be adapted, got {wrong}. Keep "
+            "constants out of the parameters: close over them in `apply`."
+        )
+    if isinstance(params, Mapping) and "params" in params and len(params) > 1:
+        extra = sorted(str(name) for name in params if name != "params")
+        raise ValueError(
+            f"The model keeps the collections {extra} beside its trainable 'params'. "
+            "Wrap it: `jaxmeta.models.from_linen(module)`."
+        )
+
+
+def check_scalar_loss(name: str, loss: jax.Array) -> None:
+    """Raises unless a loss function returned a floating-point scalar."""
+    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.inexact):
+        raise ValueError(
+            f"`{name}` must return a float scalar, got shape {jnp.shape(loss)} and "
+            f"dtype {jnp.result_type(loss)}. Losses here take the mean over examples."
+        )

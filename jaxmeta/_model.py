@@ -1,0 +1,41 @@
+"""Brings every kind of model to the one form that learners call."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from jaxmeta import base
+
+
+def normalize(model: base.ModelLike) -> base.Model:
+    """Returns `model` as a `Model` whose `apply` takes `key=` and `train=`.
+
+    Raises:
+      ValueError: if `model` lacks `init` or `apply`.
+    """
+    for name in ("init", "apply"):
+        if not callable(getattr(model, name, None)):
+            raise ValueError(
+                f"`model` must have callable `init` and `apply`, got "
+                f"{type(model).__name__} without `{name}`. Plain functions go in as "
+                "`jaxmeta.Model(init, apply)`; a flax.nnx Module through "
+                "`jaxmeta.models.from_nnx`."
+            )
+    accepted = _accepted_names(model.apply)
+
+    def apply(params, inputs, *, key=None, train=False):
+        options: dict[str, Any] = {"key": key, "train": train}
+        options = {name: options[name] for name in accepted}
+        return model.apply(params, inputs, **options)
+
+    with_statistics = getattr(model, "with_statistics", None)
+    return base.Model(model.init, apply, with_statistics or (lambda params, _: params))
+
+
+def _accepted_names(apply: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of `key` and `train` the signature names; `**kwargs` does not count."""
+    try:
+        names = inspect.signature(apply).parameters
+    except (TypeError, ValueError):  # Some callables hide their signature.
+        return ()
+    return tuple(name for name in ("key", "train") if name in names)

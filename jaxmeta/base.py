@@ -1,0 +1,237 @@
+"""Core types. Everything else in the package is a function over these.
+
+Dimension letters, used in every docstring and comment:
+  T tasks in a batch, N support examples, Q query examples, K inner steps,
+  W ways (classes), C classes of a data set, E examples of a class, D features,
+  `...` any trailing shape.
+
+Keys come first, data are positional, configuration is keyword-only. Learners are
+functions of ONE task: `jaxmeta.estimators.over_tasks` adds the task axis, and
+whoever calls decides on `jit`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import jax
+import optax
+
+PyTree: TypeAlias = Any
+Params: TypeAlias = PyTree
+LossFn: TypeAlias = Callable[[PyTree, PyTree], jax.Array]
+MetricFn: TypeAlias = Callable[[PyTree, PyTree], jax.Array]
+
+
+class Examples(NamedTuple):
+    """Labelled examples of one task; `vmap` adds the task axis T in front."""
+
+    inputs: PyTree  # leaves [N, ...]
+    targets: PyTree  # leaves [N, ...]; classes are one-hot, [N, W]
+
+
+class Task(NamedTuple):
+    """One episode: fit on `support`, be judged on `query`."""
+
+    support: Examples
+    query: Examples
+
+
+SampleTask: TypeAlias = Callable[[jax.Array], Task]
+
+
+class ModelLike(Protocol):
+    """Anything with `init` and `apply`: a flax.linen Module, a `Model`, haiku's pair."""
+
+    @property
+    def init(self) -> Callable[..., Params]:
+        """`init(key, inputs [N, ...]) -> params`."""
+        ...
+
+    @property
+    def apply(self) -> Callable[..., PyTree]:
+        """`apply(params, inputs [N, ...]) -> outputs [N, ...]`."""
+        ...
+
+
+class Model(NamedTuple):
+    """A model as its functions.
+
+    Attributes:
+      init: `init(key, inputs [N, ...]) -> params`, the trainable parameters.
+      apply: `apply(params, inputs [N, ...]) -> outputs [N, ...]`. When its signature
+        names `key` or `train`, the learners pass them: a PRNG key, and whether this
+        is a pass on which gradients are taken.
+      with_statistics: `with_statistics(params, support_inputs) -> params`, or None:
+        puts the support set's normalisation statistics beside the adapted
+        parameters, for models that predict with those.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxmeta as jm
+      >>> model = jm.Model(
+      ...     init=lambda key, x: jnp.zeros(x.shape[-1]), apply=lambda w, x: x @ w
+      ... )
+      >>> print(model.apply(jnp.ones(2), jnp.eye(2)))
+      [1. 1.]
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., PyTree]
+    with_statistics: Callable[[Params, PyTree], Params] | None = None
+
+
+class AdaptInfo(NamedTuple):
+    """Diagnostics of one adaptation. Never needed to go on."""
+
+    losses: jax.Array  # [K] support loss before each inner step
+
+
+class MetaGradInfo(NamedTuple):
+    """Diagnostics of one meta-gradient."""
+
+    loss: jax.Array  # [] query loss after adaptation
+    metrics: Mapping[str, jax.Array]  # each [], of the query outputs after adaptation
+    adapt: PyTree  # what `adapt` reports
+
+
+class EvalInfo(NamedTuple):
+    """Quality on the query set after 0 ... K inner steps."""
+
+    loss: jax.Array  # [K + 1]
+    metrics: Mapping[str, jax.Array]  # each [K + 1]
+
+
+class InitFn(Protocol):
+    """Draws initial meta-parameters."""
+
+    def __call__(self, key: jax.Array, task: Task) -> Params:
+        """Returns meta-parameters for tasks with the shapes of `task`."""
+        ...
+
+
+class AdaptFn(Protocol):
+    """Specialises meta-parameters to one task."""
+
+    def __call__(
+        self, key: jax.Array, meta_params: Params, support: Examples
+    ) -> tuple[Params, PyTree]:
+        """Returns `(task_params, info)`; never sees the query set."""
+        ...
+
+
+class PredictFn(Protocol):
+    """Applies task parameters."""
+
+    def __call__(self, task_params: Params, inputs: PyTree) -> PyTree:
+        """Returns outputs [N, ...] for inputs [N, ...]."""
+        ...
+
+
+class MetaGradFn(Protocol):
+    """Estimates the gradient of the loss after adaptation to one task."""
+
+    def __call__(
+        self, key: jax.Array, meta_params: Params, task: Task, **extra: Any
+    ) -> tuple[Params, MetaGradInfo]:
+        """Returns `(meta_grads, info)`, `meta_grads` shaped like `meta_params`.
+
+        `extra` carries `step` for learners that anneal; unknown names are ignored.
+        """
+        ...
+
+
+class EvaluateFn(Protocol):
+    """Judges adaptation to one task, step by step."""
+
+    def __call__(
+        self,
+        key: jax.Array,
+        meta_params: Params,
+        task: Task,
+        *,
+        inner_steps: int | None = None,
+    ) -> EvalInfo:
+        """Returns query loss and metrics after 0 ... `inner_steps` inner steps."""
+        ...
+
+
+class MetaLearner(NamedTuple):
+    """Five pure functions of one task; batching and devices are added outside.
+
+    `meta_grad` rather than a loss: Reptile, implicit MAML and evolution strategies
+    differentiate none, and what users compose is `outer_tx.update(meta_grads, ...)`.
+
+    Attributes:
+      init: draws meta-parameters.
+      adapt: turns meta-parameters and a support set into task parameters.
+      predict: applies task parameters to inputs.
+      meta_grad: estimates the meta-gradient, ready for any optax chain.
+      evaluate: query loss and metrics after each inner step.
+    """
+
+    init: InitFn
+    adapt: AdaptFn
+    predict: PredictFn
+    meta_grad: MetaGradFn
+    evaluate: EvaluateFn
+
+
+class LearnedOptimizer(NamedTuple):
+    """A family of optax transformations indexed by meta-parameters `theta`.
+
+    Attributes:
+      init: `init(key, params=None) -> theta`, a plain pytree. `params` is given for
+        rules with a parameter of their own for every parameter they update.
+      transform: `transform(theta) -> optax.GradientTransformationExtraArgs`, complete
+        like `optax.adam(learning_rate)`: its output is added to the parameters.
+        Differentiable in `theta`; the loss arrives as keyword `value`.
+    """
+
+    init: Callable[..., PyTree]
+    transform: Callable[[PyTree], optax.GradientTransformationExtraArgs]
+
+
+class OptimizationProblem(NamedTuple):
+    """A family of optimization problems.
+
+    Attributes:
+      sample: `sample(key) -> instance`, drawn once a run (a quadratic's W and y).
+      init: `init(key, instance) -> params`, where the run starts.
+      loss: `loss(params, instance, key) -> scalar`; the key draws the minibatch.
+    """
+
+    sample: Callable[[jax.Array], PyTree]
+    init: Callable[[jax.Array, PyTree], Params]
+    loss: Callable[[Params, PyTree, jax.Array], jax.Array]
+
+
+class EstimateFn(Protocol):
+    """Estimates one meta-gradient, over a batch of tasks or of unrolls."""
+
+    def __call__(
+        self, key: jax.Array, meta_params: Params, carry: PyTree, **extra: Any
+    ) -> tuple[Params, PyTree, Any]:
+        """Returns `(meta_grads, carry, info)`."""
+        ...
+
+
+class GradientEstimator(NamedTuple):
+    """What a training step needs: where to start, and a gradient.
+
+    Attributes:
+      init: `init(key) -> (meta_params, carry)`. The carry is what must be kept
+        between steps (optimizee states, PES accumulators); None where nothing is.
+      estimate: see `EstimateFn`.
+    """
+
+    init: Callable[[jax.Array], tuple[Params, PyTree]]
+    estimate: EstimateFn
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to go on, and nothing else."""
+
+    step: jax.Array  # [] int32, meta-steps made
+    meta_params: Params
+    carry: PyTree  # the estimator's
+    opt_state: optax.OptState
+    key: jax.Array  # typed PRNG key

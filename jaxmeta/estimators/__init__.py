@@ -1,0 +1,3 @@
+"""Estimators of meta-gradients: each returns a `jaxmeta.GradientEstimator`."""
+
+from jaxmeta.estimators._over_tasks import over_tasks as over_tasks

@@ -1,0 +1,95 @@
+"""Losses and metrics of one batch of outputs: means over examples.
+
+Each takes `(outputs [N, ...], targets [N, ...])`. Class targets may be one-hot
+[N, W] or integer labels [N].
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import base
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean of `(outputs - targets) ** 2` over examples and dimensions.
+
+    Args:
+      outputs: [N, ...].
+      targets: [N, ...], the same shape.
+
+    Raises:
+      ValueError: if the shapes differ (they would broadcast, silently).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(squared_error(jnp.array([1.0, 2.0]), jnp.array([0.0, 4.0])))
+      2.5
+    """
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"`targets` must have the shape of `outputs`, {outputs.shape}, got "
+            f"{targets.shape}."
+        )
+    return jnp.mean(jnp.square(outputs - targets))
+
+
+def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean softmax cross-entropy of logits, in nats.
+
+    Args:
+      outputs: logits [N, W].
+      targets: one-hot or class probabilities [N, W], or integer labels [N].
+
+    Raises:
+      ValueError: if the shapes do not fit or labels are floats.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(round(float(cross_entropy(jnp.zeros((3, 4)), jnp.array([0, 1, 2]))), 4))
+      1.3863
+    """
+    targets = _one_hot(outputs, targets)
+    return jnp.mean(optax.softmax_cross_entropy(outputs, targets))
+
+
+def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the share of examples whose largest logit is the target's class.
+
+    Args:
+      outputs: logits [N, W].
+      targets: one-hot [N, W], or integer labels [N].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(accuracy(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([0, 1])))
+      0.5
+    """
+    targets = _one_hot(outputs, targets)
+    hits = jnp.argmax(outputs, -1) == jnp.argmax(targets, -1)
+    return jnp.mean(hits.astype(outputs.dtype))
+
+
+def default_metrics(loss: base.LossFn) -> Mapping[str, base.MetricFn]:
+    """Returns what users want to see beside `loss`: accuracy for cross-entropy."""
+    return {"accuracy": accuracy} if loss is cross_entropy else {}
+
+
+def _one_hot(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    if outputs.ndim < 2:
+        raise ValueError(f"`outputs` must be logits [N, W], got {outputs.shape}.")
+    if targets.shape == outputs.shape:
+        return targets
+    if targets.shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"`targets` must be one-hot {outputs.shape} or integer labels "
+            f"{outputs.shape[:-1]} for logits {outputs.shape}, got {targets.shape}."
+        )
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise ValueError(
+            f"`targets` of shape {targets.shape} are labels and must be integers, got "
+            f"{targets.dtype}."
+        )
+    return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)

@@ -1,0 +1,88 @@
+"""The four-block convolutional network of few-shot learning."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import _checks
+from jaxmeta.models import _conv, _norm
+
+
+class Conv4(nn.Module):
+    """Four blocks of 3x3 convolution, batch normalisation and ReLU.
+
+    Inputs [N, H, W, channels]. Outputs [N, head], or the embedding [N, D] for
+    `head=None`: D is `filters` times the positions left (one after `strided` blocks,
+    whose last map is averaged over positions as in MAML's Omniglot network).
+
+    Attributes:
+      filters: of every convolution.
+      head: classes of the linear head; None for embeddings.
+      strided: True halves the image by stride-2 convolutions (MAML on Omniglot), False
+        by 2x2 max-pooling after each block (MAML on miniImageNet, ProtoNet).
+      norm: "batch" or None.
+      statistics: where predictions take batch statistics from: "batch", the inputs
+        predicted together (transductive), or "support", the support set.
+
+    References:
+      Vinyals et al., "Matching Networks for One Shot Learning", NeurIPS 2016 (pooled);
+      Finn et al., "Model-Agnostic Meta-Learning", ICML 2017, section 5.2 (strided).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> images = jnp.ones((5, 28, 28, 1))
+      >>> model = Conv4(64, head=5)
+      >>> params = model.init(jax.random.key(0), images)
+      >>> model.apply(params, images).shape
+      (5, 5)
+    """
+
+    filters: int = 64
+    head: int | None = 5
+    strided: bool = False
+    norm: str | None = "batch"
+    statistics: str = "batch"
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps images [N, H, W, channels] to [N, head] or [N, D]."""
+        if inputs.ndim != 4:
+            raise ValueError(
+                f"Conv4 takes images [N, H, W, channels], got shape {inputs.shape}."
+            )
+        _checks.check_int("filters", self.filters)
+        x = inputs
+        for _ in range(4):
+            x = Block(self.filters, self.strided, self.norm)(x)
+        x = jnp.mean(x, (1, 2)) if self.strided else x.reshape(x.shape[0], -1)
+        if self.head is None:
+            return x
+        _checks.check_int("head", self.head)
+        return nn.Dense(self.head, name="head")(x)
+
+    def with_statistics(self, params, inputs):
+        """Returns `params` with the statistics that predictions will use."""
+        return _norm.with_statistics(self, params, inputs)
+
+
+class Block(nn.Module):
+    """3x3 convolution, normalisation, ReLU; halves the image."""
+
+    filters: int
+    strided: bool
+    norm: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, channels] to [N, H / 2, W / 2, filters]."""
+        kernel = self.param(
+            "kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.filters)
+        )
+        stride = 2 if self.strided else 1
+        x = _conv.conv(
+            x, kernel, strides=(stride, stride), padding=((1, 1), (1, 1))
+        )
+        if self.norm is None:
+            x = x + self.param("bias", nn.initializers.zeros, (1, 1, 1, self.filters))
+        x = nn.relu(_norm.normalize(self.norm, x))
+        return x if self.strided else nn.max_pool(x, (2, 2), (2, 2))

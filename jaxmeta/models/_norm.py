@@ -1,0 +1,61 @@
+"""Batch normalisation for episodes: on the statistics of one set of examples.
+
+An episode has no running statistics that mean anything. Either every set that passes
+the network is normalised by itself, the queries too (transductive: what MAML's
+published numbers use), or the queries are normalised by the support set.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import _checks
+
+NORMS = ("batch", None)
+STATISTICS = ("batch", "support")
+
+
+class BatchNorm(nn.Module):
+    """Normalises over all axes but the last, then scales and shifts.
+
+    Uses the collection "batch_stats" when it is there, else the batch; stores the
+    batch's statistics when that collection is mutable. Never updates a running mean.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, ..., D] to the same shape."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        writing = self.is_mutable_collection("batch_stats")
+        if self.has_variable("batch_stats", "mean") and not writing:
+            mean = self.get_variable("batch_stats", "mean")
+            variance = self.get_variable("batch_stats", "variance")
+        else:
+            axes = tuple(range(x.ndim - 1))
+            mean = jnp.mean(x, axes)
+            # Two passes: E[x^2] - E[x]^2 cancels, and its derivatives more so.
+            variance = jnp.mean(jnp.square(x - jnp.expand_dims(mean, axes)), axes)
+        if writing and not self.is_initializing():
+            self.put_variable("batch_stats", "mean", mean)
+            self.put_variable("batch_stats", "variance", variance)
+        factor = scale * jax.lax.rsqrt(variance + self.epsilon)  # [D]
+        shape = (1,) * (x.ndim - 1) + factor.shape
+        return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+
+
+def normalize(norm: str | None, x: jax.Array) -> jax.Array:
+    """Applies the normalisation named `norm` inside a compact module."""
+    _checks.check_choice("norm", norm, NORMS)
+    return BatchNorm()(x) if norm == "batch" else x
+
+
+def with_statistics(module, params, inputs):
+    """Puts the batch statistics of `inputs` beside `params`, if `module` uses them."""
+    _checks.check_choice("statistics", module.statistics, STATISTICS)
+    if module.statistics == "batch" or module.norm is None:
+        return params
+    _, collections = module.apply(params, inputs, mutable="batch_stats")
+    return {**params, **collections}

@@ -1,0 +1,3 @@
+"""Task distributions: pure functions of a key."""
+
+from jaxmeta.tasks._sinusoid import sinusoid as sinusoid

@@ -1,0 +1,241 @@
+"""Labelled images on the host, sorted by class: the raw material of few-shot tasks.
+
+Letters: C classes, E examples of each class, H and W the height and the width.
+"""
+
+import importlib
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+
+
+class ImageClasses(NamedTuple):
+    """Images sorted by class, on the host."""
+
+    images: np.ndarray  # [C, E, H, W, channels] uint8
+    num_examples: np.ndarray  # [C] int32: the first so many are real, the rest zeros
+    names: tuple[str, ...]  # C names, such as "Greek/character03"
+
+
+class Splits(NamedTuple):
+    """Classes to meta-train on, to choose settings by, and to report on."""
+
+    train: ImageClasses
+    validation: ImageClasses
+    test: ImageClasses
+
+
+def image_classes(
+    images: np.ndarray, names: Sequence[str] | None = None
+) -> ImageClasses:
+    """Wraps an array of images that is already sorted by class.
+
+    Args:
+      images: [C, E, H, W] or [C, E, H, W, channels] uint8.
+      names: C names of the classes; by default "0", "1", ...
+
+    Returns:
+      The classes, all E examples of each being real.
+
+    Raises:
+      ValueError: if `images` has another dtype or rank or is empty, or `names`
+        another length.
+
+    Example:
+      >>> classes = image_classes(np.zeros((3, 20, 28, 28), np.uint8))
+      >>> classes.images.shape
+      (3, 20, 28, 28, 1)
+      >>> classes.num_examples
+      array([20, 20, 20], dtype=int32)
+      >>> classes.names
+      ('0', '1', '2')
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"`images` must be uint8, got {images.dtype}. Scale images in [0, 1] by "
+            "`np.round(255 * images).astype(np.uint8)`."
+        )
+    if images.ndim not in (4, 5) or images.size == 0:
+        raise ValueError(
+            "`images` must be [C, E, H, W] or [C, E, H, W, channels] and not empty, "
+            f"got shape {images.shape}."
+        )
+    if images.ndim == 4:
+        images = images[..., None]
+    num_classes, num_examples = images.shape[:2]
+    names = tuple(map(str, range(num_classes) if names is None else names))
+    if len(names) != num_classes:
+        raise ValueError(
+            f"`names` must name each of the {num_classes} classes, got {len(names)}."
+        )
+    return ImageClasses(
+        images=images,
+        num_examples=np.full(num_classes, num_examples, np.int32),
+        names=names,
+    )
+
+
+def load_folder(
+    root: str | os.PathLike[str],
+    *,
+    size: int = 28,
+    channels: int = 1,
+    invert: bool | None = None,
+) -> ImageClasses:
+    """Loads a folder of images: each sub-folder is a class.
+
+    The layout is `root/class/image.png`; the files may be PNG, JPEG, BMP or GIF.
+    Classes and their images are in the order of their names. Hidden files and
+    folders, and files of other types, are passed over.
+
+    Args:
+      root: the folder that holds the classes.
+      size: H = W; see `load_image` for how images are resized.
+      channels: 1 for grey, 3 for RGB.
+      invert: whether to replace each value v by 255 - v. None inverts grey images
+        on a light background (a mean above 127 over all images), so that ink is
+        high and paper is low, and leaves colour images alone. Say True or False
+        where folders are loaded separately but must be treated alike.
+
+    Returns:
+      The classes; those with fewer images than the largest are padded with zeros.
+
+    Raises:
+      FileNotFoundError: if there is no folder `root`.
+      ValueError: if `root` has no sub-folders, one of them has no image, or an
+        image cannot be read.
+
+    Example:
+      >>> load_folder("~/doodles", size=28).names  # doctest: +SKIP
+      ('cat', 'house', 'sun')
+    """
+    root = pathlib.Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder {root}.")
+    folders = [folder for folder in _visible(root) if folder.is_dir()]
+    if not folders:
+        raise ValueError(
+            f"{root} has no sub-folders; each class needs its own, as in "
+            f"{root / 'cat' / '1.png'}."
+        )
+    stacks = [_load_class(folder, size, channels) for folder in folders]
+    if invert is None:
+        total = sum(stack.sum(dtype=np.int64) for stack in stacks)
+        invert = channels == 1 and total > 127 * sum(stack.size for stack in stacks)
+    if invert:
+        stacks = [255 - stack for stack in stacks]
+    return _pad(stacks, tuple(folder.name for folder in folders))
+
+
+def load_image(path: str | os.PathLike[str], *, size: int, channels: int) -> np.ndarray:
+    """Loads one image, resized to a square by averaging over areas.
+
+    An image that is not square is stretched; a transparent one is laid on white;
+    the orientation that a camera noted is applied; of an animation the first frame
+    is taken.
+
+    Args:
+      path: a file that Pillow can read.
+      size: H = W, in pixels.
+      channels: 1 for grey, 3 for RGB.
+
+    Returns:
+      [H, W, channels] uint8.
+
+    Raises:
+      FileNotFoundError: if there is no file `path`.
+      ValueError: if the file is no image or is damaged (the message names it), or
+        `size` or `channels` is out of range.
+
+    Example:
+      >>> load_image("cat.png", size=28, channels=1).shape  # doctest: +SKIP
+      (28, 28, 1)
+    """
+    if size < 1:
+        raise ValueError(f"`size` must be a positive number of pixels, got {size}.")
+    if channels not in (1, 3):
+        raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB), got {channels}.")
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    pil = import_extra("PIL.Image")
+    try:
+        with pil.open(path) as file:
+            image = _flatten(file).convert("RGB" if channels == 3 else "L")
+    # Pillow's decoders raise OSError, SyntaxError, struct.error and others.
+    except Exception as error:
+        raise ValueError(
+            f"{path} is damaged or no image; replace or remove it ({error})."
+        ) from error
+    image = image.resize((size, size), pil.Resampling.BOX)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+def take_classes(classes: ImageClasses, indices: np.ndarray) -> ImageClasses:
+    """Returns the classes at `indices` ([S] int), in that order."""
+    return ImageClasses(
+        images=classes.images[indices],
+        num_examples=classes.num_examples[indices],
+        names=tuple(classes.names[index] for index in indices),
+    )
+
+
+def import_extra(module: str) -> Any:
+    """Imports a module that only the extra `data` installs.
+
+    Args:
+      module: the full name, such as "PIL.Image".
+
+    Returns:
+      The module.
+
+    Raises:
+      ImportError: if it is missing, with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"Reading data needs {module!r}: pip install 'jaxmeta[data]' ({error})."
+        ) from error
+
+
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".")
+
+
+def _load_class(folder: pathlib.Path, size: int, channels: int) -> np.ndarray:
+    paths = [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not paths:
+        raise ValueError(
+            f"The class {folder} has no images ({', '.join(IMAGE_SUFFIXES)}); add some "
+            "or remove the folder."
+        )
+    return np.stack([load_image(path, size=size, channels=channels) for path in paths])
+
+
+def _flatten(image: Any) -> Any:
+    """Lays a PIL image upright and on white paper."""
+    image = import_extra("PIL.ImageOps").exif_transpose(image)
+    if not image.has_transparency_data:
+        return image
+    pil = import_extra("PIL.Image")
+    image = image.convert("RGBA")
+    # Ink on a transparent ground is often black on transparent black, where dropping
+    # the alpha channel would leave nothing to see.
+    return pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
+
+
+def _pad(stacks: list[np.ndarray], names: tuple[str, ...]) -> ImageClasses:
+    num_examples = np.array([len(stack) for stack in stacks], np.int32)
+    shape = (len(stacks), num_examples.max(), *stacks[0].shape[1:])
+    images = np.zeros(shape, np.uint8)
+    for padded, stack in zip(images, stacks, strict=True):
+        padded[: len(stack)] = stack
+    return ImageClasses(images=images, num_examples=num_examples, names=names)

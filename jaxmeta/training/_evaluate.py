@@ -1,0 +1,158 @@
+"""Quality over held-out tasks, with its uncertainty."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from jaxmeta import _checks, base
+
+
+class MeanWithInterval(NamedTuple):
+    """A mean over tasks and the half-width of its 95 % confidence interval."""
+
+    mean: jax.Array  # [...]
+    interval: jax.Array  # [...]
+    per_task: jax.Array  # [T, ...]
+
+    def __str__(self) -> str:
+        """Mean ± interval, or one such a line for vectors."""
+        if self.mean.ndim == 0:
+            return f"{float(self.mean):.4g} ± {float(self.interval):.2g}"
+        rows = zip(self.mean, self.interval, strict=True)
+        return "\n".join(str(MeanWithInterval(*row, self.per_task)) for row in rows)
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` returns; index k is after k inner steps."""
+
+    loss: MeanWithInterval  # leaves [K + 1]
+    metrics: Mapping[str, MeanWithInterval]  # leaves [K + 1]
+
+    def __str__(self) -> str:
+        """A table: a row for each number of inner steps, a column for each metric."""
+        columns = {"loss": self.loss, **self.metrics}
+        cells = {name: str(value).split("\n") for name, value in columns.items()}
+        lines = ["inner steps  " + "".join(f"{name:<20}" for name in cells)]
+        for k, row in enumerate(zip(*cells.values(), strict=True)):
+            lines.append(f"{k:>11}  " + "".join(f"{cell:<20}" for cell in row))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
+    """Summarises one number (or array) per task, `per_task` [T, ...].
+
+    The interval is normal, 1.96 standard errors (ddof = 1), and over *tasks*: it says
+    nothing of the spread over training seeds. Of one task it is not a number.
+
+    Raises:
+      ValueError: if `per_task` has no task axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(mean_with_interval(jnp.array([1.0, 2.0, 3.0, 4.0])))
+      2.5 ± 1.3
+    """
+    if per_task.ndim < 1 or not per_task.shape[0]:
+        raise ValueError(f"`per_task` must have shape [T, ...], got {per_task.shape}.")
+    num_tasks = per_task.shape[0]
+    mean = jnp.mean(per_task, 0)
+    squares = jnp.sum(jnp.square(per_task - mean[None]), 0)
+    # 0 / 0 for one task: not a number, without NumPy's warning.
+    standard_error = jnp.sqrt(squares / jnp.float32(num_tasks - 1) / num_tasks)
+    return MeanWithInterval(mean, 1.96 * standard_error, per_task)
+
+
+def evaluate(
+    learner: base.MetaLearner,
+    meta_params: base.Params,
+    sample_task: base.SampleTask,
+    *,
+    num_tasks: int,
+    key: jax.Array,
+    inner_steps: int | None = None,
+    tasks_per_chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> Evaluation:
+    """Judges meta-parameters on freshly sampled tasks, after each inner step.
+
+    Compiled, once for a learner and its arguments. Predictions follow the model: a
+    transductive one (batch statistics of the queries) gives the transductive number;
+    the same `meta_params` under a learner whose model has `statistics="support"` the
+    inductive one.
+
+    Args:
+      learner: any `MetaLearner`.
+      meta_params: as trained.
+      sample_task: `(key) -> Task`.
+      num_tasks: T.
+      key: the same key gives the same tasks.
+      inner_steps: K; None is the learner's own.
+      tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`.
+      mesh: shards the tasks; leftover tasks of an uneven division are dropped from
+        no one: T is rounded up to the mesh, then cut back.
+
+    Raises:
+      ValueError: if a count is not a positive int.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> learner = jm.maml(jm.models.MLP([8, 1]), jm.losses.squared_error,
+      ...                   inner_tx=optax.sgd(0.01), inner_steps=1)
+      >>> sample_task, key = jm.tasks.sinusoid(), jax.random.key(0)
+      >>> meta_params = learner.init(key, sample_task(key))
+      >>> result = evaluate(learner, meta_params, sample_task, num_tasks=20, key=key,
+      ...                   inner_steps=3)
+      >>> result.loss.mean.shape, result.loss.per_task.shape
+      ((4,), (20, 4))
+    """
+    _checks.check_int("num_tasks", num_tasks)
+    if inner_steps is not None:
+        _checks.check_int("inner_steps", inner_steps)
+    if tasks_per_chunk is not None:
+        _checks.check_int("tasks_per_chunk", tasks_per_chunk)
+    sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
+    per_task = _evaluate_tasks(
+        learner, meta_params, sampler, key, num_tasks, inner_steps, tasks_per_chunk, mesh
+    )
+    return Evaluation(
+        mean_with_interval(per_task.loss),
+        {name: mean_with_interval(x) for name, x in per_task.metrics.items()},
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+def _evaluate_tasks(
+    learner, meta_params, sampler, key, num_tasks, inner_steps, tasks_per_chunk, mesh
+):
+    """Returns `EvalInfo` with leaves [T, K + 1]."""
+    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    on_one_device = -(-num_tasks // num_devices)
+    keys = jax.random.split(key, on_one_device * num_devices)
+
+    def one_task(sampler, key, meta_params):
+        task_key, learner_key = jax.random.split(key)
+        return learner.evaluate(
+            learner_key, meta_params, sampler(task_key), inner_steps=inner_steps
+        )
+
+    def all_tasks(sampler, keys, meta_params):
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        chunk = tasks_per_chunk or (1 if platform == "cpu" else on_one_device)
+        batched = lambda key: one_task(sampler, key, meta_params)
+        return jax.lax.map(batched, keys, batch_size=chunk if chunk > 1 else None)
+
+    if mesh is not None:
+        everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+        all_tasks = jax.shard_map(
+            all_tasks,
+            mesh=mesh,
+            in_specs=(everywhere, over, everywhere),
+            out_specs=over,
+        )
+    info = all_tasks(sampler, keys, meta_params)
+    return jax.tree.map(lambda x: x[:num_tasks], info)

@@ -1,0 +1,30 @@
+"""Devices for tasks."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+TASKS_AXIS = "tasks"
+
+
+def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh of one axis, "tasks", over `devices` (all, by default).
+
+    On a CPU, cores become devices by `jax.config.update("jax_num_cpu_devices", n)`
+    before JAX is first used; the command line does so by itself.
+
+    Raises:
+      ValueError: if there are no devices.
+
+    Example:
+      >>> import jax
+      >>> task_mesh(jax.devices()[:1]).shape["tasks"]
+      1
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if not devices:
+        raise ValueError("`devices` is empty: a mesh needs at least one device.")
+    # Explicit axes, JAX's default, would make `vmap` refuse sharded tasks.
+    return Mesh(np.array(devices), (TASKS_AXIS,), axis_types=(AxisType.Auto,))
