@@ -7,6 +7,7 @@ from jaxmeta import (
     learners as learners,
     losses as losses,
     models as models,
+    optimizers as optimizers,
     tasks as tasks,
     training as training,
 )

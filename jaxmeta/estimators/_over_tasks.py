@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from jaxmeta import _checks, base
@@ -91,7 +91,11 @@ def over_tasks(
 
     def init(key):
         task_key, init_key = jax.random.split(key)
-        return learner.init(init_key, sampler(task_key)), None
+        meta_params = learner.init(init_key, sampler(task_key))
+        if mesh is not None:  # Where the steps will leave them: compiles them once.
+            replicated = NamedSharding(mesh, PartitionSpec())
+            meta_params = jax.lax.with_sharding_constraint(meta_params, replicated)
+        return meta_params, None
 
     def estimate(sampler, key, meta_params, carry, **extra: Any):
         keys = jax.random.split(key, num_tasks)

@@ -1,3 +1,14 @@
-"""Task distributions: pure functions of a key."""
+"""Task distributions: pure functions of a key, and the data behind them."""
 
+from jaxmeta.tasks._datasets import (
+    IMAGE_SUFFIXES as IMAGE_SUFFIXES,
+    ImageClasses as ImageClasses,
+    Splits as Splits,
+    image_classes as image_classes,
+    load_folder as load_folder,
+    load_image as load_image,
+)
+from jaxmeta.tasks._few_shot import few_shot as few_shot
+from jaxmeta.tasks._glyphs import glyphs as glyphs
+from jaxmeta.tasks._omniglot import load_omniglot as load_omniglot
 from jaxmeta.tasks._sinusoid import sinusoid as sinusoid

@@ -221,15 +221,18 @@ def _load_class(folder: pathlib.Path, size: int, channels: int) -> np.ndarray:
 
 
 def _flatten(image: Any) -> Any:
-    """Lays a PIL image upright and on white paper."""
-    image = import_extra("PIL.ImageOps").exif_transpose(image)
-    if not image.has_transparency_data:
-        return image
+    """Lays a PIL image upright and on white paper, 8 bits deep."""
     pil = import_extra("PIL.Image")
-    image = image.convert("RGBA")
-    # Ink on a transparent ground is often black on transparent black, where dropping
-    # the alpha channel would leave nothing to see.
-    return pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
+    image = import_extra("PIL.ImageOps").exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # Pillow itself would clip 16-bit values at 255.
+        return pil.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        # Ink is often black on transparent black, where dropping the alpha channel
+        # would leave nothing to see.
+        image = image.convert("RGBA")
+        return pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
+    return image
 
 
 def _pad(stacks: list[np.ndarray], names: tuple[str, ...]) -> ImageClasses:

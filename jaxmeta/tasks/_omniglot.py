@@ -144,11 +144,12 @@ def _read_records(folder: pathlib.Path) -> _Characters:
         return _sort(examples, builder.info.features["alphabet"].int2str)
     # The records, their descriptions and Pillow each have exceptions of their own.
     except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        command = _omniglot_builder.command(folder.parents[1])
         raise ValueError(
-            f"{folder} does not hold all of Omniglot in array_record format: "
-            f"{reason:.200}. Remove that folder and run "
-            f"`{_omniglot_builder.command(folder.parents[1])}`, or give another `data_dir`."
+            f"{folder} does not hold all of Omniglot in array_record format "
+            f"({reason:.200}). Remove that folder and run `{command}`, or give another "
+            "`data_dir`."
         ) from error
 
 
@@ -216,8 +217,9 @@ def _cache_path(folder: pathlib.Path) -> pathlib.Path:
 
 def _read_cache(path: pathlib.Path) -> _Characters | None:
     try:
-        with np.load(path) as file:
-            return _Characters(**file)
+        # Given a path, np.load leaves a truncated file open.
+        with open(path, "rb") as file, np.load(file) as arrays:
+            return _Characters(**arrays)
     # Whatever is wrong with a cache, it can be written again.
     except Exception:
         return None

@@ -99,9 +99,7 @@ def _builder_cls() -> Any:
                 records = [record for part in examples.values() for _, record in part]
                 alphabets = {record["alphabet"] for record in records}
                 labels = {
-                    record[
-                        "label"
-                    ]: f"{record['alphabet']}_{record['alphabet_char_id']}"
+                    record["label"]: "{alphabet}_{alphabet_char_id}".format(**record)
                     for record in records
                 }
                 self.info.features["alphabet"].names = sorted(alphabets)

@@ -1,0 +1,130 @@
+"""Timing that keeps compiling and running apart, and the facts of the machine.
+
+JAX is imported inside the functions: a benchmark first pins its process to cores, and
+a peer's interpreter may have no JAX.
+"""
+
+import datetime
+import importlib.metadata
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+
+class Compiled(NamedTuple):
+    """A function compiled for one set of shapes."""
+
+    call: Callable[..., Any]
+    compile_s: float  # tracing, lowering and compiling
+    temp_bytes: int  # XLA's temporary memory, on all its devices
+
+
+class Summary(NamedTuple):
+    """Of the wall times of repeated runs."""
+
+    median_s: float
+    iqr_s: float  # interquartile range
+    fastest_s: float
+    repeats: int
+
+
+class Timing(NamedTuple):
+    """What `time_compiled` measured."""
+
+    compile_s: float
+    temp_bytes: int
+    run: Summary
+    device: str
+
+
+def pin_to_cores(count: int) -> None:
+    """Leaves this process `count` of its cores; before JAX or PyTorch is imported.
+
+    Both size their thread pools by what they find when they start.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if not 1 <= count <= len(cores):
+        raise ValueError(f"This process may use {len(cores)} cores, got {count}.")
+    os.sched_setaffinity(0, cores[:count])
+
+
+def compile_apart(fn: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()):
+    """Compiles `fn` for `args`, which may also be shapes; `donate` is of `jax.jit`."""
+    import jax
+
+    start = time.perf_counter()
+    compiled = jax.jit(fn, donate_argnums=donate).lower(*args).compile()
+    compile_s = time.perf_counter() - start
+    devices = {
+        device
+        for sharding in jax.tree.leaves(compiled.input_shardings)
+        for device in sharding.device_set
+    }
+    # XLA counts the memory of one device's program.
+    temp_bytes = compiled.memory_analysis().temp_size_in_bytes * max(len(devices), 1)
+    return Compiled(compiled, compile_s, temp_bytes)
+
+
+def repeat(call: Callable[[], Any], *, seconds: float, least: int = 3) -> list[float]:
+    """Wall times of a blocking `call`, for `seconds` and at least `least` times."""
+    times: list[float] = []
+    while len(times) < least or math.fsum(times) < seconds:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def summarise(times: Iterable[float]) -> Summary:
+    times = list(times)
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Summary(median, high - low, min(times), len(times))
+
+
+def time_compiled(fn: Callable[..., Any], *args: Any, seconds: float = 2.0) -> Timing:
+    """Compiles `fn(*args)`, warms it up, and runs it for `seconds`."""
+    import jax
+
+    compiled = compile_apart(fn, *args)
+
+    def call():
+        return jax.block_until_ready(compiled.call(*args))
+
+    call()
+    run = summarise(repeat(call, seconds=seconds))
+    device = jax.devices()[0].device_kind
+    return Timing(compiled.compile_s, compiled.temp_bytes, run, device)
+
+
+def environment(packages: Iterable[str]) -> dict[str, Any]:
+    """Date, commit, processor and versions: what a result is worthless without."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _git_commit(),
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit, with "-dirty" after it if files differ; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            names = [line.split(":")[1] for line in lines if "model name" in line]
+    except FileNotFoundError:
+        names = []
+    return names[0].strip() if names else platform.processor()

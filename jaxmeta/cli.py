@@ -1,0 +1,292 @@
+"""The command line: `jaxmeta list | train | evaluate | adapt | plot`."""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+_HELP = """\
+jaxmeta: functional meta-learning in JAX.
+
+  jaxmeta list                          recipes, what they are and the published number
+  jaxmeta train [RECIPE] [--out RUN]    train and test a recipe; resumes by itself
+  jaxmeta evaluate RUN                  test a run on fresh tasks
+  jaxmeta adapt RUN FOLDER              adapt a run to your own images
+  jaxmeta plot RUN                      draw learning and adaptation curves
+
+`jaxmeta COMMAND --help` tells more; `jaxmeta train RECIPE --help` lists all settings.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateArgs:
+    """Tests a run's best checkpoint on fresh tasks, after each inner step."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run folder."""
+    tasks: int | None = None
+    """How many tasks; the recipe's when left out."""
+    inner_steps: int | None = None
+    """Inner steps; the recipe's when left out."""
+    seed: int | None = None
+    """Draws other tasks than the run's own test tasks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptArgs:
+    """Adapts a run to labelled images and predicts unlabelled ones.
+
+    FOLDER/LABEL/*.png are the labelled images (one sub-folder a label), FOLDER/*.png
+    the unlabelled ones.
+    """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run folder."""
+    folder: tyro.conf.Positional[pathlib.Path]
+    """Of the images."""
+    inner_steps: int | None = None
+    """Inner steps; the recipe's when left out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlotArgs:
+    """Draws a run: learning curve, adaptation curve, sampled tasks."""
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run folder."""
+
+
+class _UsageError(ValueError):
+    """Something is wrong with the command line itself."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code (2 for whatever the user can mend)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "list": _list,
+        "train": _train,
+        "evaluate": _evaluate,
+        "adapt": _adapt,
+        "plot": _plot,
+    }
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_HELP, end="")
+        return 0
+    from jaxmeta.training import DivergedError
+
+    try:
+        if argv[0] not in commands:
+            raise _UsageError(_unknown("command", argv[0], commands))
+        commands[argv[0]](argv[1:])
+    except (ValueError, OSError, DivergedError, ImportError) as error:
+        print(f"jaxmeta: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\njaxmeta: interrupted; the same command goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _list(argv: list[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from jaxmeta import recipes
+
+    if argv:
+        raise _UsageError(f"`jaxmeta list` takes no arguments, got {argv[0]!r}.")
+    table = Table("recipe", "what", "published", title=None, box=None, pad_edge=False)
+    for name, recipe in recipes.RECIPES.items():
+        mark = " (default)" if name == recipes.DEFAULT else ""
+        table.add_row(name + mark, recipe.summary, recipe.published)
+    Console().print(table)
+
+
+def _train(argv: list[str]) -> None:
+    from jaxmeta import recipes
+
+    name = recipes.DEFAULT
+    if argv and not argv[0].startswith("-"):
+        name, *argv = argv
+    if name not in recipes.RECIPES:
+        raise _UsageError(_unknown("recipe", name, recipes.RECIPES))
+    recipe = recipes.RECIPES[name]
+
+    # Made here, so that the help lists the recipe's own defaults beside `--out`.
+    @dataclasses.dataclass(frozen=True)
+    class TrainArgs:
+        recipe: recipes.Recipe
+        out: pathlib.Path = pathlib.Path("runs") / name
+        """The run folder; an interrupted run in it is gone on with."""
+
+    args = _parse(
+        tyro.conf.AvoidSubcommands[tyro.conf.OmitArgPrefixes[TrainArgs]],
+        argv,
+        f"train {name}",
+        default=TrainArgs(recipe),
+        description=f"{recipe.summary}. Published: {recipe.published}.",
+    )
+    _start_jax()
+    print(f"{name}: {recipe.summary}. Run folder: {args.out}")
+    with _Progress(args.recipe) as progress:
+        summary = recipes.train_run(name, args.recipe, args.out, progress.report)
+    _print_test(summary["test"])
+    print(f"published: {summary['published']}")
+    print(f"{summary['steps']} meta-steps in {summary['train_seconds']:.0f} s")
+    _draw(args.out)
+    for path in sorted(args.out.rglob("*")):
+        if path.suffix in (".json", ".jsonl", ".png") and "checkpoints" not in path.parts:
+            print(path)
+    print(args.out / "checkpoints")
+
+
+def _evaluate(argv: list[str]) -> None:
+    args = _parse(EvaluateArgs, argv, "evaluate")
+    _start_jax()
+    from jaxmeta import recipes
+
+    _print_test(
+        recipes.evaluate_run(
+            args.run, num_tasks=args.tasks, inner_steps=args.inner_steps, seed=args.seed
+        )
+    )
+
+
+def _adapt(argv: list[str]) -> None:
+    args = _parse(AdaptArgs, argv, "adapt")
+    _start_jax()
+    from jaxmeta import recipes
+
+    for found in recipes.adapt_run(args.run, args.folder, inner_steps=args.inner_steps):
+        print(f"{found.path}  {found.label}  {found.probability:.3f}")
+
+
+def _plot(argv: list[str]) -> None:
+    args = _parse(PlotArgs, argv, "plot")
+    _start_jax()
+    from jaxmeta import plots
+
+    for path in plots.plot_run(args.run):
+        print(path)
+
+
+def _draw(run: pathlib.Path) -> None:
+    """Draws a finished run, if matplotlib is there."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        print("no plots: pip install 'jaxmeta[plots]', then jaxmeta plot", run)
+        return
+    from jaxmeta import plots
+
+    plots.plot_run(run)
+
+
+def _start_jax() -> None:
+    """Makes every core a device and keeps compiled programs from run to run."""
+    import jax
+
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if not jax.config.jax_compilation_cache_dir:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(cache / "jaxmeta" / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _print_test(test: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    inductive = test.get("inductive", {})
+    columns = {name: test[name] for name in test if name not in ("num_tasks", "inductive")}
+    columns |= {f"{name}, inductive": value for name, value in inductive.items()}
+    table = Table("inner steps", *columns, box=None, pad_edge=False)
+    for k in range(len(test["loss"]["mean"])):
+        cells = (_format(n, c["mean"][k], c["interval"][k]) for n, c in columns.items())
+        table.add_row(str(k), *cells)
+    console = Console()
+    console.print(f"test over {test['num_tasks']} tasks, mean ± 95 % interval")
+    console.print(table)
+
+
+def _format(name: str, mean: float, interval: float) -> str:
+    if name.startswith("accuracy"):
+        return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
+    return f"{mean:.4f} ± {interval:.4f}"
+
+
+class _Progress:
+    """A progress bar with live metrics; plain lines where there is no terminal."""
+
+    def __init__(self, recipe: Any):
+        from rich import progress
+        from rich.console import Console
+
+        self._console = Console()
+        self._total = recipe.steps
+        self._validated = ""
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.completed}/{task.total}"),
+            progress.BarColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("compiling", total=recipe.steps)
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def report(self, record: Any) -> None:
+        shown = [f"loss {record['loss']:.4f}"]
+        if "accuracy" in record:
+            shown.append(f"accuracy {record['accuracy']:.3f}")
+        is_validated = "validation_loss" in record
+        if is_validated:
+            self._validated = f"validation loss {record['validation_loss']:.4f}"
+            if "validation_accuracy" in record:
+                self._validated += f" accuracy {record['validation_accuracy']:.3f}"
+        text = "  ".join([*shown, self._validated])
+        self._bar.update(self._task, completed=record["step"], description=text)
+        if is_validated and not self._console.is_terminal:
+            print(f"{record['step']}/{self._total}  {text}", flush=True)
+
+
+def _parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
+    """Parses with tyro; what is wrong becomes one line."""
+    import contextlib
+    import io
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=argv, prog=f"jaxmeta {command}", **options)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        lines = [line.strip("│╭╮╰╯ ") for line in errors.getvalue().splitlines()]
+        rules = [k for k, line in enumerate(lines) if set(line) <= {"─"}]
+        message = " ".join(lines[1 : rules[0]]) if rules else " ".join(lines)
+        meant = [line.split()[0] for line in lines if line.startswith("--")]
+        hint = f" Did you mean {meant[0]}?" if "Unrecognized" in message and meant else ""
+        raise _UsageError(
+            f"{message}{hint} See `jaxmeta {command} --help`."
+        ) from None
+
+
+def _unknown(what: str, got: str, choices: Any) -> str:
+    close = difflib.get_close_matches(got, choices, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(choices)}."
+    return f"`{what}` {got!r} is unknown: {hint}"

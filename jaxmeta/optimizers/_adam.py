@@ -1,0 +1,83 @@
+"""Adam for inner loops."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    grad_floor: float = 1e-5,
+) -> optax.GradientTransformation:
+    r"""Adam whose derivative stays bounded where the gradient is zero.
+
+    The same updates as `optax.adam`. Its derivative with respect to the gradients,
+    which MAML takes, is another matter: the square root of the second moment has an
+    infinite one at zero (`optax.adam` gives NaN), and close to zero the update is a
+    sign function, of slope :math:`1/\epsilon`. Here a coordinate whose
+    :math:`\sqrt{\hat v}` is under `grad_floor` is taken for what it is on any larger
+    scale, a step: its update is a constant to the derivative. All others have Adam's
+    exact derivative, at most of the order of 1 / `grad_floor`.
+
+    Args:
+      learning_rate: a float, an array that may be differentiated, or a schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the denominator.
+      grad_floor: root of the second moment under which an update is constant.
+
+    Returns:
+      An optax transformation, complete: its output is added to the parameters.
+
+    Raises:
+      ValueError: if `grad_floor` or a Python `learning_rate` is not positive.
+
+    References:
+      Kingma, Ba, "Adam", ICLR 2015, Algorithm 1. https://arxiv.org/abs/1412.6980
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> def after_one_step(w):
+      ...     tx = adam(0.1)
+      ...     updates, _ = tx.update(2 * w, tx.init(w), w)  # gradient of w ** 2
+      ...     return optax.apply_updates(w, updates)
+      >>> print(jax.grad(after_one_step)(0.0))
+      1.0
+    """
+    if not grad_floor > 0:
+        raise ValueError(f"`grad_floor` must be positive, got {grad_floor!r}.")
+
+    def init(params):
+        return optax.ScaleByAdamState(
+            count=jnp.zeros((), jnp.int32),
+            mu=optax.tree.zeros_like(params),
+            nu=optax.tree.zeros_like(params),
+        )
+
+    def update(updates, state, params=None):
+        del params
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        count = optax.safe_increment(state.count)
+        mu_hat = optax.tree.bias_correction(mu, b1, count)
+        nu_hat = optax.tree.bias_correction(nu, b2, count)
+
+        def ratio(m, v):
+            smooth = v >= grad_floor**2
+            # A double where: the branch not taken must not divide by zero either.
+            root = jnp.sqrt(jnp.where(smooth, v, 1))
+            root_of_constant = jnp.sqrt(jax.lax.stop_gradient(v))
+            constant = jax.lax.stop_gradient(m) / (root_of_constant + eps)
+            return jnp.where(smooth, m / (root + eps), constant)
+
+        directions = jax.tree.map(ratio, mu_hat, nu_hat)
+        return directions, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.chain(
+        optax.GradientTransformation(init, update),
+        optax.scale_by_learning_rate(learning_rate),
+    )

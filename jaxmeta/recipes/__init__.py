@@ -1,0 +1,21 @@
+"""Named experiments, and the run folders they leave."""
+
+from jaxmeta.recipes._config import (
+    Conv4Model as Conv4Model,
+    GlyphTasks as GlyphTasks,
+    MamlLearner as MamlLearner,
+    MlpModel as MlpModel,
+    OmniglotTasks as OmniglotTasks,
+    Recipe as Recipe,
+    SinusoidTasks as SinusoidTasks,
+    TaskSplits as TaskSplits,
+)
+from jaxmeta.recipes._run import (
+    Prediction as Prediction,
+    Run as Run,
+    adapt_run as adapt_run,
+    evaluate_run as evaluate_run,
+    open_run as open_run,
+    train_run as train_run,
+)
+from jaxmeta.recipes._table import DEFAULT as DEFAULT, RECIPES as RECIPES

@@ -1,0 +1,347 @@
+"""Run folders: trained by a recipe, evaluated and adapted afterwards.
+
+A folder holds `config.json` (the recipe), `metrics.jsonl`, `checkpoints/`,
+`summary.json` once trained, and `plots/`.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import base, estimators, tasks, training
+from jaxmeta.recipes import _config
+
+
+class Run(NamedTuple):
+    """A run folder and what its configuration says."""
+
+    directory: pathlib.Path
+    name: str
+    recipe: _config.Recipe
+
+
+class Prediction(NamedTuple):
+    """What `adapt_run` says of one unlabelled image."""
+
+    path: pathlib.Path
+    label: str
+    probability: float
+
+
+class _Parts(NamedTuple):
+    """A recipe built."""
+
+    splits: _config.TaskSplits
+    learner: base.MetaLearner
+    train_step: training.TrainStep
+    mesh: jax.sharding.Mesh
+    train_key: jax.Array
+    validation_key: jax.Array
+    test_key: jax.Array
+
+
+def open_run(directory: str | os.PathLike[str]) -> Run:
+    """Reads the configuration of a run folder.
+
+    Raises:
+      ValueError: if it is none, or its configuration is damaged or of another version.
+    """
+    directory = pathlib.Path(directory)
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        return Run(directory, config["name"], _config.from_json(config["recipe"]))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{directory} is no run folder: it has no config.json. `jaxmeta train` "
+            "makes one."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+
+
+def train_run(
+    name: str,
+    recipe: _config.Recipe,
+    directory: str | os.PathLike[str],
+    report: training.Report | None = None,
+) -> dict[str, Any]:
+    """Trains and tests a recipe in `directory`, or goes on where it was interrupted.
+
+    Returns:
+      What `summary.json` says. A finished run is not touched again.
+
+    Raises:
+      ValueError: if the folder holds a run of another configuration.
+      OSError: if it cannot be written.
+    """
+    run = _claim(name, recipe, pathlib.Path(directory))
+    summary_path = run.directory / "summary.json"
+    if summary_path.exists():
+        return json.loads(summary_path.read_text())
+    parts = _build(recipe)
+
+    def validate(meta_params):
+        found = training.evaluate(
+            parts.learner,
+            meta_params,
+            parts.splits.validation,
+            num_tasks=recipe.validation_tasks,
+            key=parts.validation_key,
+            inner_steps=recipe.learner.test_inner_steps,
+            mesh=parts.mesh,
+        )
+        last = {name: float(x.mean[-1]) for name, x in found.metrics.items()}
+        return {"loss": float(found.loss.mean[-1]), **last}
+
+    result = training.fit(
+        parts.train_step,
+        num_steps=recipe.steps,
+        key=parts.train_key,
+        directory=run.directory,
+        log_every=recipe.log_every,
+        validate=validate,
+        validate_every=recipe.validate_every,
+        patience=recipe.patience,
+        report=report,
+    )
+    records = training.read_metrics(run.directory / "metrics.jsonl")
+    summary = {
+        "recipe": name,
+        "published": recipe.published,
+        "protocol": recipe.protocol,
+        "test": _test(run, parts, result.best.meta_params),
+        "steps": int(result.state.step),
+        "best_step": int(result.best.step),
+        "stopped_early": result.stopped_early,
+        "train_seconds": round(sum(record["seconds"] for record in records), 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "versions": {
+            package: importlib.metadata.version(package)
+            for package in ("jaxmeta", "jax", "jaxlib", "flax", "optax")
+        },
+    }
+    _write_json(summary_path, summary)
+    return summary
+
+
+def evaluate_run(
+    directory: str | os.PathLike[str],
+    *,
+    num_tasks: int | None = None,
+    inner_steps: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Tests the best checkpoint of a run on fresh tasks.
+
+    Args:
+      directory: the run's.
+      num_tasks: None is the recipe's.
+      inner_steps: None is the recipe's.
+      seed: of the tasks; None is the run's own test tasks.
+
+    Returns:
+      A dict as under `test` in `summary.json`: lists over 0 ... K inner steps.
+
+    Raises:
+      ValueError: if the folder holds no run, no checkpoint, or a damaged one.
+    """
+    run = open_run(directory)
+    parts = _build(run.recipe)
+    if seed is not None:
+        parts = parts._replace(test_key=jax.random.key(seed))
+    meta_params = _best_meta_params(run, parts)
+    return _test(run, parts, meta_params, num_tasks=num_tasks, inner_steps=inner_steps)
+
+
+def adapt_run(
+    directory: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    inner_steps: int | None = None,
+) -> list[Prediction]:
+    """Adapts a run's best checkpoint to labelled images and predicts unlabelled ones.
+
+    Args:
+      directory: the run's.
+      folder: `folder/LABEL/*.png` are the labelled images, `folder/*.png` the others.
+      inner_steps: None is the recipe's.
+
+    Raises:
+      ValueError: if the run is not of images, there are no or too many labels, or no
+        image to predict.
+    """
+    run = open_run(directory)
+    recipe = run.recipe
+    ways = recipe.tasks.num_outputs
+    if isinstance(recipe.tasks, _config.SinusoidTasks):
+        raise ValueError(f"{run.name} was trained on sinusoids; `adapt` needs images.")
+    labels, labelled, paths, unlabelled = _read_images(
+        pathlib.Path(folder), getattr(recipe.tasks, "size", 28)
+    )
+    if len(labels) > ways:
+        raise ValueError(
+            f"{folder} has {len(labels)} labels, but {run.name} tells {ways} apart. "
+            "Train with more `--ways`, or leave labels out."
+        )
+    parts = _build(recipe)
+    meta_params = _best_meta_params(run, parts)
+    steps = recipe.learner.test_inner_steps if inner_steps is None else inner_steps
+    learner = recipe.make_learner(inner_steps=steps)
+    targets = np.repeat(np.eye(ways)[: len(labels)], [len(x) for x in labelled], axis=0)
+    support = base.Examples(_to_inputs(np.concatenate(labelled)), jnp.asarray(targets))
+
+    @jax.jit
+    def predict(meta_params, support, inputs):
+        task_params, _ = learner.adapt(parts.test_key, meta_params, support)
+        logits = learner.predict(task_params, inputs)
+        return jax.nn.softmax(logits[:, : len(labels)])
+
+    probabilities = predict(meta_params, support, _to_inputs(unlabelled))
+    return [
+        Prediction(path, labels[int(row.argmax())], float(row.max()))
+        for path, row in zip(paths, probabilities, strict=True)
+    ]
+
+
+def _read_images(folder, size):
+    """Returns labels, images of each [N, H, W, 1], and unlabelled paths and images."""
+    classes = tasks.load_folder(folder, size=size, invert=False)
+    labelled = [
+        images[:count]
+        for images, count in zip(classes.images, classes.num_examples, strict=True)
+    ]
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in tasks.IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not paths:
+        raise ValueError(
+            f"{folder} has no image to predict: put unlabelled images beside the "
+            f"folders {', '.join(classes.names)}."
+        )
+    unlabelled = np.stack(
+        [tasks.load_image(path, size=size, channels=1) for path in paths]
+    )
+    # Training data have high ink on low paper; photographs and scans the opposite.
+    if np.concatenate([*labelled, unlabelled]).mean() > 127:
+        labelled, unlabelled = [255 - x for x in labelled], 255 - unlabelled
+    return classes.names, labelled, paths, unlabelled
+
+
+def _to_inputs(images):
+    return jnp.asarray(images, dtype=jnp.result_type(float)) / 255
+
+
+def _build(recipe: _config.Recipe) -> _Parts:
+    splits = recipe.tasks.splits()
+    learner = recipe.make_learner()
+    # Cores are devices: as many as share the tasks evenly.
+    num_devices = max(
+        n for n in range(1, len(jax.devices()) + 1) if recipe.num_tasks % n == 0
+    )
+    mesh = training.task_mesh(jax.devices()[:num_devices])
+    estimator = estimators.over_tasks(
+        learner,
+        splits.train,
+        num_tasks=recipe.num_tasks,
+        tasks_per_chunk=recipe.tasks_per_chunk,
+        mesh=mesh,
+    )
+    train_step = training.make_train_step(estimator, recipe.make_outer_tx())
+    keys = jax.random.split(jax.random.key(recipe.seed), 3)
+    return _Parts(splits, learner, train_step, mesh, *keys)
+
+
+def _best_meta_params(run: Run, parts: _Parts) -> base.Params:
+    path = run.directory / "checkpoints"
+    checkpoints = training.open_checkpoints(path) if path.is_dir() else None
+    last = None if checkpoints is None else checkpoints.last_step()
+    if checkpoints is None or last is None:
+        raise ValueError(
+            f"{run.directory} has no checkpoint yet: `jaxmeta train {run.name} --out "
+            f"{run.directory}` goes on with it."
+        )
+    like = jax.eval_shape(parts.train_step.init, parts.train_key)
+    best, _ = checkpoints.best()
+    state = checkpoints.restore(last if best is None else best, like)
+    checkpoints.close()
+    return state.meta_params
+
+
+def _test(run, parts, meta_params, *, num_tasks=None, inner_steps=None):
+    """Evaluates on test tasks, inductively too where the model can."""
+    recipe = run.recipe
+    num_tasks = recipe.test_tasks if num_tasks is None else num_tasks
+    inner_steps = recipe.learner.test_inner_steps if inner_steps is None else inner_steps
+
+    def table(learner):
+        found = training.evaluate(
+            learner,
+            meta_params,
+            parts.splits.test,
+            num_tasks=num_tasks,
+            key=parts.test_key,
+            inner_steps=inner_steps,
+            mesh=parts.mesh,
+        )
+        return {
+            name: {"mean": x.mean.tolist(), "interval": x.interval.tolist()}
+            for name, x in {"loss": found.loss, **found.metrics}.items()
+        }
+
+    result = {"num_tasks": num_tasks, **table(parts.learner)}
+    if recipe.model.norm is not None:
+        result["inductive"] = table(recipe.make_learner("support"))
+    return result
+
+
+def _claim(name: str, recipe: _config.Recipe, directory: pathlib.Path) -> Run:
+    """Makes the run folder, or checks that it is this recipe's."""
+    config = {"name": name, "recipe": _config.to_json(recipe)}
+    path = directory / "config.json"
+    if path.exists():
+        found = open_run(directory)
+        ours, theirs = _flatten(config), _flatten(
+            {"name": found.name, "recipe": _config.to_json(found.recipe)}
+        )
+        differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
+        if differing:
+            field = differing[0]
+            raise ValueError(
+                f"{directory} holds another run: `{field}` is {theirs.get(field)!r} "
+                f"there and {ours.get(field)!r} here. Choose another --out."
+            )
+        return found
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_json(path, config)
+    except OSError as error:
+        raise OSError(
+            f"`--out` cannot be written: {directory} ({error.strerror}). Choose another."
+        ) from error
+    return Run(directory, name, recipe)
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}.{key}" if prefix else key
+        flat |= _flatten(value, path) if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def _write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes whole or not at all."""
+    new = path.with_suffix(".tmp")
+    new.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(new, path)

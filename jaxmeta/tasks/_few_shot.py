@@ -1,0 +1,130 @@
+"""Few-shot classification episodes from images that live on the device."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from jaxmeta import _checks, base
+
+
+def few_shot(
+    dataset: Any,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotations: bool = False,
+) -> base.SampleTask:
+    """Samples W-way episodes: classes, their order and their examples at random.
+
+    Support and query examples of a task are distinct. Labels mean nothing outside the
+    task: classes come in random order.
+
+    Args:
+      dataset: an `ImageClasses` (what the loaders of `jaxmeta.tasks` return), or a
+        uint8 array [C, E, H, W] or [C, E, H, W, channels]. It is held once, as uint8,
+        on the device.
+      ways: W, classes a task. Static.
+      shots: support examples a class. Static.
+      queries: query examples a class. Static.
+      rotations: every class turned by 0, 90, 180 or 270 degrees is a class of its own,
+        so that there are 4 C classes and each class of a task has its own rotation.
+        Needs square images. Static.
+
+    Returns:
+      `sample_task(key) -> Task`, a `jax.tree_util.Partial` whose leaves are the data:
+      images [W * shots, H, W, channels] and [W * queries, ...] in [0, 1], targets
+      one-hot [..., W]. Examples are sorted by class.
+
+    Raises:
+      ValueError: if the data are not such an array or hold no classes, there are more
+        ways than classes, or a class has fewer than shots + queries examples.
+
+    Example:
+      >>> import jax, numpy as np
+      >>> images = np.zeros((20, 20, 28, 28), np.uint8)
+      >>> sample_task = few_shot(images, ways=5, shots=1, queries=15)
+      >>> task = sample_task(jax.random.key(0))
+      >>> task.support.inputs.shape, task.query.targets.shape
+      ((5, 28, 28, 1), (75, 5))
+    """
+    for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+        _checks.check_int(name, value)
+    images, num_examples = _as_arrays(dataset)
+    num_classes = images.shape[0] * (4 if rotations else 1)
+    if rotations and images.shape[2] != images.shape[3]:
+        raise ValueError(
+            f"`rotations` needs square images, got {images.shape[2:4]} pixels."
+        )
+    if ways > num_classes:
+        raise ValueError(
+            f"`ways` must be at most the data's {num_classes} classes, got {ways}."
+        )
+    fewest = int(num_examples.min())
+    if shots + queries > fewest:
+        raise ValueError(
+            f"`shots` + `queries` must be at most {fewest}, the examples of the "
+            f"smallest class, got {shots} + {queries}."
+        )
+
+    def sample_task(images, num_examples, key):
+        class_key, example_key = jax.random.split(key)
+        classes = jax.random.choice(class_key, num_classes, (ways,), replace=False)
+        classes, turns = jnp.divmod(classes, 4) if rotations else (classes, None)
+        examples = _draw_examples(
+            example_key, num_examples[classes], images.shape[1], shots + queries
+        )
+        chosen = images[classes[:, None], examples]  # [W, shots + queries, H, W, c]
+        if turns is not None:
+            chosen = jax.vmap(_turn)(chosen, turns)
+        chosen = chosen.astype(jnp.result_type(float)) / 255
+        labels = jnp.eye(ways, dtype=chosen.dtype)
+        return base.Task(
+            support=examples_by_class(chosen[:, :shots], labels),
+            query=examples_by_class(chosen[:, shots:], labels),
+        )
+
+    return Partial(sample_task, jnp.asarray(images), jnp.asarray(num_examples))
+
+
+def _draw_examples(key, num_examples, capacity, count):
+    """Draws `count` distinct examples of each class: [W] -> [W, count]."""
+    scores = jax.random.uniform(key, (num_examples.shape[0], capacity))
+    padding = jnp.arange(capacity)[None] >= num_examples[:, None]
+    return jax.lax.top_k(jnp.where(padding, -1.0, scores), count)[1]
+
+
+def _turn(images, turns):
+    """Turns [N, H, W, c] anticlockwise by `turns` (0 to 3) quarters."""
+    quarters = [jnp.rot90(images, k, axes=(1, 2)) for k in range(4)]
+    return jnp.stack(quarters)[turns]
+
+
+def examples_by_class(images: jax.Array, labels: jax.Array) -> base.Examples:
+    """Flattens [W, N, ...] to [W * N, ...] beside one-hot targets."""
+    ways, count = images.shape[:2]
+    targets = jnp.repeat(labels, count, axis=0)
+    return base.Examples(images.reshape(ways * count, *images.shape[2:]), targets)
+
+
+def _as_arrays(dataset):
+    """Returns uint8 images [C, E, H, W, channels] and the examples of each class."""
+    images = getattr(dataset, "images", dataset)
+    shape, dtype = np.shape(images), getattr(images, "dtype", None)
+    if dtype != np.uint8 or len(shape) not in (4, 5):
+        raise ValueError(
+            "`dataset` must be uint8 images [classes, examples, height, width] or "
+            f"[..., channels], got shape {shape} and dtype {dtype}. A folder of images "
+            "is read by `jaxmeta.tasks.load_folder`."
+        )
+    if 0 in shape:
+        raise ValueError(f"`dataset` is empty: its images have shape {shape}.")
+    if len(shape) == 4:
+        images = images[..., None]
+    num_examples = getattr(dataset, "num_examples", None)
+    if num_examples is None:
+        num_examples = np.full(shape[0], shape[1], np.int32)
+    return images, np.asarray(num_examples)

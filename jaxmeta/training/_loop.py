@@ -1,0 +1,222 @@
+"""The host's loop: many compiled meta-steps at a time, metrics, checkpoints, resume."""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import _checks, base
+from jaxmeta.training import _checkpoint, _step
+
+Validate = Callable[[base.Params], Mapping[str, float]]
+Report = Callable[[Mapping[str, Any]], None]
+
+
+class FitResult(NamedTuple):
+    """Where a run ended."""
+
+    state: base.TrainState  # after the last step
+    best: base.TrainState  # with the least validation loss; `state` without validation
+    stopped_early: bool
+
+
+class DivergedError(RuntimeError):
+    """The training loss is not finite. Checkpoints from before are kept."""
+
+
+def fit(
+    train_step: _step.TrainStep,
+    *,
+    num_steps: int,
+    key: jax.Array,
+    directory: str | os.PathLike[str] | None = None,
+    log_every: int = 100,
+    validate: Validate | None = None,
+    validate_every: int = 1000,
+    patience: int | None = None,
+    report: Report | None = None,
+) -> FitResult:
+    """Meta-trains for `num_steps`, or goes on with a run that was interrupted.
+
+    Steps run `log_every` at a time inside one compiled scan with donated state.
+    With a `directory`, `metrics.jsonl` gets a line for each and `checkpoints/` the best
+    and last states; called again with the same arguments, the run resumes from its
+    last checkpoint and ends with the same parameters and metrics (their wall-clock
+    field `seconds` apart) as if it had never stopped.
+
+    Args:
+      train_step: from `make_train_step`.
+      num_steps: meta-steps in all.
+      key: decides everything random.
+      directory: of the run; None keeps nothing.
+      log_every: meta-steps between records, and of one dispatch.
+      validate: `(meta_params) -> metrics`, floats of which `loss` decides what is best.
+      validate_every: meta-steps between validations, each followed by a checkpoint; a
+        multiple of `log_every`.
+      patience: stop after this many validations in a row without a better loss.
+      report: called with each record, on the way (progress bars, trackers).
+
+    Raises:
+      ValueError: if counts do not fit together or a checkpoint is damaged.
+      DivergedError: if the loss is not finite.
+      OSError: if the directory cannot be written.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> learner = jm.maml(jm.models.MLP([8, 1]), jm.losses.squared_error,
+      ...                   inner_tx=optax.sgd(0.01), inner_steps=1)
+      >>> estimator = jm.estimators.over_tasks(learner, jm.tasks.sinusoid(), num_tasks=4)
+      >>> train_step = jm.training.make_train_step(estimator, optax.adam(1e-3))
+      >>> result = fit(train_step, num_steps=20, key=jax.random.key(0), log_every=10)
+      >>> int(result.state.step)
+      20
+    """
+    _check_counts(num_steps, log_every, validate, validate_every, patience)
+    files = _RunFiles(directory)
+    run_chunk = jax.jit(_run_chunk, static_argnums=2, donate_argnums=1)
+    state = jax.jit(train_step.init)(key)
+    state, best, best_loss = files.resume(state)
+
+    def out_of_patience():
+        if patience is None or best is None:
+            return False
+        return int(state.step) - int(best.step) >= patience * validate_every
+
+    while (step := int(state.step)) < num_steps and not out_of_patience():
+        start = time.perf_counter()
+        length = min(log_every, num_steps - step)
+        state, record = run_chunk(train_step.step, state, length)
+        step += length
+        record = {"step": step} | {name: float(x) for name, x in record.items()}
+        seconds = time.perf_counter() - start
+        _check_finite(record, directory)
+        due = step % validate_every == 0 or step == num_steps
+        if due and validate is not None:
+            found = validate(state.meta_params)
+            record |= {f"validation_{name}": float(x) for name, x in found.items()}
+            if record["validation_loss"] < best_loss:
+                best_loss = record["validation_loss"]
+                best = jax.tree.map(jnp.copy, state)  # The next chunk donates `state`.
+        record["seconds"] = seconds
+        files.append(record)
+        if due:
+            files.save(state, record)
+        if report is not None:
+            report(record)
+    files.close()
+    stopped_early = int(state.step) < num_steps
+    return FitResult(state, state if best is None else best, stopped_early)
+
+
+def _run_chunk(step, state, length):
+    """Makes `length` meta-steps; returns the state and metrics averaged over them."""
+    state, infos = jax.lax.scan(lambda state, _: step(state), state, length=length)
+    # By convention infos have `loss` and may have `metrics`; one entry per task.
+    metrics = {"loss": infos.loss, **getattr(infos, "metrics", {})}
+    return state, {name: jnp.mean(x) for name, x in metrics.items()}
+
+
+class _RunFiles:
+    """The files of a run; does nothing without a directory."""
+
+    def __init__(self, directory):
+        self._directory = None
+        if directory is not None:
+            self._directory = pathlib.Path(directory)
+            try:
+                self._checkpoints = _checkpoint.open_checkpoints(
+                    self._directory / "checkpoints"
+                )
+            except OSError as error:
+                raise OSError(
+                    f"`directory` cannot be written: {directory} ({error.strerror}). "
+                    "Choose another."
+                ) from error
+            self._metrics = self._directory / "metrics.jsonl"
+
+    def resume(self, state):
+        """Returns the last saved state or `state`, the best one and its loss."""
+        if self._directory is None or (last := self._checkpoints.last_step()) is None:
+            self._truncate_metrics(0)
+            return state, None, float("inf")
+        best_step, best_loss = self._checkpoints.best()
+        best = None
+        if best_step is not None:
+            best = self._checkpoints.restore(best_step, state)
+        state = self._checkpoints.restore(last, state)
+        self._truncate_metrics(last)
+        return state, best, best_loss
+
+    def _truncate_metrics(self, last_step):
+        """Drops records from after the checkpoint: they will be made again."""
+        if self._directory is None or not self._metrics.exists():
+            return
+        kept = [r for r in read_metrics(self._metrics) if r["step"] <= last_step]
+        new = self._metrics.with_suffix(".tmp")
+        new.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(new, self._metrics)
+
+    def append(self, record):
+        if self._directory is not None:
+            try:
+                with self._metrics.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"{self._metrics} cannot be written ({error.strerror}). What was "
+                    "saved is kept; free some space and run the same command again."
+                ) from error
+
+    def save(self, state, record):
+        if self._directory is not None:
+            found = {
+                name.removeprefix("validation_"): value
+                for name, value in record.items()
+                if name.startswith("validation_")
+            }
+            self._checkpoints.save(state, found)
+
+    def close(self):
+        if self._directory is not None:
+            self._checkpoints.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads `metrics.jsonl`; a last line cut short by a crash is left out."""
+    records = []
+    for line in pathlib.Path(path).read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _check_counts(num_steps, log_every, validate, validate_every, patience):
+    _checks.check_int("num_steps", num_steps)
+    _checks.check_int("log_every", log_every)
+    _checks.check_int("validate_every", validate_every)
+    if validate_every % log_every:
+        raise ValueError(
+            f"`validate_every` must be a multiple of `log_every`, {log_every}, got "
+            f"{validate_every}."
+        )
+    if patience is not None:
+        _checks.check_int("patience", patience)
+        if validate is None:
+            raise ValueError("`patience` needs `validate`: nothing else is watched.")
+
+
+def _check_finite(record, directory):
+    if not all(math.isfinite(value) for value in record.values()):
+        where = "" if directory is None else f" Checkpoints in {directory} are kept."
+        raise DivergedError(
+            f"The training loss is {record['loss']} at step {record['step']}. Lower "
+            f"the inner or outer learning rate, or clip gradients.{where}"
+        )
