@@ -25,11 +25,12 @@ class Compiled(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """Of the wall times of repeated runs."""
+    """Of repeated runs: wall times, and the processor's on all cores."""
 
     median_s: float
     iqr_s: float  # interquartile range
     fastest_s: float
+    median_cpu_s: float
     repeats: int
 
 
@@ -70,20 +71,23 @@ def compile_apart(fn: Callable[..., Any], *args: Any, donate: tuple[int, ...] = 
     return Compiled(compiled, compile_s, temp_bytes)
 
 
-def repeat(call: Callable[[], Any], *, seconds: float, least: int = 3) -> list[float]:
-    """Wall times of a blocking `call`, for `seconds` and at least `least` times."""
+def repeat(call: Callable[[], Any], *, seconds: float, least: int = 3) -> Summary:
+    """Runs a blocking `call` for `seconds` and at least `least` times."""
     times: list[float] = []
+    cpu_times: list[float] = []
     while len(times) < least or math.fsum(times) < seconds:
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         call()
         times.append(time.perf_counter() - start)
-    return times
-
-
-def summarise(times: Iterable[float]) -> Summary:
-    times = list(times)
+        cpu_times.append(time.process_time() - cpu_start)
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return Summary(median, high - low, min(times), len(times))
+    return Summary(
+        median_s=median,
+        iqr_s=high - low,
+        fastest_s=min(times),
+        median_cpu_s=statistics.median(cpu_times),
+        repeats=len(times),
+    )
 
 
 def time_compiled(fn: Callable[..., Any], *args: Any, seconds: float = 2.0) -> Timing:
@@ -96,7 +100,7 @@ def time_compiled(fn: Callable[..., Any], *args: Any, seconds: float = 2.0) -> T
         return jax.block_until_ready(compiled.call(*args))
 
     call()
-    run = summarise(repeat(call, seconds=seconds))
+    run = repeat(call, seconds=seconds)
     device = jax.devices()[0].device_kind
     return Timing(compiled.compile_s, compiled.temp_bytes, run, device)
 

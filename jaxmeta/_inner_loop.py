@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmeta import _checks, base
+from jaxmeta import base
 
 Hvp = Literal["forward-over-reverse", "reverse-over-reverse"]
 HVP_MODES: tuple[Hvp, ...] = ("forward-over-reverse", "reverse-over-reverse")
@@ -53,10 +53,9 @@ def unroll(
       inner_tx: any optax transformation; its state starts fresh for every task.
       first_order: treat the inner gradients as constants. Static.
       hvp: how Hessian-vector products are taken. "forward-over-reverse" keeps least
-        but cannot itself be differentiated in forward mode (`jax.jvp`, `jax.hessian`);
-        "reverse-over-reverse" can. Static.
+        but adaptation cannot then be differentiated in forward mode (`jax.jvp`,
+        `jax.hessian`; of a meta-gradient it can); "reverse-over-reverse" can. Static.
     """
-    _checks.check_choice("hvp", hvp, HVP_MODES)
     inner_tx = optax.with_extra_args_support(inner_tx)
 
     def run(key, params, support, inner_steps, probe=None):
@@ -87,7 +86,15 @@ def unroll(
 
         carry = (params, inner_tx.init(params))
         keys = jax.random.split(key, inner_steps)
-        (params, _), (losses, probed) = jax.lax.scan(body, carry, keys)
+        try:
+            (params, _), (losses, probed) = jax.lax.scan(body, carry, keys)
+        except TypeError as error:
+            if "forward-mode" not in str(error):
+                raise
+            raise TypeError(
+                "`jax.jvp` and `jax.jacfwd` do not pass an inner loop whose `hvp` is "
+                '"forward-over-reverse"; use hvp="reverse-over-reverse".'
+            ) from error
         if probe is not None:
             last = probe(params)
             probed = jax.tree.map(lambda x, y: jnp.append(x, y[None], 0), probed, last)

@@ -84,6 +84,7 @@ def maml(
       [ 0.5 -0.5]
     """
     _checks.check_int("inner_steps", inner_steps)
+    _checks.check_choice("hvp", hvp, _inner_loop.HVP_MODES)
     if metrics is None:
         metrics = losses.default_metrics(loss)
     default_steps = inner_steps

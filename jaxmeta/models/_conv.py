@@ -54,12 +54,11 @@ def im2col_conv(
 ) -> jax.Array:
     """The same convolution as one matrix product; arguments as in `conv`."""
     height, width, channels, features = kernel.shape
-    pads = padding
     if isinstance(padding, str):
-        pads = lax.padtype_to_pads(
+        padding = lax.padtype_to_pads(
             inputs.shape[1:3], (height, width), strides, padding
         )
-    x = jnp.pad(inputs, ((0, 0), *pads, (0, 0)))
+    x = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     rows = (x.shape[1] - height) // strides[0] + 1
     columns = (x.shape[2] - width) // strides[1] + 1
     patches = [

@@ -58,7 +58,8 @@ class Conv4(nn.Module):
         if self.head is None:
             return x
         _checks.check_int("head", self.head)
-        return nn.Dense(self.head, name="head")(x)
+        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
+        return nn.Dense(self.head, param_dtype=dtype, name="head")(x)
 
     def with_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""
@@ -75,14 +76,15 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, H, W, channels] to [N, H / 2, W / 2, filters]."""
-        kernel = self.param(
-            "kernel", nn.initializers.he_normal(), (3, 3, x.shape[-1], self.filters)
-        )
+        dtype = jnp.result_type(float)
+        shape = (3, 3, x.shape[-1], self.filters)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, dtype)
         stride = 2 if self.strided else 1
         x = _conv.conv(
             x, kernel, strides=(stride, stride), padding=((1, 1), (1, 1))
         )
         if self.norm is None:
-            x = x + self.param("bias", nn.initializers.zeros, (1, 1, 1, self.filters))
+            shape = (1, 1, 1, self.filters)
+            x = x + self.param("bias", nn.initializers.zeros, shape, dtype)
         x = nn.relu(_norm.normalize(self.norm, x))
         return x if self.strided else nn.max_pool(x, (2, 2), (2, 2))

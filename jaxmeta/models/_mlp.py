@@ -1,9 +1,11 @@
 """Multi-layer perceptron."""
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jaxmeta.models import _norm
 
@@ -40,11 +42,15 @@ class MLP(nn.Module):
         if not self.features:
             raise ValueError("`features` must name at least the output's width.")
         x = inputs.reshape(inputs.shape[0], -1)
-        init = nn.initializers.he_normal()
+        dense = functools.partial(
+            nn.Dense,
+            kernel_init=nn.initializers.he_normal(),
+            param_dtype=jnp.result_type(float),  # JAX's default, not flax's float32.
+        )
         for width in self.features[:-1]:
-            x = nn.Dense(width, use_bias=self.norm is None, kernel_init=init)(x)
+            x = dense(width, use_bias=self.norm is None)(x)
             x = nn.relu(_norm.normalize(self.norm, x))
-        return nn.Dense(self.features[-1], kernel_init=init)(x)
+        return dense(self.features[-1])(x)
 
     def with_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""

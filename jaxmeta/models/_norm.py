@@ -27,8 +27,9 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, ..., D] to the same shape."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], dtype)
+        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], dtype)
         writing = self.is_mutable_collection("batch_stats")
         if self.has_variable("batch_stats", "mean") and not writing:
             mean = self.get_variable("batch_stats", "mean")

@@ -153,6 +153,7 @@ def _evaluate_tasks(
             mesh=mesh,
             in_specs=(everywhere, over, everywhere),
             out_specs=over,
+            check_vma=False,
         )
     info = all_tasks(sampler, keys, meta_params)
     return jax.tree.map(lambda x: x[:num_tasks], info)
