@@ -122,13 +122,6 @@ def meta_step_flops(setting: Setting) -> int:
 # --- JAX.
 
 
-def few_shot_sampler(setting, folder):
-    import jaxmeta as jm
-
-    images = np.load(folder / "images.npy")
-    return jm.tasks.few_shot(images, ways=WAYS, shots=SHOTS, queries=setting.queries)
-
-
 def jaxmeta_start(setting, folder, cores, change=lambda learner: learner):
     """The public way to a training step, with the benchmark's weights put in."""
     import jax
@@ -146,7 +139,9 @@ def jaxmeta_start(setting, folder, cores, change=lambda learner: learner):
         inner_tx=optax.sgd(setting.inner_rate),
         inner_steps=setting.inner_steps,
     )
-    sample_task = few_shot_sampler(setting, folder)
+    sample_task = jm.tasks.few_shot(
+        np.load(folder / "images.npy"), ways=WAYS, shots=SHOTS, queries=setting.queries
+    )
     estimator = jm.estimators.over_tasks(
         change(learner), sample_task, num_tasks=TASKS, mesh=mesh
     )
@@ -261,7 +256,6 @@ def jax_by_hand(setting, folder, cores, *, batching):
 
     def task_loss(params, task):
         support_inputs, support_targets, query_inputs, query_targets = task
-
         # Under `vmap` a scan would lose that the first step's kernels are shared.
         for _ in range(setting.inner_steps):
             grads = jax.grad(loss)(params, support_inputs, support_targets)
@@ -549,7 +543,7 @@ def run_process(place: Place, contestant: str, cores: int, seconds: float = 0.0)
         command, env=environment, cwd=root, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{contestant} failed on {cores} cores:\n{done.stderr}")
+        raise RuntimeError(f"{contestant} failed on {cores} core(s):\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -563,7 +557,7 @@ def check_agreement(rows: list[dict[str, Any]]) -> None:
         for name in ("loss", "grad_norm"):
             if not math.isclose(row[name], rows[0][name], rel_tol=1e-4):
                 raise RuntimeError(
-                    f"{row['contestant']} on {row['cores']} cores disagrees with "
+                    f"{row['contestant']} on {row['cores']} core(s) disagrees with "
                     f"{rows[0]['contestant']}: {name} {row[name]} and {rows[0][name]}."
                 )
 
@@ -579,7 +573,7 @@ def compare(place: Place, all_cores: list[int], rounds: int, seconds: float, con
     run_process(place, "save-tasks", 1)
     rows = []
     for cores, name in turns:
-        console.print(f"checking {name} on {cores} cores")
+        console.print(f"checking {name} on {cores} core(s)")
         report = run_process(place, name, cores)
         rows.append({"contestant": name, "cores": cores, **report, "rounds": []})
     check_agreement(rows)
@@ -590,7 +584,7 @@ def compare(place: Place, all_cores: list[int], rounds: int, seconds: float, con
             peaks[cores] = max(peaks[cores], report["flops_per_second"])
         for row in rows:
             name, cores = row["contestant"], row["cores"]
-            console.print(f"round {number + 1}: {name} on {cores} cores")
+            console.print(f"round {number + 1}: {name} on {cores} core(s)")
             report = run_process(place, name, cores, seconds)
             row["rounds"].append(report["run"])
             row["temp_bytes"] = max(row["temp_bytes"], report["temp_bytes"])
@@ -647,7 +641,7 @@ def print_table(console, result) -> None:
         allowed = [row for row in torch_rows if row["cores"] <= our["cores"]]
         best = min(allowed, key=lambda row: row["median_s"])
         console.print(
-            f"PyTorch's fastest with {our['cores']} cores to use: {best['contestant']} "
+            f"PyTorch's fastest with {our['cores']} core(s) to use: {best['contestant']} "
             f"on {best['cores']}, {best['median_s'] / our['median_s']:.2f}x jaxmeta's."
         )
 

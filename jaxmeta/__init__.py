@@ -8,6 +8,7 @@ from jaxmeta import (
     losses as losses,
     models as models,
     optimizers as optimizers,
+    plots as plots,
     tasks as tasks,
     training as training,
 )

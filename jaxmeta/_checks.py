@@ -55,8 +55,7 @@ def check_task(task: base.Task) -> None:
     """Raises unless `task` is a `Task` of two well-formed `Examples`."""
     if not (hasattr(task, "support") and hasattr(task, "query")):
         raise ValueError(
-            "`task` must be `jaxmeta.Task(support, query)`, got "
-            f"{type(task).__name__}."
+            f"`task` must be `jaxmeta.Task(support, query)`, got {type(task).__name__}."
         )
     check_examples("support", task.support)
     check_examples("query", task.query)

@@ -2,13 +2,21 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxmeta import base
 
 
-def normalize(model: base.ModelLike) -> base.Model:
-    """Returns `model` as a `Model` whose `apply` takes `key=` and `train=`.
+class NormalModel(NamedTuple):
+    """A model whose `apply` takes `key=` and `train=`, whatever the user's takes."""
+
+    init: Callable[..., base.Params]
+    apply: Callable[..., base.PyTree]
+    with_statistics: Callable[[base.Params, base.PyTree], base.Params]
+
+
+def normalize(model: base.ModelLike) -> NormalModel:
+    """Returns `model` in the form that learners call.
 
     Raises:
       ValueError: if `model` lacks `init` or `apply`.
@@ -29,7 +37,7 @@ def normalize(model: base.ModelLike) -> base.Model:
         return model.apply(params, inputs, **options)
 
     with_statistics = getattr(model, "with_statistics", None)
-    return base.Model(model.init, apply, with_statistics or (lambda params, _: params))
+    return NormalModel(model.init, apply, with_statistics or (lambda params, _: params))
 
 
 def _accepted_names(apply: Callable[..., Any]) -> tuple[str, ...]:

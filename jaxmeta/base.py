@@ -40,7 +40,7 @@ SampleTask: TypeAlias = Callable[[jax.Array], Task]
 
 
 class ModelLike(Protocol):
-    """Anything with `init` and `apply`: a flax.linen Module, a `Model`, haiku's pair."""
+    """Anything with `init` and `apply`: flax.linen's Module, `Model`, haiku's pair."""
 
     @property
     def init(self) -> Callable[..., Params]:

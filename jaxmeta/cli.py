@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
@@ -141,7 +141,10 @@ def _train(argv: list[str]) -> None:
     print(f"{summary['steps']} meta-steps in {summary['train_seconds']:.0f} s")
     _draw(args.out)
     for path in sorted(args.out.rglob("*")):
-        if path.suffix in (".json", ".jsonl", ".png") and "checkpoints" not in path.parts:
+        if (
+            path.suffix in (".json", ".jsonl", ".png")
+            and "checkpoints" not in path.parts
+        ):
             print(path)
     print(args.out / "checkpoints")
 
@@ -194,7 +197,7 @@ def _start_jax() -> None:
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.read("jax_compilation_cache_dir"):
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "jaxmeta" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -205,7 +208,9 @@ def _print_test(test: dict[str, Any]) -> None:
     from rich.table import Table
 
     inductive = test.get("inductive", {})
-    columns = {name: test[name] for name in test if name not in ("num_tasks", "inductive")}
+    columns = {
+        name: test[name] for name in test if name not in ("num_tasks", "inductive")
+    }
     columns |= {f"{name}, inductive": value for name, value in inductive.items()}
     table = Table("inner steps", *columns, box=None, pad_edge=False)
     for k in range(len(test["loss"]["mean"])):
@@ -280,13 +285,15 @@ def _parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
         rules = [k for k, line in enumerate(lines) if set(line) <= {"─"}]
         message = " ".join(lines[1 : rules[0]]) if rules else " ".join(lines)
         meant = [line.split()[0] for line in lines if line.startswith("--")]
-        hint = f" Did you mean {meant[0]}?" if "Unrecognized" in message and meant else ""
-        raise _UsageError(
-            f"{message}{hint} See `jaxmeta {command} --help`."
-        ) from None
+        hint = (
+            f" Did you mean {meant[0]}?" if "Unrecognized" in message and meant else ""
+        )
+        raise _UsageError(f"{message}{hint} See `jaxmeta {command} --help`.") from None
 
 
 def _unknown(what: str, got: str, choices: Any) -> str:
     close = difflib.get_close_matches(got, choices, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(choices)}."
+    hint = (
+        f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(choices)}."
+    )
     return f"`{what}` {got!r} is unknown: {hint}"

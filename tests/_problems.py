@@ -44,7 +44,9 @@ def scaled_sgd():
             rates = jax.tree.map(jnp.exp, theta)
             return jax.tree.map(lambda r, g: -r * g, rates, updates), state
 
-        return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
+        return optax.GradientTransformationExtraArgs(
+            lambda _: optax.EmptyState(), update
+        )
 
     return jm.LearnedOptimizer(init, transform)
 

@@ -73,7 +73,9 @@ def test_b_any_optax_chain_inside(key):
         assert np.isfinite(optax.tree.norm(grads))
 
 
-@pytest.mark.skipif(not DATA.exists(), reason="Omniglot is not prepared beside the clone")
+@pytest.mark.skipif(
+    not DATA.exists(), reason="Omniglot is not prepared beside the clone"
+)
 def test_g_real_few_shot_data(key):
     data_dir = DATA
     splits = jm.tasks.load_omniglot(data_dir)

@@ -83,9 +83,7 @@ def test_the_support_set_gets_its_gradient(hvp, key):
     with jax.enable_x64(True):
         x = jax.random.normal(key, (4, 3))
         labels = jnp.array([0, 1, 1, 0])
-        model = jm.Model(
-            lambda key, x: jnp.ones((3, 2)), lambda w, x: jnp.tanh(x) @ w
-        )
+        model = jm.Model(lambda key, x: jnp.ones((3, 2)), lambda w, x: jnp.tanh(x) @ w)
         learner = jm.maml(
             model,
             jm.losses.cross_entropy,
@@ -116,9 +114,7 @@ def test_the_loss_value_carries_its_gradient_to_the_inner_rule(key):
     inner_tx = optax.GradientTransformationExtraArgs(lambda _: (), update)
     with jax.enable_x64(True):
         task = regression_task(key)
-        results = [
-            maml(inner_tx=inner_tx, hvp=hvp, inner_steps=3) for hvp in MODES
-        ]
+        results = [maml(inner_tx=inner_tx, hvp=hvp, inner_steps=3) for hvp in MODES]
         meta_grad, flat = _flat_meta_grad(results[0], key, task)
         reverse, _ = _flat_meta_grad(results[1], key, task)
         np.testing.assert_allclose(meta_grad(flat), reverse(flat), rtol=1e-9)
@@ -162,13 +158,17 @@ class TestAdam:
         return after
 
     def test_updates_are_those_of_optax(self, key):
-        ours, theirs = jm.optimizers.adam(0.1, b1=0.8, b2=0.99), optax.adam(0.1, 0.8, 0.99)
+        ours, theirs = (
+            jm.optimizers.adam(0.1, b1=0.8, b2=0.99),
+            optax.adam(0.1, 0.8, 0.99),
+        )
         params = {"w": jnp.ones((3, 2)), "b": jnp.zeros(2)}
         states = [ours.init(params), theirs.init(params)]
         for k in jax.random.split(key, 4):
             grads = optax.tree.random_like(k, params)
             (mine, states[0]), (expected, states[1]) = (
-                tx.update(grads, s) for tx, s in zip((ours, theirs), states, strict=True)
+                tx.update(grads, s)
+                for tx, s in zip((ours, theirs), states, strict=True)
             )
             jax.tree.map(np.testing.assert_array_equal, mine, expected)
 

@@ -48,7 +48,9 @@ def test_vmap_agrees_with_loop(learner, key):
         for function in (learner.meta_grad, learner.evaluate):
             batched = jax.vmap(function, (0, None, 0))(keys, meta_params, tasks)
             for t, task_key in enumerate(keys):
-                one = function(task_key, meta_params, jax.tree.map(lambda x: x[t], tasks))
+                one = function(
+                    task_key, meta_params, jax.tree.map(lambda x: x[t], tasks)
+                )
                 mine = jax.tree.map(lambda x: x[t], batched)
                 chex.assert_trees_all_close(mine, one, rtol=1e-9)
 

@@ -178,8 +178,10 @@ def test_partition_gives_a_learned_rule_its_own_outer_update(key):
     outer_tx = optax.partition(
         {"params": optax.sgd(0.1), "theta": optax.set_to_zero()},
         lambda params: jm.MamlParams(
-            *(jax.tree.map(lambda _, name=name: name, p) for name, p in
-              zip(("params", "theta"), params, strict=True))
+            *(
+                jax.tree.map(lambda _, name=name: name, p)
+                for name, p in zip(("params", "theta"), params, strict=True)
+            )
         ),
     )
     init, step = jm.training.make_train_step(estimator, outer_tx)
@@ -238,7 +240,9 @@ def test_a_loss_that_is_no_scalar_is_named(key):
         tanh_model(), lambda out, y: out - y, inner_tx=optax.sgd(0.1), inner_steps=1
     )
     task = regression_task(key)
-    with pytest.raises(ValueError, match=r"`loss` must return a float scalar.*\(4, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"`loss` must return a float scalar.*\(4, 1\)"
+    ):
         learner.meta_grad(key, learner.init(key, task), task)
 
 

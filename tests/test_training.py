@@ -87,13 +87,18 @@ class TestOverTasks:
         [
             ({"num_tasks": 0}, "`num_tasks` must be an int >= 1, got 0"),
             ({"num_tasks": 4, "tasks_per_chunk": 3}, "`tasks_per_chunk` must divide"),
-            ({"num_tasks": 4, "tasks_per_chunk": 0}, "`tasks_per_chunk` must be an int"),
+            (
+                {"num_tasks": 4, "tasks_per_chunk": 0},
+                "`tasks_per_chunk` must be an int",
+            ),
         ],
     )
     def test_bad_counts_are_named(self, options, message, key):
         with pytest.raises(ValueError, match=message):
             estimator = jm.estimators.over_tasks(maml(), regression_task, **options)
-            jax.eval_shape(lambda: estimator.estimate(key, estimator.init(key)[0], None))
+            jax.eval_shape(
+                lambda: estimator.estimate(key, estimator.init(key)[0], None)
+            )
 
     def test_tasks_must_divide_into_devices(self):
         with pytest.raises(ValueError, match="multiple of the mesh's 4 devices, got 6"):
@@ -201,8 +206,13 @@ class TestFit:
         for _ in range(7):
             state, info = jax.jit(step)(state)
         records = []
-        result = _fit(num_steps=7, validate=None, log_every=7, validate_every=7,
-                      report=records.append)
+        result = _fit(
+            num_steps=7,
+            validate=None,
+            log_every=7,
+            validate_every=7,
+            report=records.append,
+        )
         chex.assert_trees_all_close(
             result.state.meta_params, state.meta_params, rtol=1e-5
         )
@@ -252,12 +262,18 @@ class TestFit:
     def test_patience_stops_early_and_stays_stopped(self, tmp_path):
         calls = iter([3.0, 2.0, 2.5, 2.6, 9.0, 9.0])
         result = _fit(
-            tmp_path, num_steps=100, validate=lambda _: {"loss": next(calls)}, patience=2
+            tmp_path,
+            num_steps=100,
+            validate=lambda _: {"loss": next(calls)},
+            patience=2,
         )
         assert result.stopped_early
         assert (int(result.state.step), int(result.best.step)) == (40, 20)
         again = _fit(
-            tmp_path, num_steps=100, validate=lambda _: {"loss": next(calls)}, patience=2
+            tmp_path,
+            num_steps=100,
+            validate=lambda _: {"loss": next(calls)},
+            patience=2,
         )
         assert int(again.state.step) == 40
 
@@ -299,7 +315,10 @@ class TestFit:
         [
             ({"num_steps": 0}, "`num_steps` must be an int >= 1, got 0"),
             ({"log_every": 0}, "`log_every` must be an int >= 1, got 0"),
-            ({"validate_every": 7}, "`validate_every` must be a multiple of `log_every`"),
+            (
+                {"validate_every": 7},
+                "`validate_every` must be a multiple of `log_every`",
+            ),
             ({"patience": 0}, "`patience` must be an int >= 1, got 0"),
             ({"patience": 2, "validate": None}, "`patience` needs `validate`"),
         ],
@@ -318,7 +337,9 @@ class TestDamage:
         for path in files:
             if path.is_file() and path.stat().st_size > 100:
                 path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ValueError, match=r"checkpoints/20 cannot be restored: it is"):
+        with pytest.raises(
+            ValueError, match=r"checkpoints/20 cannot be restored: it is"
+        ):
             _fit(tmp_path)
         assert sorted((tmp_path / "checkpoints" / "20").rglob("*")) == files
 
@@ -364,7 +385,7 @@ class TestDamage:
             "import resource, signal, sys, pathlib\n"
             "from tests import test_training\n"
             "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "test_training._fit(sys.argv[1], num_steps=20)\n"  # Compiled, nothing to do.
+            "test_training._fit(sys.argv[1], num_steps=20)\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))\n"
             "try:\n"
             "    test_training._fit(sys.argv[1], num_steps=40)\n"

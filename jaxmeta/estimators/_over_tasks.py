@@ -1,5 +1,6 @@
 """The meta-gradient over a batch of tasks: the only place that adds the task axis."""
 
+import functools
 from typing import Any
 
 import jax
@@ -26,8 +27,9 @@ def over_tasks(
         of `estimate`, so that they can be arguments of a compiled step.
       num_tasks: T, tasks a step (the meta-batch). Static.
       tasks_per_chunk: how many tasks go through `vmap` at once on one device; chunks
-        follow one another. None: one on CPUs, where that is fastest and smallest, and
-        all on accelerators. It changes memory and time, not the result. Static.
+        follow one another. None: all on accelerators and for networks under 10,000
+        parameters, one on CPUs for larger ones, where that is fastest and smallest.
+        It changes memory and time, not the result. Static.
       mesh: shards the tasks over this mesh's first axis (`training.task_mesh()`). One
         all-reduce of the gradient a step, whatever the number of tasks.
 
@@ -49,7 +51,7 @@ def over_tasks(
       (4,)
     """
     num_devices = 1 if mesh is None else mesh.devices.shape[0]
-    chunk = _chunk_size(num_tasks, tasks_per_chunk, num_devices, mesh)
+    _check_counts(num_tasks, tasks_per_chunk, num_devices)
     sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
 
     def one_task(sampler, key, meta_params, extra):
@@ -58,6 +60,7 @@ def over_tasks(
 
     def mean_over(sampler, keys, meta_params, extra):
         """Mean gradient and per-task info for keys [T']."""
+        chunk = tasks_per_chunk or default_chunk(meta_params, keys.shape[0], mesh)
         chunks = keys.reshape(-1, chunk)
 
         def add_chunk(total, keys):
@@ -71,7 +74,7 @@ def over_tasks(
         grads = jax.tree.map(lambda g: g / keys.shape[0], total)
         return grads, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
 
-    def sharded(sampler, keys, meta_params, extra):
+    def sharded(mesh, sampler, keys, meta_params, extra):
         axis = mesh.axis_names[0]
 
         def on_device(sampler, keys, meta_params, extra):
@@ -100,28 +103,34 @@ def over_tasks(
 
     def estimate(sampler, key, meta_params, carry, **extra: Any):
         keys = jax.random.split(key, num_tasks)
-        run = mean_over if mesh is None else sharded
+        run = mean_over if mesh is None else functools.partial(sharded, mesh)
         grads, info = run(sampler, keys, meta_params, extra)
         return grads, carry, info
 
     return base.GradientEstimator(init, Partial(estimate, sampler))
 
 
-def _chunk_size(num_tasks, tasks_per_chunk, num_devices, mesh):
+def default_chunk(meta_params: base.Params, num_tasks: int, mesh: Mesh | None) -> int:
+    """How many of a device's `num_tasks` should go through `vmap` at once."""
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    num_params = sum(x.size for x in jax.tree.leaves(meta_params))
+    # On a CPU batching buys nothing but less overhead for each operation.
+    return 1 if device.platform == "cpu" and num_params >= 10_000 else num_tasks
+
+
+def _check_counts(num_tasks, tasks_per_chunk, num_devices):
     _checks.check_int("num_tasks", num_tasks)
     if num_tasks % num_devices:
         raise ValueError(
             f"`num_tasks` must be a multiple of the mesh's {num_devices} devices, got "
             f"{num_tasks}."
         )
-    on_one_device = num_tasks // num_devices
     if tasks_per_chunk is None:
-        devices = jax.devices() if mesh is None else mesh.devices.flat
-        return 1 if next(iter(devices)).platform == "cpu" else on_one_device
+        return
     _checks.check_int("tasks_per_chunk", tasks_per_chunk)
+    on_one_device = num_tasks // num_devices
     if on_one_device % tasks_per_chunk:
         raise ValueError(
             f"`tasks_per_chunk` must divide the {on_one_device} tasks of each device, "
             f"got {tasks_per_chunk}."
         )
-    return tasks_per_chunk

@@ -88,19 +88,19 @@ def maml(
     if metrics is None:
         metrics = losses.default_metrics(loss)
     default_steps = inner_steps
-    is_learned = isinstance(inner_tx, base.LearnedOptimizer)
-    model = _model.normalize(model)
+    net = _model.normalize(model)
 
     def example_loss(params, key, examples):
-        outputs = model.apply(params, examples.inputs, key=key, train=True)
+        outputs = net.apply(params, examples.inputs, key=key, train=True)
         value = loss(outputs, examples.targets)
         _checks.check_scalar_loss("loss", value)
         return value, outputs
 
     def inner_loop(meta_params):
-        params, tx = meta_params, inner_tx
-        if is_learned:
+        if isinstance(inner_tx, base.LearnedOptimizer):
             params, tx = meta_params.params, inner_tx.transform(meta_params.theta)
+        else:
+            params, tx = meta_params, inner_tx
         run = _inner_loop.unroll(
             lambda *args: example_loss(*args)[0], tx, first_order=first_order, hvp=hvp
         )
@@ -109,22 +109,22 @@ def maml(
     def init(key, task):
         _checks.check_task(task)
         params_key, theta_key = jax.random.split(key)
-        params = model.init(params_key, task.support.inputs)
+        params = net.init(params_key, task.support.inputs)
         _checks.check_params(params)
-        if not is_learned:
-            return params
-        return MamlParams(params, inner_tx.init(theta_key, params))
+        if isinstance(inner_tx, base.LearnedOptimizer):
+            return MamlParams(params, inner_tx.init(theta_key, params))
+        return params
 
     def adapt(key, meta_params, support):
         _checks.check_examples("support", support)
         params, run = inner_loop(meta_params)
         _checks.check_params(params)
         result = run(key, params, support, inner_steps)
-        task_params = model.with_statistics(result.params, support.inputs)
+        task_params = net.with_statistics(result.params, support.inputs)
         return task_params, base.AdaptInfo(result.losses)
 
     def predict(task_params, inputs):
-        return model.apply(task_params, inputs)
+        return net.apply(task_params, inputs)
 
     def query_loss(meta_params, key, task):
         inner_key, query_key = jax.random.split(key)
@@ -149,7 +149,7 @@ def maml(
         params, run = inner_loop(meta_params)
 
         def judge(params):
-            task_params = model.with_statistics(params, task.support.inputs)
+            task_params = net.with_statistics(params, task.support.inputs)
             outputs = predict(task_params, task.query.inputs)
             values = {
                 name: fn(outputs, task.query.targets) for name, fn in metrics.items()

@@ -80,9 +80,7 @@ class Block(nn.Module):
         shape = (3, 3, x.shape[-1], self.filters)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, dtype)
         stride = 2 if self.strided else 1
-        x = _conv.conv(
-            x, kernel, strides=(stride, stride), padding=((1, 1), (1, 1))
-        )
+        x = _conv.conv(x, kernel, strides=(stride, stride), padding=((1, 1), (1, 1)))
         if self.norm is None:
             shape = (1, 1, 1, self.filters)
             x = x + self.param("bias", nn.initializers.zeros, shape, dtype)

@@ -9,6 +9,8 @@ from jaxmeta.recipes._config import (
     Recipe as Recipe,
     SinusoidTasks as SinusoidTasks,
     TaskSplits as TaskSplits,
+    from_json as from_json,
+    to_json as to_json,
 )
 from jaxmeta.recipes._run import (
     Prediction as Prediction,

@@ -6,12 +6,21 @@ Every field is a command-line option, and all of them go to the run's `config.js
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import optax
 import tyro
 
-from jaxmeta import base, learners, losses, models, optimizers, tasks
+from jaxmeta import (
+    _checks,
+    base,
+    learners,
+    losses,
+    models,
+    optimizers,
+    tasks,
+    training,
+)
 
 Statistics = Literal["batch", "support"]
 
@@ -125,6 +134,9 @@ class OmniglotTasks:
         )
 
 
+Tasks: TypeAlias = SinusoidTasks | GlyphTasks | OmniglotTasks
+
+
 @dataclasses.dataclass(frozen=True)
 class MlpModel:
     """Dense layers with ReLU."""
@@ -179,6 +191,7 @@ class MamlLearner:
 
     def make(self, model: base.ModelLike, loss: base.LossFn) -> base.MetaLearner:
         """Builds the learner."""
+        _checks.check_positive("inner_learning_rate", self.inner_learning_rate)
         inner = {
             "sgd": optax.sgd,
             "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
@@ -202,13 +215,13 @@ class Recipe:
     """The number in the literature."""
     protocol: tyro.conf.Suppress[str]
     """How ours is measured, and where that differs from the paper."""
-    tasks: SinusoidTasks | GlyphTasks | OmniglotTasks
+    tasks: Tasks
     model: MlpModel | Conv4Model
     learner: MamlLearner
     num_tasks: int = 32
     """Tasks a meta-step (the meta-batch)."""
     tasks_per_chunk: int | None = None
-    """Tasks through `vmap` at once; chosen by the device and the network when left out."""
+    """Tasks through `vmap` at once; by device and network when left out."""
     outer_learning_rate: float = 1e-3
     """Of Adam, over the meta-parameters."""
     cosine: bool = False
@@ -227,6 +240,19 @@ class Recipe:
     """Tasks of the test."""
     seed: int = 0
     """Decides everything random."""
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot be."""
+        training.check_counts(
+            num_steps=self.steps,
+            log_every=self.log_every,
+            validate_every=self.validate_every,
+            patience=self.patience,
+        )
+        for name in ("num_tasks", "validation_tasks", "test_tasks"):
+            _checks.check_int(name, getattr(self, name))
+        _checks.check_int("test_inner_steps", self.learner.test_inner_steps)
+        _checks.check_positive("outer_learning_rate", self.outer_learning_rate)
 
     def make_learner(
         self, statistics: Statistics = "batch", inner_steps: int | None = None
@@ -269,7 +295,9 @@ def to_json(part: Any) -> Any:
     """Turns a recipe, or a part of one, into what `json` can write."""
     if dataclasses.is_dataclass(part):
         fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-        return {"kind": type(part).__name__} | {k: to_json(v) for k, v in fields.items()}
+        return {"kind": type(part).__name__} | {
+            k: to_json(v) for k, v in fields.items()
+        }
     return str(part) if isinstance(part, pathlib.Path) else part
 
 
@@ -287,7 +315,9 @@ def from_json(value: Any) -> Any:
         raise ValueError(f"`kind` must be one of {sorted(_PARTS)}, got {kind!r}.")
     known = {field.name for field in dataclasses.fields(_PARTS[kind])}
     if unknown := set(value) - known:
-        raise ValueError(f"{kind} has no field {sorted(unknown)}, only {sorted(known)}.")
+        raise ValueError(
+            f"{kind} has no field {sorted(unknown)}, only {sorted(known)}."
+        )
     fields = {name: from_json(item) for name, item in value.items()}
     if fields.get("data_dir"):
         fields["data_dir"] = pathlib.Path(fields["data_dir"])

@@ -4,6 +4,7 @@ A folder holds `config.json` (the recipe), `metrics.jsonl`, `checkpoints/`,
 `summary.json` once trained, and `plots/`.
 """
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -82,11 +83,13 @@ def train_run(
       ValueError: if the folder holds a run of another configuration.
       OSError: if it cannot be written.
     """
-    run = _claim(name, recipe, pathlib.Path(directory))
+    run = Run(pathlib.Path(directory), name, recipe)
+    _check_unclaimed(run)
     summary_path = run.directory / "summary.json"
     if summary_path.exists():
         return json.loads(summary_path.read_text())
-    parts = _build(recipe)
+    parts = _build(recipe)  # Before the folder is made: wrong settings leave none.
+    _claim(run)
 
     def validate(meta_params):
         found = training.evaluate(
@@ -139,6 +142,7 @@ def evaluate_run(
     num_tasks: int | None = None,
     inner_steps: int | None = None,
     seed: int | None = None,
+    task_settings: _config.Tasks | None = None,
 ) -> dict[str, Any]:
     """Tests the best checkpoint of a run on fresh tasks.
 
@@ -147,6 +151,7 @@ def evaluate_run(
       num_tasks: None is the recipe's.
       inner_steps: None is the recipe's.
       seed: of the tasks; None is the run's own test tasks.
+      task_settings: other settings of the run's tasks, say more shots; None keeps them.
 
     Returns:
       A dict as under `test` in `summary.json`: lists over 0 ... K inner steps.
@@ -155,6 +160,8 @@ def evaluate_run(
       ValueError: if the folder holds no run, no checkpoint, or a damaged one.
     """
     run = open_run(directory)
+    if task_settings is not None:
+        run = run._replace(recipe=dataclasses.replace(run.recipe, tasks=task_settings))
     parts = _build(run.recipe)
     if seed is not None:
         parts = parts._replace(test_key=jax.random.key(seed))
@@ -243,8 +250,9 @@ def _to_inputs(images):
 
 
 def _build(recipe: _config.Recipe) -> _Parts:
-    splits = recipe.tasks.splits()
+    recipe.check()
     learner = recipe.make_learner()
+    splits = recipe.tasks.splits()
     # Cores are devices: as many as share the tasks evenly.
     num_devices = max(
         n for n in range(1, len(jax.devices()) + 1) if recipe.num_tasks % n == 0
@@ -282,7 +290,9 @@ def _test(run, parts, meta_params, *, num_tasks=None, inner_steps=None):
     """Evaluates on test tasks, inductively too where the model can."""
     recipe = run.recipe
     num_tasks = recipe.test_tasks if num_tasks is None else num_tasks
-    inner_steps = recipe.learner.test_inner_steps if inner_steps is None else inner_steps
+    inner_steps = (
+        recipe.learner.test_inner_steps if inner_steps is None else inner_steps
+    )
 
     def table(learner):
         found = training.evaluate(
@@ -305,31 +315,37 @@ def _test(run, parts, meta_params, *, num_tasks=None, inner_steps=None):
     return result
 
 
-def _claim(name: str, recipe: _config.Recipe, directory: pathlib.Path) -> Run:
-    """Makes the run folder, or checks that it is this recipe's."""
-    config = {"name": name, "recipe": _config.to_json(recipe)}
-    path = directory / "config.json"
-    if path.exists():
-        found = open_run(directory)
-        ours, theirs = _flatten(config), _flatten(
-            {"name": found.name, "recipe": _config.to_json(found.recipe)}
-        )
-        differing = sorted(k for k in ours | theirs if ours.get(k) != theirs.get(k))
-        if differing:
-            field = differing[0]
+def _check_unclaimed(run: Run) -> None:
+    """Raises if the folder holds checkpoints of another configuration."""
+    if not (run.directory / "config.json").exists():
+        return
+    found = open_run(run.directory)
+    if not any((run.directory / "checkpoints").glob("*")):
+        return  # It was stopped before anything was saved.
+    ours, theirs = (
+        _flatten({"recipe": r.name, **_config.to_json(r.recipe)}) for r in (run, found)
+    )
+    # Words may be mended and data moved.
+    free = {"summary", "published", "protocol", "tasks.data_dir"}
+    for field in sorted((ours | theirs).keys() - free):
+        if ours.get(field) != theirs.get(field):
             raise ValueError(
-                f"{directory} holds another run: `{field}` is {theirs.get(field)!r} "
-                f"there and {ours.get(field)!r} here. Choose another --out."
+                f"`--out` holds another run: in {run.directory}, `{field}` is "
+                f"{theirs.get(field)!r}, here {ours.get(field)!r}. Choose another."
             )
-        return found
+
+
+def _claim(run: Run) -> None:
+    """Makes the run folder and writes its configuration."""
+    config = {"name": run.name, "recipe": _config.to_json(run.recipe)}
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        _write_json(path, config)
+        run.directory.mkdir(parents=True, exist_ok=True)
+        _write_json(run.directory / "config.json", config)
     except OSError as error:
         raise OSError(
-            f"`--out` cannot be written: {directory} ({error.strerror}). Choose another."
+            f"`--out` cannot be written: {run.directory} ({error.strerror}). Choose "
+            "another."
         ) from error
-    return Run(directory, name, recipe)
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

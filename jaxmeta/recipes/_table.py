@@ -84,9 +84,7 @@ RECIPES: dict[str, Recipe] = {
         summary="MAML on Omniglot, 20-way 1-shot, Conv4",
         published="95.8 ± 0.3 % (Finn et al. 2017, Table 1, 60,000 meta-steps)",
         tasks=OmniglotTasks(ways=20),
-        learner=MamlLearner(
-            inner_learning_rate=0.1, inner_steps=5, test_inner_steps=5
-        ),
+        learner=MamlLearner(inner_learning_rate=0.1, inner_steps=5, test_inner_steps=5),
         num_tasks=16,
         protocol=_OMNIGLOT_PROTOCOL
         + "Ours: what 2,000 meta-steps give, outer rate 3e-3 along a cosine.",

@@ -16,6 +16,7 @@ from jaxmeta.training._loop import (
     DivergedError as DivergedError,
     FitResult as FitResult,
     Report as Report,
+    check_counts as check_counts,
     fit as fit,
     read_metrics as read_metrics,
 )

@@ -26,7 +26,7 @@ class Checkpoints(NamedTuple):
     directory: pathlib.Path
 
     def save(self, state: base.TrainState, metrics: Mapping[str, float]) -> None:
-        """Saves `state` under its step, whole or not at all; older ones are dropped.
+        """Saves `state` under its step, whole or not at all; drops older ones.
 
         Raises:
           OSError: when it cannot be written; what was saved before stays.
@@ -42,7 +42,7 @@ class Checkpoints(NamedTuple):
         except Exception as error:
             raise OSError(
                 f"The checkpoint of step {step} could not be written to "
-                f"{self.directory}: {_first_line(error)}. Earlier checkpoints are kept; "
+                f"{self.directory}: {_first_line(error)}. What was saved is kept; "
                 "free some space and run the same command again."
             ) from error
 
@@ -58,7 +58,7 @@ class Checkpoints(NamedTuple):
             return None, math.inf
         return step, metrics["loss"]
 
-    def restore(self, step: int, like: base.TrainState) -> base.TrainState:
+    def restore(self, step: int, like: base.TrainState) -> Any:
         """Restores the checkpoint of `step`; `like` has its structure and shapes.
 
         Raises:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, base, estimators
 
 
 class MeanWithInterval(NamedTuple):
@@ -93,8 +93,7 @@ def evaluate(
       key: the same key gives the same tasks.
       inner_steps: K; None is the learner's own.
       tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`.
-      mesh: shards the tasks; leftover tasks of an uneven division are dropped from
-        no one: T is rounded up to the mesh, then cut back.
+      mesh: shards the tasks over its first axis; T need not divide by its devices.
 
     Raises:
       ValueError: if a count is not a positive int.
@@ -117,7 +116,14 @@ def evaluate(
         _checks.check_int("tasks_per_chunk", tasks_per_chunk)
     sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
     per_task = _evaluate_tasks(
-        learner, meta_params, sampler, key, num_tasks, inner_steps, tasks_per_chunk, mesh
+        learner,
+        meta_params,
+        sampler,
+        key,
+        num_tasks,
+        inner_steps,
+        tasks_per_chunk,
+        mesh,
     )
     return Evaluation(
         mean_with_interval(per_task.loss),
@@ -141,8 +147,9 @@ def _evaluate_tasks(
         )
 
     def all_tasks(sampler, keys, meta_params):
-        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-        chunk = tasks_per_chunk or (1 if platform == "cpu" else on_one_device)
+        chunk = tasks_per_chunk or estimators.default_chunk(
+            meta_params, on_one_device, mesh
+        )
         batched = lambda key: one_task(sampler, key, meta_params)
         return jax.lax.map(batched, keys, batch_size=chunk if chunk > 1 else None)
 

@@ -71,13 +71,16 @@ def fit(
       >>> import jax, optax, jaxmeta as jm
       >>> learner = jm.maml(jm.models.MLP([8, 1]), jm.losses.squared_error,
       ...                   inner_tx=optax.sgd(0.01), inner_steps=1)
-      >>> estimator = jm.estimators.over_tasks(learner, jm.tasks.sinusoid(), num_tasks=4)
+      >>> sample_task = jm.tasks.sinusoid()
+      >>> estimator = jm.estimators.over_tasks(learner, sample_task, num_tasks=4)
       >>> train_step = jm.training.make_train_step(estimator, optax.adam(1e-3))
       >>> result = fit(train_step, num_steps=20, key=jax.random.key(0), log_every=10)
       >>> int(result.state.step)
       20
     """
-    _check_counts(num_steps, log_every, validate, validate_every, patience)
+    check_counts(num_steps, log_every, validate_every, patience)
+    if patience is not None and validate is None:
+        raise ValueError("`patience` needs `validate`: nothing else is watched.")
     files = _RunFiles(directory)
     run_chunk = jax.jit(_run_chunk, static_argnums=2, donate_argnums=1)
     state = jax.jit(train_step.init)(key)
@@ -198,7 +201,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def _check_counts(num_steps, log_every, validate, validate_every, patience):
+def check_counts(
+    num_steps: int, log_every: int, validate_every: int, patience: int | None
+) -> None:
+    """Raises ValueError unless these arguments of `fit` go together."""
     _checks.check_int("num_steps", num_steps)
     _checks.check_int("log_every", log_every)
     _checks.check_int("validate_every", validate_every)
@@ -209,8 +215,6 @@ def _check_counts(num_steps, log_every, validate, validate_every, patience):
         )
     if patience is not None:
         _checks.check_int("patience", patience)
-        if validate is None:
-            raise ValueError("`patience` needs `validate`: nothing else is watched.")
 
 
 def _check_finite(record, directory):

@@ -1,6 +1,7 @@
 """Devices for tasks."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 TASKS_AXIS = "tasks"
 
 
-def task_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+def task_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """Returns a mesh of one axis, "tasks", over `devices` (all, by default).
 
     On a CPU, cores become devices by `jax.config.update("jax_num_cpu_devices", n)`

@@ -41,7 +41,8 @@ def make_train_step(
       >>> import jax, optax, jaxmeta as jm
       >>> learner = jm.maml(jm.models.MLP([8, 1]), jm.losses.squared_error,
       ...                   inner_tx=optax.sgd(0.01), inner_steps=1)
-      >>> estimator = jm.estimators.over_tasks(learner, jm.tasks.sinusoid(), num_tasks=4)
+      >>> sample_task = jm.tasks.sinusoid()
+      >>> estimator = jm.estimators.over_tasks(learner, sample_task, num_tasks=4)
       >>> init, step = make_train_step(estimator, optax.adam(1e-3))
       >>> keys = jax.random.split(jax.random.key(0), 3)  # three meta-seeds at once
       >>> states, infos = jax.jit(jax.vmap(step))(jax.vmap(init)(keys))

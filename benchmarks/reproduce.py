@@ -1,0 +1,133 @@
+"""Reproduces published numbers: runs recipes, keeps their summaries as JSON.
+
+    python -m benchmarks.reproduce maml-sinusoid fomaml-sinusoid --seeds 3
+    python -m benchmarks.reproduce maml-omniglot-5w1s --data-dir DIR
+    python -m benchmarks.reproduce --table
+
+Interrupted runs resume. The last form prints the table of benchmarks/README.md from
+the JSON files in benchmarks/results.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+
+from benchmarks import _timing
+from jaxmeta import recipes
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "recipes"
+
+
+def reproduce(name, seeds, runs, data_dir, overrides):
+    """Trains `name` with each seed and writes what its runs say."""
+    summaries = []
+    for seed in range(seeds):
+        recipe = dataclasses.replace(recipes.RECIPES[name], seed=seed, **overrides)
+        if data_dir is not None and isinstance(recipe.tasks, recipes.OmniglotTasks):
+            tasks = dataclasses.replace(recipe.tasks, data_dir=data_dir)
+            recipe = dataclasses.replace(recipe, tasks=tasks)
+        directory = runs / f"{name}-{seed}"
+        summary = recipes.train_run(name, recipe, directory, _report(name, seed))
+        if isinstance(recipe.tasks, recipes.SinusoidTasks):
+            more = dataclasses.replace(recipe.tasks, test_shots=10)
+            summary["test_10_shots"] = recipes.evaluate_run(
+                directory, task_settings=more
+            )
+        summary["settings"] = settings(recipe)
+        summaries.append(summary)
+    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
+    result = {
+        "recipe": name,
+        "published": summaries[0]["published"],
+        "protocol": summaries[0]["protocol"],
+        "environment": _timing.environment(packages),
+        "runs": summaries,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def settings(recipe):
+    """The recipe as JSON, without words and without where this machine's data are."""
+    told = recipes.to_json(recipe)
+    told["tasks"].pop("data_dir", None)
+    return {
+        k: v for k, v in told.items() if k not in ("summary", "published", "protocol")
+    }
+
+
+def _report(name, seed):
+    def report(record):
+        if "validation_loss" in record:
+            print(f"{name} seed {seed}: {json.dumps(record)}", flush=True)
+
+    return report
+
+
+def table():
+    """Returns the Markdown table of all results."""
+    lines = [
+        "| recipe | published | ours, mean ± 95 % interval over tasks | inductive | "
+        "seeds | meta-steps | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in recipes.RECIPES:
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            lines.append(_row(json.loads(path.read_text())))
+    return "\n".join(lines)
+
+
+def _row(result):
+    runs = result["runs"]
+    first = runs[0]
+    if "accuracy" in first["test"]:
+        ours = _percent([run["test"]["accuracy"] for run in runs])
+        inductive = _percent([run["test"]["inductive"]["accuracy"] for run in runs])
+    else:
+        ours, inductive = _errors([run["test"]["loss"] for run in runs]), ""
+    minutes = np.mean([run["train_seconds"] for run in runs]) / 60
+    return (
+        f"| `{result['recipe']}` | {result['published']} | {ours} | {inductive} | "
+        f"{len(runs)} | {first['steps']:,} | {minutes:.1f} |"
+    )
+
+
+def _percent(values):
+    mean = 100 * np.mean([v["mean"][-1] for v in values])
+    interval = 100 * np.mean([v["interval"][-1] for v in values])
+    return f"{mean:.2f} ± {interval:.2f} %"
+
+
+def _errors(values):
+    """After 1, 5 and 10 inner steps."""
+    means = np.mean([v["mean"] for v in values], 0)
+    intervals = np.mean([v["interval"] for v in values], 0)
+    return " / ".join(f"{means[k]:.2f} ± {intervals[k]:.2f}" for k in (1, 5, 10))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recipes", nargs="*", metavar="RECIPE")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
+    parser.add_argument("--data-dir", type=pathlib.Path)
+    parser.add_argument("--steps", type=int, help="fewer meta-steps than the recipe's")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    overrides = {} if args.steps is None else {"steps": args.steps}
+    if args.recipes:
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    for name in args.recipes:
+        reproduce(name, args.seeds, args.runs, args.data_dir, overrides)
+    if args.table:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()

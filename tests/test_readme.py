@@ -1,0 +1,32 @@
+"""What README shows runs, and names what exists."""
+
+import pathlib
+import re
+
+import jax
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs_and_adaptation_helps():
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(example.strip().splitlines()) <= 16
+    names = {}
+    exec(example.replace("length=5000", "length=500"), names)
+    losses = names["result"].loss.mean
+    assert losses[1] < losses[0]
+    assert isinstance(names["state"].meta_params, dict)
+    assert jax.tree.leaves(names["infos"])[0].shape[0] == 500
+
+
+def test_the_table_names_files_and_recipes_that_exist():
+    files = re.findall(r"\]\((jaxmeta/[^)]+)\)", README)
+    assert files
+    assert all((ROOT / path).exists() for path in files)
+
+
+def test_ci_runs_the_command_that_users_are_given():
+    commands = [line for line in README.splitlines() if line.endswith("pytest -n 2")]
+    assert len(commands) == 1
+    assert "grep -m1 'pytest -n 2$' README.md" in (ROOT / ".ci" / "run").read_text()
