@@ -84,13 +84,12 @@ RECIPES: dict[str, Recipe] = {
         summary="MAML on Omniglot, 20-way 1-shot, Conv4",
         published="95.8 ± 0.3 % (Finn et al. 2017, Table 1, 60,000 meta-steps)",
         tasks=OmniglotTasks(ways=20),
-        learner=MamlLearner(inner_learning_rate=0.1, inner_steps=5, test_inner_steps=5),
         num_tasks=16,
         protocol=_OMNIGLOT_PROTOCOL
-        + "Ours: what 2,000 meta-steps give, outer rate 3e-3 along a cosine.",
-        steps=2000,
-        log_every=10,
-        validate_every=100,
+        + "Ours: 8,000 meta-steps of one inner step at 0.4 where the paper takes five at "
+        "0.1 (a quarter of the time a meta-step), three at test; outer rate 3e-3 along a "
+        "cosine.",
+        steps=8000,
         validation_tasks=100,
     ),
     "fomaml-omniglot-5w1s": dataclasses.replace(
@@ -104,5 +103,6 @@ RECIPES: dict[str, Recipe] = {
         summary="MAML on Omniglot, 5-way 1-shot, without convolutions",
         published="89.7 ± 1.1 % (Finn et al. 2017, Table 1, 60,000 meta-steps)",
         model=MlpModel(hidden=(256, 128, 64, 64), norm="batch"),
+        tasks_per_chunk=4,
     ),
 }
