@@ -1,5 +1,6 @@
 """Named experiments, and the run folders they leave."""
 
+from jaxmeta.recipes._adapt import Prediction as Prediction, adapt_run as adapt_run
 from jaxmeta.recipes._config import (
     Conv4Model as Conv4Model,
     GlyphTasks as GlyphTasks,
@@ -13,9 +14,7 @@ from jaxmeta.recipes._config import (
     to_json as to_json,
 )
 from jaxmeta.recipes._run import (
-    Prediction as Prediction,
     Run as Run,
-    adapt_run as adapt_run,
     evaluate_run as evaluate_run,
     open_run as open_run,
     train_run as train_run,

@@ -1,4 +1,4 @@
-"""Run folders: trained by a recipe, evaluated and adapted afterwards.
+"""Run folders: trained by a recipe, evaluated afterwards.
 
 A folder holds `config.json` (the recipe), `metrics.jsonl`, `checkpoints/`,
 `summary.json` once trained, and `plots/`.
@@ -13,10 +13,8 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from jaxmeta import base, estimators, tasks, training
+from jaxmeta import base, estimators, training
 from jaxmeta.recipes import _config
 
 
@@ -28,15 +26,7 @@ class Run(NamedTuple):
     recipe: _config.Recipe
 
 
-class Prediction(NamedTuple):
-    """What `adapt_run` says of one unlabelled image."""
-
-    path: pathlib.Path
-    label: str
-    probability: float
-
-
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """A recipe built."""
 
     splits: _config.TaskSplits
@@ -88,7 +78,7 @@ def train_run(
     summary_path = run.directory / "summary.json"
     if summary_path.exists():
         return json.loads(summary_path.read_text())
-    parts = _build(recipe)  # Before the folder is made: wrong settings leave none.
+    parts = build(recipe)  # Before the folder is made: wrong settings leave none.
     _claim(run)
 
     def validate(meta_params):
@@ -162,94 +152,15 @@ def evaluate_run(
     run = open_run(directory)
     if task_settings is not None:
         run = run._replace(recipe=dataclasses.replace(run.recipe, tasks=task_settings))
-    parts = _build(run.recipe)
+    parts = build(run.recipe)
     if seed is not None:
         parts = parts._replace(test_key=jax.random.key(seed))
-    meta_params = _best_meta_params(run, parts)
+    meta_params = best_meta_params(run, parts)
     return _test(run, parts, meta_params, num_tasks=num_tasks, inner_steps=inner_steps)
 
 
-def adapt_run(
-    directory: str | os.PathLike[str],
-    folder: str | os.PathLike[str],
-    *,
-    inner_steps: int | None = None,
-) -> list[Prediction]:
-    """Adapts a run's best checkpoint to labelled images and predicts unlabelled ones.
-
-    Args:
-      directory: the run's.
-      folder: `folder/LABEL/*.png` are the labelled images, `folder/*.png` the others.
-      inner_steps: None is the recipe's.
-
-    Raises:
-      ValueError: if the run is not of images, there are no or too many labels, or no
-        image to predict.
-    """
-    run = open_run(directory)
-    recipe = run.recipe
-    ways = recipe.tasks.num_outputs
-    if isinstance(recipe.tasks, _config.SinusoidTasks):
-        raise ValueError(f"{run.name} was trained on sinusoids; `adapt` needs images.")
-    labels, labelled, paths, unlabelled = _read_images(
-        pathlib.Path(folder), getattr(recipe.tasks, "size", 28)
-    )
-    if len(labels) > ways:
-        raise ValueError(
-            f"{folder} has {len(labels)} labels, but {run.name} tells {ways} apart. "
-            "Train with more `--ways`, or leave labels out."
-        )
-    parts = _build(recipe)
-    meta_params = _best_meta_params(run, parts)
-    steps = recipe.learner.test_inner_steps if inner_steps is None else inner_steps
-    learner = recipe.make_learner(inner_steps=steps)
-    targets = np.repeat(np.eye(ways)[: len(labels)], [len(x) for x in labelled], axis=0)
-    support = base.Examples(_to_inputs(np.concatenate(labelled)), jnp.asarray(targets))
-
-    @jax.jit
-    def predict(meta_params, support, inputs):
-        task_params, _ = learner.adapt(parts.test_key, meta_params, support)
-        logits = learner.predict(task_params, inputs)
-        return jax.nn.softmax(logits[:, : len(labels)])
-
-    probabilities = predict(meta_params, support, _to_inputs(unlabelled))
-    return [
-        Prediction(path, labels[int(row.argmax())], float(row.max()))
-        for path, row in zip(paths, probabilities, strict=True)
-    ]
-
-
-def _read_images(folder, size):
-    """Returns labels, images of each [N, H, W, 1], and unlabelled paths and images."""
-    classes = tasks.load_folder(folder, size=size, invert=False)
-    labelled = [
-        images[:count]
-        for images, count in zip(classes.images, classes.num_examples, strict=True)
-    ]
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in tasks.IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
-    if not paths:
-        raise ValueError(
-            f"{folder} has no image to predict: put unlabelled images beside the "
-            f"folders {', '.join(classes.names)}."
-        )
-    unlabelled = np.stack(
-        [tasks.load_image(path, size=size, channels=1) for path in paths]
-    )
-    # Training data have high ink on low paper; photographs and scans the opposite.
-    if np.concatenate([*labelled, unlabelled]).mean() > 127:
-        labelled, unlabelled = [255 - x for x in labelled], 255 - unlabelled
-    return classes.names, labelled, paths, unlabelled
-
-
-def _to_inputs(images):
-    return jnp.asarray(images, dtype=jnp.result_type(float)) / 255
-
-
-def _build(recipe: _config.Recipe) -> _Parts:
+def build(recipe: _config.Recipe) -> Parts:
+    """Builds a recipe; raises ValueError for settings that cannot be."""
     recipe.check()
     learner = recipe.make_learner()
     splits = recipe.tasks.splits()
@@ -267,10 +178,11 @@ def _build(recipe: _config.Recipe) -> _Parts:
     )
     train_step = training.make_train_step(estimator, recipe.make_outer_tx())
     keys = jax.random.split(jax.random.key(recipe.seed), 3)
-    return _Parts(splits, learner, train_step, mesh, *keys)
+    return Parts(splits, learner, train_step, mesh, *keys)
 
 
-def _best_meta_params(run: Run, parts: _Parts) -> base.Params:
+def best_meta_params(run: Run, parts: Parts) -> base.Params:
+    """Restores what a run's best checkpoint holds."""
     path = run.directory / "checkpoints"
     checkpoints = training.open_checkpoints(path) if path.is_dir() else None
     last = None if checkpoints is None else checkpoints.last_step()

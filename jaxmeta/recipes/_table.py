@@ -86,9 +86,9 @@ RECIPES: dict[str, Recipe] = {
         tasks=OmniglotTasks(ways=20),
         num_tasks=16,
         protocol=_OMNIGLOT_PROTOCOL
-        + "Ours: 8,000 meta-steps of one inner step at 0.4 where the paper takes five at "
-        "0.1 (a quarter of the time a meta-step), three at test; outer rate 3e-3 along a "
-        "cosine.",
+        + "Ours: 8,000 meta-steps of one inner step at 0.4 where the paper takes five "
+        "at 0.1 (a quarter of the time a meta-step), three at test; outer rate 3e-3 "
+        "along a cosine.",
         steps=8000,
         validation_tasks=100,
     ),

@@ -1,0 +1,100 @@
+"""A run, put to use on a folder of somebody's own images."""
+
+import os
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import base, tasks
+from jaxmeta.recipes import _config, _run
+
+
+class Prediction(NamedTuple):
+    """What `adapt_run` says of one unlabelled image."""
+
+    path: pathlib.Path
+    label: str
+    probability: float
+
+
+def adapt_run(
+    directory: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    inner_steps: int | None = None,
+) -> list[Prediction]:
+    """Adapts a run's best checkpoint to labelled images and predicts unlabelled ones.
+
+    Args:
+      directory: the run's.
+      folder: `folder/LABEL/*.png` are the labelled images, `folder/*.png` the others.
+      inner_steps: None is the recipe's.
+
+    Raises:
+      ValueError: if the run is not of images, there are no or too many labels, or no
+        image to predict.
+    """
+    run = _run.open_run(directory)
+    recipe = run.recipe
+    ways = recipe.tasks.num_outputs
+    if isinstance(recipe.tasks, _config.SinusoidTasks):
+        raise ValueError(f"{run.name} was trained on sinusoids; `adapt` needs images.")
+    labels, labelled, paths, unlabelled = _read_images(
+        pathlib.Path(folder), getattr(recipe.tasks, "size", 28)
+    )
+    if len(labels) > ways:
+        raise ValueError(
+            f"{folder} has {len(labels)} labels, but {run.name} tells {ways} apart. "
+            "Train with more `--ways`, or leave labels out."
+        )
+    parts = _run.build(recipe)
+    meta_params = _run.best_meta_params(run, parts)
+    steps = recipe.learner.test_inner_steps if inner_steps is None else inner_steps
+    learner = recipe.make_learner(inner_steps=steps)
+    targets = np.repeat(np.eye(ways)[: len(labels)], [len(x) for x in labelled], axis=0)
+    support = base.Examples(_to_inputs(np.concatenate(labelled)), jnp.asarray(targets))
+
+    @jax.jit
+    def predict(meta_params, support, inputs):
+        task_params, _ = learner.adapt(parts.test_key, meta_params, support)
+        logits = learner.predict(task_params, inputs)
+        return jax.nn.softmax(logits[:, : len(labels)])
+
+    probabilities = predict(meta_params, support, _to_inputs(unlabelled))
+    return [
+        Prediction(path, labels[int(row.argmax())], float(row.max()))
+        for path, row in zip(paths, probabilities, strict=True)
+    ]
+
+
+def _read_images(folder, size):
+    """Returns labels, images of each [N, H, W, 1], and unlabelled paths and images."""
+    classes = tasks.load_folder(folder, size=size, invert=False)
+    labelled = [
+        images[:count]
+        for images, count in zip(classes.images, classes.num_examples, strict=True)
+    ]
+    paths = sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in tasks.IMAGE_SUFFIXES and not path.name.startswith(".")
+    )
+    if not paths:
+        raise ValueError(
+            f"{folder} has no image to predict: put unlabelled images beside the "
+            f"folders {', '.join(classes.names)}."
+        )
+    unlabelled = np.stack(
+        [tasks.load_image(path, size=size, channels=1) for path in paths]
+    )
+    # Training data have high ink on low paper; photographs and scans the opposite.
+    if np.concatenate([*labelled, unlabelled]).mean() > 127:
+        labelled, unlabelled = [255 - x for x in labelled], 255 - unlabelled
+    return classes.names, labelled, paths, unlabelled
+
+
+def _to_inputs(images):
+    return jnp.asarray(images, dtype=jnp.result_type(float)) / 255
