@@ -2,8 +2,10 @@
 
 import dataclasses
 import difflib
+import itertools
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -211,18 +213,20 @@ def _print_test(test: dict[str, Any]) -> None:
     columns = {
         name: test[name] for name in test if name not in ("num_tasks", "inductive")
     }
-    columns |= {f"{name}, inductive": value for name, value in inductive.items()}
-    table = Table("inner steps", *columns, box=None, pad_edge=False)
+    columns |= {f"inductive {name}": value for name, value in inductive.items()}
+    table = Table("inner", *columns, box=None, pad_edge=False)
     for k in range(len(test["loss"]["mean"])):
         cells = (_format(n, c["mean"][k], c["interval"][k]) for n, c in columns.items())
         table.add_row(str(k), *cells)
     console = Console()
-    console.print(f"test over {test['num_tasks']} tasks, mean ± 95 % interval")
+    console.print(
+        f"test over {test['num_tasks']} tasks: mean ± 95 % interval after inner steps"
+    )
     console.print(table)
 
 
 def _format(name: str, mean: float, interval: float) -> str:
-    if name.startswith("accuracy"):
+    if name.endswith("accuracy"):
         return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
     return f"{mean:.4f} ± {interval:.4f}"
 
@@ -281,10 +285,13 @@ def _parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        lines = [line.strip("│╭╮╰╯ ") for line in errors.getvalue().splitlines()]
-        rules = [k for k, line in enumerate(lines) if set(line) <= {"─"}]
-        message = " ".join(lines[1 : rules[0]]) if rules else " ".join(lines)
-        meant = [line.split()[0] for line in lines if line.startswith("--")]
+        # A box: its title, the message, a rule, hints.
+        lines = [line.strip("│╭╮╰╯|+ ") for line in errors.getvalue().splitlines()]
+        _, *lines = filter(None, lines)
+        is_border = lambda line: set(line) <= {"─", "-"}
+        body = itertools.dropwhile(is_border, lines)
+        message = " ".join(itertools.takewhile(lambda line: not is_border(line), body))
+        meant = [line.split()[0] for line in lines if re.match("--[a-z]", line)]
         hint = (
             f" Did you mean {meant[0]}?" if "Unrecognized" in message and meant else ""
         )

@@ -32,6 +32,7 @@ class Parts(NamedTuple):
     splits: _config.TaskSplits
     learner: base.MetaLearner
     train_step: training.TrainStep
+    like: base.TrainState  # shapes alone
     mesh: jax.sharding.Mesh
     train_key: jax.Array
     validation_key: jax.Array
@@ -178,7 +179,9 @@ def build(recipe: _config.Recipe) -> Parts:
     )
     train_step = training.make_train_step(estimator, recipe.make_outer_tx())
     keys = jax.random.split(jax.random.key(recipe.seed), 3)
-    return Parts(splits, learner, train_step, mesh, *keys)
+    # Traces the model and the tasks: wrong settings come out here.
+    like = jax.eval_shape(train_step.init, keys[0])
+    return Parts(splits, learner, train_step, like, mesh, *keys)
 
 
 def best_meta_params(run: Run, parts: Parts) -> base.Params:
@@ -191,9 +194,8 @@ def best_meta_params(run: Run, parts: Parts) -> base.Params:
             f"{run.directory} has no checkpoint yet: `jaxmeta train {run.name} --out "
             f"{run.directory}` goes on with it."
         )
-    like = jax.eval_shape(parts.train_step.init, parts.train_key)
     best, _ = checkpoints.best()
-    state = checkpoints.restore(last if best is None else best, like)
+    state = checkpoints.restore(last if best is None else best, parts.like)
     checkpoints.close()
     return state.meta_params
 

@@ -103,6 +103,9 @@ RECIPES: dict[str, Recipe] = {
         summary="MAML on Omniglot, 5-way 1-shot, without convolutions",
         published="89.7 ± 1.1 % (Finn et al. 2017, Table 1, 60,000 meta-steps)",
         model=MlpModel(hidden=(256, 128, 64, 64), norm="batch"),
+        protocol=_OMNIGLOT_PROTOCOL
+        + "Ours: 30,000 meta-steps, outer rate 3e-3 along a cosine instead of 1e-3.",
         tasks_per_chunk=4,
+        steps=30_000,
     ),
 }
