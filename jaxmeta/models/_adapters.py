@@ -84,7 +84,8 @@ def from_linen(module: nn.Module, *, statistics: str = "batch") -> base.Model:
         change = functools.partial(
             _change_layer,
             stored=stored,
-            dropout=train if not (train and modes) else None,
+            # A module that is told the mode may have its reasons to drop nothing.
+            dropout=None if train and modes else train,
             norms=set() if norms is None else norms,
         )
         with nn.intercept_methods(change):
@@ -224,7 +225,7 @@ def _mode(modes: dict[str, bool], train: bool) -> dict[str, bool]:
 
 
 def _change_layer(next_fun, args, kwargs, context, *, stored, dropout, norms):
-    """Sets the mode of `nn.BatchNorm` and `nn.Dropout`; adds the norms' paths."""
+    """Sets the mode of `nn.BatchNorm` and `nn.Dropout`; adds to the norms' paths."""
     layer = context.module
     if context.method_name != "__call__":
         return next_fun(*args, **kwargs)

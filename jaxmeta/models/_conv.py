@@ -59,22 +59,19 @@ def im2col_conv(
             inputs.shape[1:3], (height, width), strides, padding
         )
     x = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-    rows = (x.shape[1] - height) // strides[0] + 1
-    columns = (x.shape[2] - width) // strides[1] + 1
+    out_height = (x.shape[1] - height) // strides[0] + 1
+    out_width = (x.shape[2] - width) // strides[1] + 1
+    rows = (out_height - 1) * strides[0] + 1  # from the first to the last one read
+    columns = (out_width - 1) * strides[1] + 1
     patches = [
         lax.slice(
             x,
             (0, i, j, 0),
-            (
-                x.shape[0],
-                i + (rows - 1) * strides[0] + 1,
-                j + (columns - 1) * strides[1] + 1,
-                channels,
-            ),
+            (x.shape[0], i + rows, j + columns, channels),
             (1, *strides, 1),
         )
         for i in range(height)
         for j in range(width)
     ]
-    columns_ = jnp.concatenate(patches, axis=-1)  # [N, H', W', h * w * I]
-    return columns_ @ kernel.reshape(height * width * channels, features)
+    patches = jnp.concatenate(patches, axis=-1)  # [N, H', W', h * w * I]
+    return patches @ kernel.reshape(height * width * channels, features)
