@@ -8,15 +8,17 @@ meta-gradient must agree before anything is timed. jaxmeta alone also draws the 
 in the step that is timed.
 
     python -m benchmarks.meta_step --torch-python /path/to/venv/bin/python
+    python -m benchmarks.meta_step --only jaxmeta,jax-vmap --rounds 2
 
-PyTorch has an interpreter of its own, with `benchmarks/peers/requirements-torch.txt`;
-without it its rows are left out. This is a benchmark of CPUs, on Linux: every
-contestant runs in its own process, pinned to one core and then to all of them, and they
-take turns, so that a noisy machine is noisy for all.
+The peers' code is in `benchmarks/peers`. PyTorch has an interpreter of its own, with
+`benchmarks/peers/requirements-torch.txt`; without it its rows are left out. This is a
+benchmark of CPUs, on Linux: every contestant runs in its own process, pinned to one
+core and then to all of them, and they take turns, so that a noisy machine is noisy for
+all.
 """
 
 import argparse
-import functools
+import importlib
 import json
 import math
 import os
@@ -33,261 +35,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import _timing
+from benchmarks._meta_step_setting import (
+    ADAM_B1,
+    SETTINGS,
+    Program,
+    make_images,
+    make_weights,
+    meta_step_flops,
+)
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "meta_step.json"
-TASKS, WAYS, SHOTS = 32, 5, 1
-FILTERS, BLOCKS, IMAGE = 64, 4, 28
-EPSILON = 1e-5  # of the batch normalisation
-OUTER_RATE = 1e-3
-ADAM_B1 = 0.9
 
-
-class Setting(NamedTuple):
-    inner_steps: int
-    inner_rate: float
-    queries: int  # a class
-
-
-SETTINGS = {"one-step": Setting(1, 0.4, 1), "five-steps": Setting(5, 0.1, 15)}
-
-
-class Program(NamedTuple):
-    """A contestant, ready to run."""
-
-    step: Callable[[], float]  # one meta-step from where the last one ended; its loss
-    first_moment: Callable[[], list[np.ndarray]]  # Adam's, after the last step
-    compile_s: float | None  # None: compiles while the first step runs
-    temp_bytes: int | None  # None: see the growth of the process
-    framework: str
-
-
-# --- What is computed: weights, images, floating-point operations.
-
-
-def make_weights() -> dict[str, np.ndarray]:
-    """The network's weights, kernels [3, 3, I, O]."""
-    rng = np.random.default_rng(0)
-    weights = {}
-    for block in range(BLOCKS):
-        channels = 1 if block == 0 else FILTERS
-        kernel = (
-            rng.normal(size=(3, 3, channels, FILTERS)) * (2 / (9 * channels)) ** 0.5
-        )
-        # Not ones and zeros, with which a swapped pair would go unnoticed.
-        weights[f"kernel{block}"] = kernel
-        weights[f"scale{block}"] = 1 + 0.1 * rng.normal(size=FILTERS)
-        weights[f"bias{block}"] = 0.1 * rng.normal(size=FILTERS)
-    weights["head_kernel"] = rng.normal(size=(FILTERS, WAYS)) / FILTERS**0.5
-    weights["head_bias"] = 0.1 * rng.normal(size=WAYS)
-    return {name: value.astype(np.float32) for name, value in weights.items()}
-
-
-def make_images() -> np.ndarray:
-    """Two-coloured images of 100 classes, [C, E, H, W] uint8: a prototype and noise."""
-    rng = np.random.default_rng(1)
-    prototypes = rng.random((100, 1, IMAGE, IMAGE)) < 0.3
-    flipped = rng.random((100, 20, IMAGE, IMAGE)) < 0.1
-    return np.where(prototypes ^ flipped, 255, 0).astype(np.uint8)
-
-
-def meta_step_flops(setting: Setting) -> int:
-    """Floating-point operations (products and sums) that exact MAML needs for a step.
-
-    Only convolutions and the head are counted. With F for the forward pass of a set:
-
-    - a gradient takes 3 F: the forward pass, and as much each for the weights' and for
-      the inputs' derivatives;
-    - a Hessian-vector product takes another 6 F, the derivative of a gradient along a
-      direction: each of its products has two factors that move, hence two terms;
-    - so an inner step takes 9 F of the support set, and the gradient at the end 3 F of
-      the query set.
-
-    The first layer's inputs, the images, need no derivative and do not move: it takes
-    2 F for a gradient and 2 F for a product. Recomputing what was not kept, and
-    multiplying by the zeros of a padding, is not needed work and not counted apart.
-    """
-    layers = []
-    size, channels = IMAGE, 1
-    for _ in range(BLOCKS):
-        size = (size + 1) // 2
-        layers.append(2 * size**2 * 9 * channels * FILTERS)
-        channels = FILTERS
-    layers.append(2 * FILTERS * WAYS)
-    first, rest = layers[0], sum(layers[1:])
-    support = WAYS * SHOTS * (4 * first + 9 * rest)
-    query = WAYS * setting.queries * (2 * first + 3 * rest)
-    return TASKS * (setting.inner_steps * support + query)
-
-
-# --- JAX.
-
-
-def jaxmeta_start(setting, folder, cores, change=lambda learner: learner):
-    """The public way to a training step, with the benchmark's weights put in."""
-    import jax
-    import optax
-
-    import jaxmeta as jm
-
-    mesh = None
-    if cores > 1:
-        jax.config.update("jax_num_cpu_devices", cores)
-        mesh = jm.training.task_mesh()
-    learner = jm.maml(
-        jm.models.Conv4(FILTERS, head=WAYS, strided=True),
-        jm.losses.cross_entropy,
-        inner_tx=optax.sgd(setting.inner_rate),
-        inner_steps=setting.inner_steps,
-    )
-    sample_task = jm.tasks.few_shot(
-        np.load(folder / "images.npy"), ways=WAYS, shots=SHOTS, queries=setting.queries
-    )
-    estimator = jm.estimators.over_tasks(
-        change(learner), sample_task, num_tasks=TASKS, mesh=mesh
-    )
-    init, step = jm.training.make_train_step(estimator, optax.adam(OUTER_RATE))
-    state = init(jax.random.key(0))
-    weights = np.load(folder / "weights.npz")
-    params = {
-        f"Block_{i}": {
-            "kernel": weights[f"kernel{i}"],
-            "BatchNorm_0": {
-                "scale": weights[f"scale{i}"],
-                "bias": weights[f"bias{i}"],
-            },
-        }
-        for i in range(BLOCKS)
-    }
-    params["head"] = {"kernel": weights["head_kernel"], "bias": weights["head_bias"]}
-    params = jax.tree.map(jax.numpy.asarray, {"params": params})
-    state = state._replace(meta_params=params)
-    if mesh is not None:
-        everywhere = jax.NamedSharding(mesh, jax.P())
-        step, state = jax.device_put((step, state), everywhere)
-    return step, state
-
-
-def save_tasks(setting, folder, cores):
-    """Saves the tasks that jaxmeta's first step draws, for the others."""
-    import jax
-
-    def report_the_task(learner):
-        return learner._replace(
-            meta_grad=lambda key, meta_params, task, **extra: (meta_params, task)
-        )
-
-    step, state = jaxmeta_start(setting, folder, cores, change=report_the_task)
-    _, tasks = jax.jit(lambda step, state: step(state))(step, state)
-    np.savez(
-        folder / "tasks.npz",
-        support_inputs=tasks.support.inputs,
-        support_targets=tasks.support.targets,
-        query_inputs=tasks.query.inputs,
-        query_targets=tasks.query.targets,
-    )
-    return {}
-
-
-def load_tasks(folder):
-    """Support inputs, support targets, query inputs, query targets, [T, ...] each."""
-    tasks = np.load(folder / "tasks.npz")
-    names = ("support_inputs", "support_targets", "query_inputs", "query_targets")
-    return tuple(tasks[name] for name in names)
-
-
-def jax_program(step, carry, data, first_moment):
-    """A program from `step(carry, data) -> (carry, loss)`."""
-    import jax
-
-    compiled = _timing.compile_apart(step, carry, data, donate=(0,))
-
-    def advance():
-        nonlocal carry
-        carry, loss = jax.block_until_ready(compiled.call(carry, data))
-        return float(loss)
-
-    return Program(
-        step=advance,
-        first_moment=lambda: jax.tree.leaves(jax.device_get(first_moment(carry))),
-        compile_s=compiled.compile_s,
-        temp_bytes=compiled.temp_bytes,
-        framework=f"jax {jax.__version__}",
-    )
-
-
-def jaxmeta(setting, folder, cores):
-    train_step, state = jaxmeta_start(setting, folder, cores)
-
-    def step(state, train_step):
-        state, info = train_step(state)
-        return state, info.loss.mean()
-
-    return jax_program(step, state, train_step, lambda state: state.opt_state[0].mu)
-
-
-def jax_by_hand(setting, folder, cores, *, batching):
-    """What one writes without a library: flax, optax, and `grad` of `grad`."""
-    del cores  # XLA takes what the process has.
-    import flax.linen as nn
-    import jax
-    import jax.numpy as jnp
-    import optax
-
-    class BatchNorm(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-            mean = x.mean((0, 1, 2))
-            variance = jnp.square(x - mean).mean((0, 1, 2))
-            return (x - mean) * (scale * jax.lax.rsqrt(variance + EPSILON)) + bias
-
-    class Network(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            for _ in range(BLOCKS):
-                x = nn.Conv(FILTERS, (3, 3), strides=2, padding=1, use_bias=False)(x)
-                x = nn.relu(BatchNorm()(x))
-            return nn.Dense(WAYS)(x.mean((1, 2)))
-
-    def loss(params, inputs, targets):
-        outputs = Network().apply({"params": params}, inputs)
-        return optax.softmax_cross_entropy(outputs, targets).mean()
-
-    def task_loss(params, task):
-        support_inputs, support_targets, query_inputs, query_targets = task
-        # Under `vmap` a scan would lose that the first step's kernels are shared.
-        for _ in range(setting.inner_steps):
-            grads = jax.grad(loss)(params, support_inputs, support_targets)
-            params = optax.tree.add_scale(params, -setting.inner_rate, grads)
-        return loss(params, query_inputs, query_targets)
-
-    def step(carry, tasks):
-        params, opt_state = carry
-        one_task = functools.partial(jax.value_and_grad(task_loss), params)
-        over_tasks = {
-            "vmap": jax.vmap(one_task),
-            "map": lambda x: jax.lax.map(one_task, x),
-        }
-        losses, grads = over_tasks[batching](tasks)
-        grads = jax.tree.map(lambda g: g.mean(0), grads)
-        updates, opt_state = outer_tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), losses.mean()
-
-    outer_tx = optax.adam(OUTER_RATE)
-    weights = np.load(folder / "weights.npz")
-    params = {}
-    for i in range(BLOCKS):
-        params[f"Conv_{i}"] = {"kernel": weights[f"kernel{i}"]}
-        params[f"BatchNorm_{i}"] = {
-            "scale": weights[f"scale{i}"],
-            "bias": weights[f"bias{i}"],
-        }
-    params["Dense_0"] = {"kernel": weights["head_kernel"], "bias": weights["head_bias"]}
-    params = jax.tree.map(jnp.asarray, params)
-    tasks = jax.tree.map(jnp.asarray, load_tasks(folder))
-    carry = (params, outer_tx.init(params))
-    return jax_program(step, carry, tasks, lambda carry: carry[1][0].mu)
+# --- One contestant, in its own process.
 
 
 def matrix_product_peak(setting, folder, cores):
@@ -303,184 +62,33 @@ def matrix_product_peak(setting, folder, cores):
     return {"flops_per_second": max(map(flops_per_second, (1024, 1536, 2048)))}
 
 
-# --- PyTorch.
+def imported(module: str, function: str, **options: str) -> Callable[..., Any]:
+    """A function of `benchmarks`, whose module is imported when it is called.
 
-
-def torch_network(lowering):
-    """`(params, inputs) -> logits`; params are in the order of `make_weights`.
-
-    Convolution and normalisation are the fastest pair of each layout: `F.conv2d` with
-    `F.batch_norm` on [N, C, H, W], or, on [N, H, W, C], shifted slices and a matrix
-    product (im2col; `F.unfold` is slower) with the normalisation spelled out.
+    By then its process is pinned, and it is the interpreter that has the library.
     """
-    import torch
-    import torch.nn.functional as F
 
-    def conv_norm(x, kernel, scale, bias):
-        x = F.conv2d(x, kernel, stride=2, padding=1)
-        return F.batch_norm(x, None, None, scale, bias, training=True, eps=EPSILON)
+    def call(*args):
+        room = importlib.import_module(f"benchmarks.{module}")
+        return getattr(room, function)(*args, **options)
 
-    def im2col_norm(x, kernel, scale, bias):
-        size = (x.shape[1] + 1) // 2
-        x = F.pad(x, (0, 0, 1, 1, 1, 1))
-        shifts = [slice(i, i + 2 * size - 1, 2) for i in range(3)]
-        x = torch.cat(
-            [x[:, rows, columns] for rows in shifts for columns in shifts], -1
-        )
-        x = x @ kernel
-        x = x - x.mean((0, 1, 2), keepdim=True)
-        variance = x.square().mean((0, 1, 2), keepdim=True)
-        return x * (scale * torch.rsqrt(variance + EPSILON)) + bias
-
-    block = {"conv2d": conv_norm, "im2col": im2col_norm}[lowering]
-    positions = {"conv2d": (2, 3), "im2col": (1, 2)}[lowering]
-
-    def network(params, x):
-        *blocks, head_kernel, head_bias = params
-        for i in range(BLOCKS):
-            x = F.relu(block(x, *blocks[3 * i : 3 * i + 3]))
-        return F.linear(x.mean(positions), head_kernel, head_bias)
-
-    return network
+    return call
 
 
-def torch_inputs(folder, lowering):
-    """Parameters and tasks in the layout of the lowering."""
-    import torch
-
-    channels_first = lowering == "conv2d"
-
-    def as_parameter(name, value):
-        if name.startswith("kernel"):
-            flat = value.reshape(-1, FILTERS)
-            value = value.transpose(3, 2, 0, 1) if channels_first else flat
-        value = value.T if name == "head_kernel" else value
-        return torch.from_numpy(np.ascontiguousarray(value))
-
-    def as_inputs(images):
-        images = images.transpose(0, 1, 4, 2, 3) if channels_first else images
-        return torch.from_numpy(np.ascontiguousarray(images))
-
-    def as_labels(one_hot):
-        return torch.from_numpy(one_hot.argmax(-1))
-
-    weights = np.load(folder / "weights.npz")
-    params = tuple(as_parameter(name, weights[name]) for name in weights.files)
-    support_x, support_y, query_x, query_y = load_tasks(folder)
-    support = as_inputs(support_x), as_labels(support_y)
-    return params, (*support, as_inputs(query_x), as_labels(query_y))
-
-
-def torch_func(setting, folder, cores, *, lowering, batching):
-    """`torch.func.grad` of `grad`, under `vmap`, or compiled and one task at a time."""
-    import torch
-    import torch.nn.functional as F
-    from torch.func import grad, grad_and_value, vmap
-
-    network = torch_network(lowering)
-
-    def loss(params, inputs, labels):
-        return F.cross_entropy(network(params, inputs), labels)
-
-    def task_loss(params, support_inputs, support_labels, query_inputs, query_labels):
-        for _ in range(setting.inner_steps):
-            grads = grad(loss)(params, support_inputs, support_labels)
-            params = tuple(
-                p - setting.inner_rate * g for p, g in zip(params, grads, strict=True)
-            )
-        return loss(params, query_inputs, query_labels)
-
-    one_task = grad_and_value(task_loss)
-
-    def vmapped(params, tasks):
-        grads, losses = vmap(one_task, (None, 0, 0, 0, 0))(params, *tasks)
-        return [g.mean(0) for g in grads], losses.mean()
-
-    meta_grad = vmapped
-    if batching == "compile":
-        meta_grad = torch_one_by_one(torch.compile(one_task))
-    return torch_program(meta_grad, *torch_inputs(folder, lowering), cores)
-
-
-def torch_autograd(setting, folder, cores):
-    """The classic loop: `torch.autograd.grad(..., create_graph=True)`."""
-    import torch
-    import torch.nn.functional as F
-
-    network = torch_network("conv2d")
-
-    def one_task(params, support_inputs, support_labels, query_inputs, query_labels):
-        params = task_params = [p.detach().requires_grad_() for p in params]
-        for _ in range(setting.inner_steps):
-            loss = F.cross_entropy(network(task_params, support_inputs), support_labels)
-            grads = torch.autograd.grad(loss, task_params, create_graph=True)
-            task_params = [
-                p - setting.inner_rate * g
-                for p, g in zip(task_params, grads, strict=True)
-            ]
-        loss = F.cross_entropy(network(task_params, query_inputs), query_labels)
-        return torch.autograd.grad(loss, params), loss.detach()
-
-    inputs = torch_inputs(folder, "conv2d")
-    return torch_program(torch_one_by_one(one_task), *inputs, cores)
-
-
-def torch_one_by_one(one_task):
-    """The mean of `one_task(params, *task) -> (grads, loss)` over tasks, in a loop."""
-    import torch
-
-    def meta_grad(params, tasks):
-        total, total_loss = None, 0.0
-        for task in zip(*tasks, strict=True):
-            grads, loss = one_task(params, *task)
-            total_loss = total_loss + loss
-            if total is None:
-                total = list(grads)
-            else:
-                torch._foreach_add_(total, grads)
-        return [g / TASKS for g in total], total_loss / TASKS
-
-    return meta_grad
-
-
-def torch_program(meta_grad, params, tasks, cores):
-    import torch
-
-    torch.set_num_threads(cores)
-    optimizer = torch.optim.Adam(params, lr=OUTER_RATE, betas=(ADAM_B1, 0.999))
-
-    def step():
-        grads, loss = meta_grad(params, tasks)
-        for param, gradient in zip(params, grads, strict=True):
-            param.grad = gradient
-        optimizer.step()
-        return float(loss)
-
-    return Program(
-        step=step,
-        first_moment=lambda: [optimizer.state[p]["exp_avg"].numpy() for p in params],
-        compile_s=None,
-        temp_bytes=None,
-        framework=f"torch {torch.__version__}",
-    )
-
-
-# --- One contestant, in its own process.
-
+OURS, JAX, TORCH = "_meta_step_ours", "peers.jax_by_hand", "peers.torch_func"
 CONTESTANTS: dict[str, Callable[..., Program]] = {
-    "jaxmeta": jaxmeta,
-    "jax-vmap": functools.partial(jax_by_hand, batching="vmap"),
-    "jax-map": functools.partial(jax_by_hand, batching="map"),
-    "torch-vmap": functools.partial(torch_func, lowering="conv2d", batching="vmap"),
-    "torch-vmap-im2col": functools.partial(
-        torch_func, lowering="im2col", batching="vmap"
-    ),
-    "torch-loop": torch_autograd,
-    "torch-compile": functools.partial(
-        torch_func, lowering="im2col", batching="compile"
-    ),
+    "jaxmeta": imported(OURS, "maml"),
+    "jax-vmap": imported(JAX, "maml", batching="vmap"),
+    "jax-map": imported(JAX, "maml", batching="map"),
+    "jax-grad-of-mean": imported(JAX, "maml", batching="grad-of-mean"),
+    "torch-vmap": imported(TORCH, "maml", lowering="conv2d", batching="vmap"),
+    "torch-vmap-im2col": imported(TORCH, "maml", lowering="im2col", batching="vmap"),
+    "torch-loop": imported(TORCH, "autograd_loop"),
+    "torch-compile": imported(TORCH, "maml", lowering="im2col", batching="compile"),
 }
-ERRANDS = {"save-tasks": save_tasks, "peak": matrix_product_peak}
+# Steps of many times the others': warmed up by the checked one, timed twice a round.
+SLOW = {"jax-grad-of-mean"}
+ERRANDS = {"save-tasks": imported(OURS, "save_tasks"), "peak": matrix_product_peak}
 
 
 def run_contestant(name, setting, folder, cores, seconds):
@@ -499,8 +107,11 @@ def run_contestant(name, setting, folder, cores, seconds):
         "compile_s": first_s if program.compile_s is None else program.compile_s,
     }
     if seconds:
-        program.step()
-        report["run"] = _timing.repeat(program.step, seconds=seconds)._asdict()
+        if name not in SLOW:
+            program.step()
+        least = 2 if name in SLOW else 3
+        run = _timing.repeat(program.step, seconds=seconds, least=least)
+        report["run"] = run._asdict()
     xla = program.temp_bytes is not None
     report["temp_bytes"] = program.temp_bytes if xla else peak_memory() - before
     return report
@@ -562,14 +173,8 @@ def check_agreement(rows: list[dict[str, Any]]) -> None:
                 )
 
 
-def compare(place: Place, all_cores: list[int], rounds: int, seconds: float, console):
-    """Checks every contestant, then times them in turns; returns rows and peaks."""
-    names = [
-        name
-        for name in CONTESTANTS
-        if place.torch_python or not name.startswith("torch")
-    ]
-    turns = [(cores, name) for cores in all_cores for name in names]
+def compare(place: Place, turns, rounds: int, seconds: float, console):
+    """Checks every (cores, contestant), then times them; returns rows and peaks."""
     run_process(place, "save-tasks", 1)
     rows = []
     for cores, name in turns:
@@ -577,9 +182,9 @@ def compare(place: Place, all_cores: list[int], rounds: int, seconds: float, con
         report = run_process(place, name, cores)
         rows.append({"contestant": name, "cores": cores, **report, "rounds": []})
     check_agreement(rows)
-    peaks = dict.fromkeys(all_cores, 0.0)
+    peaks = dict.fromkeys((cores for cores, _ in turns), 0.0)
     for number in range(rounds):
-        for cores in all_cores:
+        for cores in peaks:
             report = run_process(place, "peak", cores)
             peaks[cores] = max(peaks[cores], report["flops_per_second"])
         for row in rows:
@@ -634,7 +239,7 @@ def print_table(console, result) -> None:
     )
     torch_rows = [r for r in result["rows"] if r["contestant"].startswith("torch")]
     if not torch_rows:
-        console.print("No PyTorch rows: give its interpreter by --torch-python.")
+        console.print("No PyTorch rows: they need --torch-python.")
     ours = [row for row in result["rows"] if row["contestant"] == "jaxmeta"]
     for our in ours if torch_rows else ():
         # A second thread can cost more than it brings: nobody has to use it.
@@ -666,8 +271,9 @@ def benchmark(arguments: argparse.Namespace) -> None:
         place = Place(arguments.setting, pathlib.Path(folder), arguments.torch_python)
         np.savez(place.folder / "weights.npz", **make_weights())
         np.save(place.folder / "images.npy", make_images())
+        turns = [(cores, name) for cores in all_cores for name in arguments.only]
         rows, peaks = compare(
-            place, all_cores, arguments.rounds, arguments.seconds, console
+            place, turns, arguments.rounds, arguments.seconds, console
         )
     summarise_rows(rows, peaks, flops)
     result = {
@@ -684,10 +290,24 @@ def benchmark(arguments: argparse.Namespace) -> None:
     save(result, arguments.out)
 
 
+def chosen(names: str) -> list[str]:
+    """Those of `CONTESTANTS` in "A,B", in the table's order."""
+    wanted = names.split(",")
+    unknown = ", ".join(name for name in wanted if name not in CONTESTANTS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such contestants: {unknown}")
+    if "jaxmeta" not in wanted:
+        raise argparse.ArgumentTypeError("jaxmeta, which sets the ratio, is missing")
+    return [name for name in CONTESTANTS if name in wanted]
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--setting", choices=SETTINGS, default="one-step")
     parser.add_argument("--torch-python", help="interpreter that has PyTorch")
+    parser.add_argument(
+        "--only", type=chosen, metavar="A,B", help="the contestants, jaxmeta among them"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing a round")
     parser.add_argument("--cores", type=int, help="default: one, then all")
@@ -698,6 +318,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.contestant and not (arguments.folder and arguments.cores):
         parser.error("--contestant needs --folder and --cores")
+    with_torch = bool(arguments.torch_python)
+    runnable = [x for x in CONTESTANTS if with_torch or not x.startswith("torch")]
+    arguments.only = arguments.only or runnable
+    if not set(arguments.only) <= set(runnable):
+        parser.error("PyTorch's contestants need --torch-python")
     return arguments
 
 
