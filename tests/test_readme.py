@@ -13,11 +13,11 @@ def test_the_example_runs_and_adaptation_helps():
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line]) <= 15
     names = {}
-    exec(example.replace("length=5000", "length=500"), names)
+    exec(example.replace("length=20_000", "length=2000"), names)
     losses = names["result"].loss.mean
     assert losses[1] < losses[0]
     assert isinstance(names["state"].meta_params, dict)
-    assert jax.tree.leaves(names["infos"])[0].shape[0] == 500
+    assert jax.tree.leaves(names["infos"])[0].shape[0] == 2000
 
 
 def test_the_table_names_files_and_recipes_that_exist():

@@ -1,0 +1,13 @@
+"""Pictures of runs and tasks, by matplotlib (`pip install 'jaxmeta[plots]'`).
+
+Nothing goes through pyplot: each function draws on `ax`, or on a new
+`matplotlib.figure.Figure`, and returns the axes. `ax.figure.savefig(path)` writes the
+picture; in a notebook with `%matplotlib inline`, `ax.figure` shows it.
+"""
+
+from jaxmeta.plots._curves import (
+    adaptation_curve as adaptation_curve,
+    learning_curve as learning_curve,
+)
+from jaxmeta.plots._run import plot_run as plot_run
+from jaxmeta.plots._sheet import task_sheet as task_sheet

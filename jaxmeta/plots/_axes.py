@@ -1,0 +1,36 @@
+"""What every plot needs: figures without pyplot, two colors, labels and a legend."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Apart in lightness too, for grey prints.
+DARK, LIGHT = "#1b4f8a", "#e08214"
+
+
+def figure(width: float = 5.0) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Plots need matplotlib: pip install 'jaxmeta[plots]'"
+        ) from error
+    return Figure((width, 3.5), layout="constrained")
+
+
+def finish(ax, name, curves=(), **legend):
+    """Labels y, adds the legend, and a log axis if the losses of `curves` span it."""
+    ax.set_ylabel(f"{name} (%)" if name.startswith("accuracy") else name)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", which="both", color="0.9")
+    ax.set_axisbelow(True)
+    sizes = {"fontsize": "small", "title_fontsize": "small"}
+    ax.legend(frameon=False, handlelength=3, **sizes, **legend)
+    finite = [y for curve in curves for y in curve if np.isfinite(y)]
+    if name == "loss" and finite and 0 < 10 * min(finite) < max(finite):
+        ax.set_yscale("log", subs=[2, 5])
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter("{x:g}")

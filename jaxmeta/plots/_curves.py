@@ -1,0 +1,162 @@
+"""Curves over meta-steps and over inner steps."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxmeta import training
+from jaxmeta.plots import _axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def learning_curve(
+    records: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    metric: str = "loss",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws a metric over meta-training: a training curve and validation points.
+
+    A long run gets a running mean over its records. Several runs (seeds) get their
+    mean, at the steps that all of them have, and a band from the least run to the
+    greatest.
+
+    Args:
+      records: of a run, as `jaxmeta.training.read_metrics` gives them; or one such
+        list a run.
+      metric: which; an accuracy is shown in %. A loss that spans more than a factor
+        of ten gets a logarithmic axis.
+      ax: where to draw; None makes a figure.
+
+    Raises:
+      ValueError: if there are no records, or the runs share no step with this metric.
+      ImportError: without matplotlib.
+
+    Example:
+      >>> records = [{"step": 10, "loss": 4.0, "validation_loss": 3.0},
+      ...            {"step": 20, "loss": 2.0, "validation_loss": 2.5}]
+      >>> for line in learning_curve(records).lines:
+      ...     print(line.get_label(), line.get_ydata())
+      training [4. 2.]
+      validation [3.  2.5]
+    """
+    is_one = bool(records) and isinstance(records[0], Mapping)
+    runs: Any = [records] if is_one else records
+    if not runs or not all(runs):
+        raise ValueError("`records` is empty: nothing was logged yet.")
+    curves = [_align(runs, metric), _align(runs, f"validation_{metric}")]
+    if not any(steps for steps, _ in curves):
+        found = sorted(set().union(*(record for run in runs for record in run)))
+        raise ValueError(
+            f"`metric` {metric!r} is at no step that the runs share; they have {found}."
+        )
+    ax = _axes.figure().subplots() if ax is None else ax
+    of_runs = f", mean of {len(runs)} runs" if len(runs) > 1 else ""
+    for (steps, values), name, style, color in zip(
+        curves,
+        ("training", "validation"),
+        ("-", "o--"),
+        (_axes.DARK, _axes.LIGHT),
+        strict=True,
+    ):
+        if not steps:
+            continue
+        reach = len(steps) // 50 if name == "training" and not of_runs else 0
+        if reach:
+            ax.plot(steps, values[0], color="0.7", linewidth=1, label=name)
+            name += f", running mean of {2 * reach + 1} records"
+            values = _running_mean(values[0], reach)[None]
+        edges = (values.min(0), values.max(0)) if of_runs else None
+        _draw_curve(ax, steps, values.mean(0), edges, name + of_runs, style, color)
+    ax.set_xlabel("meta-steps")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    title = "bands from the least run to the greatest" if of_runs else None
+    _axes.finish(ax, metric, [values.ravel() for _, values in curves], title=title)
+    return ax
+
+
+def adaptation_curve(
+    evaluation: training.Evaluation | Mapping[str, Any],
+    *,
+    metric: str = "loss",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws a metric over inner steps 0 ... K: means with 95 % bands over tasks.
+
+    Args:
+      evaluation: what `jaxmeta.training.evaluate` returned, or the dict under `test` in
+        a run's `summary.json`, with its inductive curve if it has one.
+      metric: which, leaves [K + 1]; an accuracy is shown in %.
+      ax: where to draw; None makes a figure.
+
+    Raises:
+      ValueError: if the evaluation has no such metric.
+      ImportError: without matplotlib.
+
+    Example:
+      >>> loss = {"mean": [3.0, 1.0, 0.5], "interval": [0.5, 0.25, 0.125]}
+      >>> ax = adaptation_curve({"num_tasks": 100, "loss": loss})
+      >>> print(ax.lines[0].get_xdata(), ax.lines[0].get_ydata())
+      [0 1 2] [3.  1.  0.5]
+    """
+    if not isinstance(evaluation, Mapping):
+        found = {"loss": evaluation.loss, **evaluation.metrics}
+        num_tasks = evaluation.loss.per_task.shape[0]
+        tables = {name: value._asdict() for name, value in found.items()}
+        evaluation = {"num_tasks": num_tasks, **tables}
+    if metric not in evaluation:
+        known = [name for name in evaluation if name not in ("num_tasks", "inductive")]
+        raise ValueError(f"`metric` {metric!r} was not evaluated, only {known}.")
+    label = "mean and 95 % interval"
+    if "num_tasks" in evaluation:  # The dict under `inductive` has none.
+        label += f" over {evaluation['num_tasks']:,} tasks"
+    curves, title = {label: evaluation[metric]}, None
+    if metric in (inductive := evaluation.get("inductive", {})):
+        curves = {"transductive": evaluation[metric], "inductive": inductive[metric]}
+        title = label
+    ax = _axes.figure().subplots() if ax is None else ax
+    drawn = []
+    for (name, curve), style, color in zip(
+        curves.items(), ("o-", "s--"), (_axes.DARK, _axes.LIGHT), strict=False
+    ):
+        mean, interval = (_scale(metric, curve[key]) for key in ("mean", "interval"))
+        edges = (mean - interval, mean + interval)
+        _draw_curve(ax, np.arange(len(mean)), mean, edges, name, style, color)
+        drawn += edges
+    ax.set_xlabel("inner steps")
+    ax.locator_params(axis="x", integer=True)
+    _axes.finish(ax, metric, drawn, title=title)
+    return ax
+
+
+def _draw_curve(ax, x, mean, edges, label, style, color):
+    """Draws a line and its band `edges`, a bar if there is but one point."""
+    if len(x) == 1:
+        style = style.strip("-") or "o"
+    ax.plot(x, mean, style, color=color, markersize=4, label=label)
+    if edges is None:
+        return
+    if len(x) == 1:
+        ax.vlines(x, *edges, color=color)
+    ax.fill_between(x, *edges, color=color, alpha=0.25, linewidth=0)
+
+
+def _scale(metric, values):
+    return np.asarray(values, float) * (100 if metric.startswith("accuracy") else 1)
+
+
+def _align(runs, name):
+    """Returns the steps at which all runs have `name`, and its values [runs, S]."""
+    tables = [{r["step"]: r[name] for r in run if name in r} for run in runs]
+    steps = sorted(set.intersection(*map(set, tables)))
+    values = [[table[step] for step in steps] for table in tables]
+    return steps, _scale(name.removeprefix("validation_"), values)
+
+
+def _running_mean(values, reach):
+    """Averages `reach` neighbours on either side, fewer (equally many) at the ends."""
+    reaches = [min(reach, k, len(values) - 1 - k) for k in range(len(values))]
+    return np.array([values[k - n : k + n + 1].mean() for k, n in enumerate(reaches)])

@@ -1,0 +1,94 @@
+"""All the plots of a run folder."""
+
+import json
+import os
+import pathlib
+import textwrap
+
+import jax
+from jax.tree_util import Partial
+
+from jaxmeta import training
+from jaxmeta.plots import _axes, _curves, _sheet
+
+
+def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
+    """Draws a run folder's `learning_curve`, `adaptation_curve` and `tasks`.
+
+    They go to its `plots/` as PNG, each whole or not at all. The adaptation curve needs
+    a tested run; `tasks` shows three test tasks.
+
+    Returns:
+      The files.
+
+    Raises:
+      ValueError: if it is no run folder, has no metrics yet, or is damaged.
+      OSError: if it cannot be written.
+      ImportError: without matplotlib.
+    """
+    from jaxmeta import recipes  # Only here: recipes depend on the command line's tyro.
+
+    _axes.figure()  # Without matplotlib, fail first.
+    run = recipes.open_run(directory)
+    path = run.directory / "metrics.jsonl"
+    records = training.read_metrics(path) if path.exists() else []
+    if not records:
+        raise ValueError(
+            f"{run.directory} has no metrics yet: `jaxmeta train {run.name} --out "
+            f"{run.directory}` goes on with it."
+        )
+    metrics = [name for name in ("loss", "accuracy") if name in records[0]]
+
+    def draw_panels(draw, content):
+        figure = _axes.figure(width=5 * len(metrics))
+        axes = figure.subplots(1, len(metrics), squeeze=False)[0]
+        for ax, metric in zip(axes, metrics, strict=True):
+            draw(content, metric=metric, ax=ax)
+        loss = run.recipe.tasks.loss.__name__.replace("_", " ")
+        axes[0].set_ylabel(f"loss ({loss})")
+        figure.suptitle(run.name)
+        return figure
+
+    folder = run.directory / "plots"
+    paths = [
+        _save(
+            draw_panels(_curves.learning_curve, records), folder / "learning_curve.png"
+        )
+    ]
+    if (path := run.directory / "summary.json").exists():
+        try:
+            summary = json.loads(path.read_text())
+            figure = draw_panels(_curves.adaptation_curve, summary["test"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read: {error}.") from error
+        if published := summary.get("published"):
+            note = textwrap.fill(f"published: {published}", 75 * len(metrics))
+            figure.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
+        paths.append(_save(figure, folder / "adaptation_curve.png"))
+    figure = _draw_tasks(run.recipe)
+    figure.suptitle(f"{run.name}: three test tasks")
+    return [*paths, _save(figure, folder / "tasks.png")]
+
+
+def _draw_tasks(recipe):
+    sample_task = recipe.tasks.splits().test
+    if not isinstance(sample_task, Partial):  # A Partial's arrays are arguments of jit.
+        sample_task = Partial(sample_task)
+    sample = jax.jit(lambda sample_task, key: sample_task(key))
+    figure = _axes.figure(width=12)
+    axes = figure.subplots(1, 3)
+    keys = jax.random.split(jax.random.key(recipe.seed), 3)
+    for ax, key in zip(axes, keys, strict=True):
+        _sheet.task_sheet(sample(sample_task, key), ax=ax)
+    if axes[0].images:
+        _sheet.fit_to_sheets(figure)
+    return figure
+
+
+def _save(figure, path):
+    """Writes whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_suffix(".tmp")
+    figure.savefig(new, format="png", dpi=150)
+    os.replace(new, path)
+    return path
