@@ -198,13 +198,13 @@ def test_mlp_is_dense_layers_with_relu_between(key, x64):
     np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-12)
 
 
-def test_mlp_starts_he_normal(key):
-    params = jm.models.MLP([200, 1]).init(key, jnp.ones((1, 50)))["params"]
-    kernel = np.asarray(params["Dense_0"]["kernel"])
-    deviation = np.sqrt(2 / 50)
-    standard_error = deviation / np.sqrt(2 * kernel.size)
-    assert abs(kernel.std() - deviation) < 4 * standard_error
-    assert not params["Dense_0"]["bias"].any()
+def test_mlp_starts_uniform_in_one_over_root_fan_in(key):
+    params = jm.models.MLP([2000, 1]).init(key, jnp.ones((1, 49)))["params"]
+    for leaf in map(np.asarray, params["Dense_0"].values()):
+        assert 0.99 / 7 < leaf.max() <= 1 / 7
+        assert -1 / 7 <= leaf.min() < -0.99 / 7
+        standard_error = 1 / 7 / np.sqrt(3 * leaf.size)
+        assert abs(leaf.mean()) < 4 * standard_error
 
 
 def test_mlp_without_layers_is_named(key):
