@@ -1,4 +1,25 @@
-"""jaxmeta: functional meta-learning in JAX."""
+"""jaxmeta: functional meta-learning in JAX.
+
+  maml                a learner: `MetaLearner`, five pure functions of one task
+  losses, models      what learners are made of
+  tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...
+  estimators          meta-gradients over batches of tasks: over_tasks
+  training            make_train_step, evaluate, fit, save, load
+  optimizers          rules for inner loops, as optax transformations
+  plots               learning and adaptation curves, sheets of tasks
+  recipes, cli        named experiments and the command line
+
+Example:
+  >>> import jax, optax, jaxmeta as jm
+  >>> sample_task = jm.tasks.sinusoid(shots=10, queries=10)
+  >>> learner = jm.maml(jm.models.MLP([40, 40, 1]), jm.losses.squared_error,
+  ...                   inner_tx=optax.sgd(0.01), inner_steps=1)
+  >>> estimator = jm.estimators.over_tasks(learner, sample_task, num_tasks=25)
+  >>> init, step = jm.training.make_train_step(estimator, optax.adam(1e-3))
+  >>> state, info = jax.jit(step)(init(jax.random.key(0)))
+  >>> info.loss.shape
+  (25,)
+"""
 
 from importlib import metadata as _metadata
 

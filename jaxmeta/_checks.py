@@ -89,3 +89,30 @@ def check_scalar_loss(name: str, loss: jax.Array) -> None:
             f"`{name}` must return a float scalar, got shape {jnp.shape(loss)} and "
             f"dtype {jnp.result_type(loss)}. Losses here take the mean over examples."
         )
+
+
+def check_like(name: str, tree: Any, like: Any) -> None:
+    """Raises unless `tree` has the structure and the shapes of `like`."""
+    shapes = [
+        {jax.tree_util.keystr(path): jnp.shape(x) for path, x in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (tree, like))
+    ]
+    if shapes[0] != shapes[1]:
+        got, expected = (
+            {path: shape for path, shape in a.items() if b.get(path) != shape}
+            for a, b in (shapes, reversed(shapes))
+        )
+        raise ValueError(
+            f"`{name}` is of another architecture: got {got}, expected {expected}."
+        )
+
+
+def check_transformation(name: str, tx: Any) -> None:
+    """Raises unless `tx` has the functions of an optax or a learned rule."""
+    if not (
+        hasattr(tx, "init") and (hasattr(tx, "update") or hasattr(tx, "transform"))
+    ):
+        raise ValueError(
+            f"`{name}` must be an optax transformation such as `optax.sgd(0.1)`, or a "
+            f"`LearnedOptimizer`, got {tx!r}."
+        )

@@ -23,9 +23,11 @@ def normalize(model: base.ModelLike) -> NormalModel:
     """
     for name in ("init", "apply"):
         if not callable(getattr(model, name, None)):
+            is_class = isinstance(model, type)
+            got = f"the class {model.__name__}" if is_class else type(model).__name__
             raise ValueError(
-                f"`model` must have callable `init` and `apply`, got "
-                f"{type(model).__name__} without `{name}`. Plain functions go in as "
+                f"`model` must have callable `init` and `apply`, got {got} without "
+                f"`{name}`. Plain functions go in as "
                 "`jaxmeta.Model(init, apply)`; a flax.nnx Module through "
                 "`jaxmeta.models.from_nnx`."
             )

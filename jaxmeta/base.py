@@ -161,11 +161,13 @@ class MetaLearner(NamedTuple):
     differentiate none, and what users compose is `outer_tx.update(meta_grads, ...)`.
 
     Attributes:
-      init: draws meta-parameters.
-      adapt: turns meta-parameters and a support set into task parameters.
-      predict: applies task parameters to inputs.
-      meta_grad: estimates the meta-gradient, ready for any optax chain.
-      evaluate: query loss and metrics after each inner step.
+      init: `(key, task) -> meta_params`.
+      adapt: `(key, meta_params, support) -> (task_params, info)`.
+      predict: `(task_params, inputs) -> outputs`.
+      meta_grad: `(key, meta_params, task) -> (meta_grads, info)`, ready for any optax
+        chain.
+      evaluate: `(key, meta_params, task, inner_steps=None) -> EvalInfo`, query loss and
+        metrics after each inner step.
     """
 
     init: InitFn

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib.metadata
 import itertools
 import os
 import pathlib
@@ -80,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
         return 0
+    if argv[0] == "--version":
+        print(importlib.metadata.version("jaxmeta"))
+        return 0
     from jaxmeta.training import DivergedError
 
     try:
@@ -132,14 +136,15 @@ def _train(argv: list[str]) -> None:
         argv,
         f"train {name}",
         default=TrainArgs(recipe),
-        description=f"{recipe.summary}. Published: {recipe.published}.",
+        description=f"{recipe.summary}. Published: {recipe.published or 'nothing'}.",
     )
     _start_jax()
     print(f"{name}: {recipe.summary}. Run folder: {args.out}")
     with _Progress(args.recipe) as progress:
         summary = recipes.train_run(name, args.recipe, args.out, progress.report)
     _print_test(summary["test"])
-    print(f"published: {summary['published']}")
+    if summary["published"]:
+        print(f"published: {summary['published']}")
     print(f"{summary['steps']} meta-steps in {summary['train_seconds']:.0f} s")
     _draw(args.out)
     for path in sorted(args.out.rglob("*")):
@@ -186,7 +191,7 @@ def _draw(run: pathlib.Path) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        print("no plots: pip install 'jaxmeta[plots]', then jaxmeta plot", run)
+        print("no plots: pip install matplotlib, then jaxmeta plot", run)
         return
     from jaxmeta import plots
 

@@ -82,6 +82,11 @@ def _one_hot(outputs: jax.Array, targets: jax.Array) -> jax.Array:
         raise ValueError(f"`outputs` must be logits [N, W], got {outputs.shape}.")
     if targets.shape == outputs.shape:
         return targets
+    if targets.shape[:-1] == outputs.shape[:-1] and targets.ndim == outputs.ndim:
+        raise ValueError(
+            f"The model has {outputs.shape[-1]} outputs, but `targets` are of "
+            f"{targets.shape[-1]} classes: give it as many outputs."
+        )
     if targets.shape != outputs.shape[:-1]:
         raise ValueError(
             f"`targets` must be one-hot {outputs.shape} or integer labels "
@@ -90,6 +95,6 @@ def _one_hot(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(
             f"`targets` of shape {targets.shape} are labels and must be integers, got "
-            f"{targets.dtype}."
+            f"{targets.dtype}: `targets.astype(int)`."
         )
     return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)

@@ -313,6 +313,13 @@ def test_conv4_is_transductive_by_default(conv4_images):
     assert np.abs(got[:2] - two).max() > 0.01
 
 
+def test_conv4_names_images_too_small_to_pool(key):
+    with pytest.raises(ValueError, match=r"under 16x16, got shape \(3, 15, 28, 1\)"):
+        jm.models.Conv4(8).init(key, jnp.ones((3, 15, 28, 1)))
+    jm.models.Conv4(8).init(key, jnp.ones((3, 16, 16, 1)))
+    jm.models.Conv4(8, strided=True).init(key, jnp.ones((3, 8, 8, 1)))
+
+
 def test_conv4_refuses_what_is_no_batch_of_images(key):
     with pytest.raises(ValueError, match=r"takes images.*got shape \(16, 16, 1\)"):
         jm.models.Conv4(2).init(key, jnp.ones((16, 16, 1)))

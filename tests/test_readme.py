@@ -3,14 +3,16 @@
 import pathlib
 import re
 
+import chex
 import jax
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_example_runs_and_adaptation_helps():
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
+    example, *others = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line]) <= 15
     names = {}
     exec(example.replace("length=20_000", "length=2000"), names)
@@ -18,6 +20,17 @@ def test_the_example_runs_and_adaptation_helps():
     assert losses[1] < losses[0]
     assert isinstance(names["state"].meta_params, dict)
     assert jax.tree.leaves(names["infos"])[0].shape[0] == 2000
+
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    adapt, own_data = others
+    exec(adapt, names)
+    assert names["outputs"].shape == (10, 1)
+    assert (tmp_path / "adaptation.png").stat().st_size > 0
+    exec(own_data.partition("def sample_task")[0], names)
+    assert names["sample_task"](names["key"]).query.targets.shape == (25, 5)
+    exec(own_data, names)
+    chex.assert_shape(names["sample_task"](names["key"]).support.inputs, (10, 1))
 
 
 def test_the_table_names_files_and_recipes_that_exist():

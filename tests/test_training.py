@@ -176,6 +176,27 @@ class TestEvaluate:
         assert lines[0].split() == ["inner", "steps", "loss"]
         assert lines[2].split()[1] == f"{float(result.loss.mean[1]):.4g}"
 
+    def test_prints_a_table_for_each_seed(self, key):
+        learner = maml()
+        meta_params = jax.vmap(lambda k: learner.init(k, regression_task(k)))(
+            jax.random.split(key, 2)
+        )
+        evaluate = lambda params: jm.training.evaluate(
+            learner, params, regression_task, num_tasks=5, key=key
+        )
+        result = jax.vmap(evaluate)(meta_params)
+        assert result.loss.mean.shape == (2, 3)
+        one = evaluate(jax.tree.map(lambda x: x[1], meta_params))
+        first, second = str(result).split("[1]\n")
+        assert first.startswith("[0]\ninner steps")
+        assert second == str(one) == repr(one)
+
+    def test_parameters_of_another_model_are_named(self, key):
+        with pytest.raises(
+            ValueError, match="`meta_params` is of another architecture"
+        ):
+            jm.training.evaluate(maml(), {}, regression_task, num_tasks=2, key=key)
+
     @pytest.mark.parametrize("name", ["num_tasks", "inner_steps", "tasks_per_chunk"])
     def test_bad_counts_are_named(self, name, key):
         options = {"num_tasks": 2, name: -1}
@@ -280,7 +301,10 @@ class TestFit:
     def test_divergence_is_said_and_checkpoints_stay(self, tmp_path):
         _fit(tmp_path, num_steps=10)
         wild = _train_step(LEARNER, outer_tx=optax.adam(1e30))
-        with pytest.raises(jm.training.DivergedError, match="Lower the inner or outer"):
+        with pytest.raises(
+            jm.training.DivergedError,
+            match=r"Lower the inner or outer.*Adam inside MAML",
+        ):
             jm.training.fit(
                 wild,
                 num_steps=40,

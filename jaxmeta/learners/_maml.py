@@ -63,9 +63,9 @@ def maml(
       `MamlParams(params, theta)` with a learned inner rule.
 
     Raises:
-      ValueError: if `inner_steps` is not a positive int, `hvp` is unknown, or, while
-        tracing, the support is ragged or empty, parameters are not floats, or the
-        loss is not a scalar.
+      ValueError: if `inner_tx` is no rule, `inner_steps` is not a positive int or
+        `hvp` is unknown; while tracing, if the support is ragged or empty, parameters
+        are not floats, or the loss is not a scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmeta as jm
@@ -83,6 +83,7 @@ def maml(
       >>> print(task_params)
       [ 0.5 -0.5]
     """
+    _checks.check_transformation("inner_tx", inner_tx)
     _checks.check_int("inner_steps", inner_steps)
     _checks.check_choice("hvp", hvp, _inner_loop.HVP_MODES)
     if metrics is None:

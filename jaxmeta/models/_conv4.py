@@ -50,6 +50,11 @@ class Conv4(nn.Module):
             raise ValueError(
                 f"Conv4 takes images [N, H, W, channels], got shape {inputs.shape}."
             )
+        if not self.strided and min(inputs.shape[1:3]) < 16:
+            raise ValueError(
+                "Four poolings leave nothing of images under 16x16, got shape "
+                f"{inputs.shape}. Say `strided=True`, or give larger images."
+            )
         _checks.check_int("filters", self.filters)
         x = inputs
         for _ in range(4):

@@ -1,4 +1,4 @@
-"""Pictures of runs and tasks, by matplotlib (`pip install 'jaxmeta[plots]'`).
+"""Pictures of runs and tasks, by matplotlib (the extra `plots`).
 
 Nothing goes through pyplot: each function draws on `ax`, or on a new
 `matplotlib.figure.Figure`, and returns the axes. `ax.figure.savefig(path)` writes the

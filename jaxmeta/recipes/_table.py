@@ -22,7 +22,7 @@ _OMNIGLOT_PROTOCOL = (
 
 _maml_glyphs = Recipe(
     summary="MAML on invented characters: no download, a minute or two on two cores",
-    published="none: the tasks are ours",
+    published="",
     protocol="new characters in every task; 1,000 test tasks; 15 queries a class; "
     "transductive batch norm, the inductive number beside it",
     tasks=GlyphTasks(),

@@ -202,7 +202,8 @@ def import_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"Reading data needs {module!r}: pip install 'jaxmeta[data]' ({error})."
+            f"Reading data needs {module!r} ({error}). Install the extra `data`: in a "
+            "clone, pip install '.[data]'."
         ) from error
 
 

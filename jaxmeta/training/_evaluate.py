@@ -23,6 +23,8 @@ class MeanWithInterval(NamedTuple):
         """Mean ± interval, or one such a line for vectors."""
         if self.mean.ndim == 0:
             return f"{float(self.mean):.4g} ± {float(self.interval):.2g}"
+        if self.mean.ndim > 1:
+            return repr(self)
         rows = zip(self.mean, self.interval, strict=True)
         return "\n".join(str(MeanWithInterval(*row, self.per_task)) for row in rows)
 
@@ -33,8 +35,14 @@ class Evaluation(NamedTuple):
     loss: MeanWithInterval  # leaves [K + 1]
     metrics: Mapping[str, MeanWithInterval]  # leaves [K + 1]
 
-    def __str__(self) -> str:
-        """A table: a row for each number of inner steps, a column for each metric."""
+    def __repr__(self) -> str:
+        """A table: a row for each number of inner steps, a column for each metric.
+
+        Under `vmap`, say over seeds, one such table for each.
+        """
+        if self.loss.mean.ndim > 1:
+            one = lambda i: jax.tree.map(lambda x: x[i], self)
+            return "\n".join(f"[{i}]\n{one(i)}" for i in range(len(self.loss.mean)))
         columns = {"loss": self.loss, **self.metrics}
         cells = {name: str(value).split("\n") for name, value in columns.items()}
         lines = ["inner steps  " + "".join(f"{name:<20}" for name in cells)]
@@ -96,7 +104,8 @@ def evaluate(
       mesh: shards the tasks over its first axis; T need not divide by its devices.
 
     Raises:
-      ValueError: if a count is not a positive int.
+      ValueError: if a count is not a positive int, or `meta_params` are not this
+        learner's.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -137,6 +146,8 @@ def _evaluate_tasks(
     learner, meta_params, sampler, key, num_tasks, inner_steps, tasks_per_chunk, mesh
 ):
     """Returns `EvalInfo` with leaves [T, K + 1]."""
+    init = lambda key: learner.init(key, sampler(key))
+    _checks.check_like("meta_params", meta_params, jax.eval_shape(init, key))
     num_devices = 1 if mesh is None else mesh.devices.shape[0]
     on_one_device = -(-num_tasks // num_devices)
     keys = jax.random.split(key, on_one_device * num_devices)

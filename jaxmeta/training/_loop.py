@@ -222,5 +222,6 @@ def _check_finite(record, directory):
         where = "" if directory is None else f" Checkpoints in {directory} are kept."
         raise DivergedError(
             f"The training loss is {record['loss']} at step {record['step']}. Lower "
-            f"the inner or outer learning rate, or clip gradients.{where}"
+            "the inner or outer learning rate, or clip gradients; an Adam inside MAML "
+            f"must be `jaxmeta.optimizers.adam`, not optax's.{where}"
         )
