@@ -11,7 +11,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import rich.console
+import rich.table
 import tyro
+
+from jaxmeta import _console
 
 _HELP = """\
 jaxmeta: functional meta-learning in JAX.
@@ -100,18 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(argv: list[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from jaxmeta import recipes
 
     if argv:
         raise _UsageError(f"`jaxmeta list` takes no arguments, got {argv[0]!r}.")
-    table = Table("recipe", "what", "published", title=None, box=None, pad_edge=False)
+    table = rich.table.Table(
+        "recipe", "what", "published", title=None, box=None, pad_edge=False
+    )
     for name, recipe in recipes.RECIPES.items():
         mark = " (default)" if name == recipes.DEFAULT else ""
         table.add_row(name + mark, recipe.summary, recipe.published)
-    Console().print(table)
+    rich.console.Console().print(table)
 
 
 def _train(argv: list[str]) -> None:
@@ -140,9 +143,9 @@ def _train(argv: list[str]) -> None:
     )
     _start_jax()
     print(f"{name}: {recipe.summary}. Run folder: {args.out}")
-    with _Progress(args.recipe) as progress:
+    with _console.Progress(args.recipe.steps) as progress:
         summary = recipes.train_run(name, args.recipe, args.out, progress.report)
-    _print_test(summary["test"])
+    _console.print_test(summary["test"])
     if summary["published"]:
         print(f"published: {summary['published']}")
     print(f"{summary['steps']} meta-steps in {summary['train_seconds']:.0f} s")
@@ -161,7 +164,9 @@ def _evaluate(argv: list[str]) -> None:
     _start_jax()
     from jaxmeta import recipes
 
-    _print_test(
+    if not (args.run / "summary.json").exists():
+        print("training is not finished: this is the best checkpoint so far")
+    _console.print_test(
         recipes.evaluate_run(
             args.run, num_tasks=args.tasks, inner_steps=args.inner_steps, seed=args.seed
         )
@@ -208,74 +213,6 @@ def _start_jax() -> None:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "jaxmeta" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _print_test(test: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    inductive = test.get("inductive", {})
-    columns = {
-        name: test[name] for name in test if name not in ("num_tasks", "inductive")
-    }
-    columns |= {f"inductive {name}": value for name, value in inductive.items()}
-    table = Table("inner", *columns, box=None, pad_edge=False)
-    for k in range(len(test["loss"]["mean"])):
-        cells = (_format(n, c["mean"][k], c["interval"][k]) for n, c in columns.items())
-        table.add_row(str(k), *cells)
-    console = Console()
-    console.print(
-        f"test over {test['num_tasks']} tasks: mean ± 95 % interval after inner steps"
-    )
-    console.print(table)
-
-
-def _format(name: str, mean: float, interval: float) -> str:
-    if name.endswith("accuracy"):
-        return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
-    return f"{mean:.4f} ± {interval:.4f}"
-
-
-class _Progress:
-    """A progress bar with live metrics; plain lines where there is no terminal."""
-
-    def __init__(self, recipe: Any):
-        from rich import progress
-        from rich.console import Console
-
-        self._console = Console()
-        self._total = recipe.steps
-        self._validated = ""
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.completed}/{task.total}"),
-            progress.BarColumn(),
-            progress.TextColumn("{task.description}"),
-            progress.TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task("compiling", total=recipe.steps)
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def report(self, record: Any) -> None:
-        shown = [f"loss {record['loss']:.4f}"]
-        if "accuracy" in record:
-            shown.append(f"accuracy {record['accuracy']:.3f}")
-        is_validated = "validation_loss" in record
-        if is_validated:
-            self._validated = f"validation loss {record['validation_loss']:.4f}"
-            if "validation_accuracy" in record:
-                self._validated += f" accuracy {record['validation_accuracy']:.3f}"
-        text = "  ".join([*shown, self._validated])
-        self._bar.update(self._task, completed=record["step"], description=text)
-        if is_validated and not self._console.is_terminal:
-            print(f"{record['step']}/{self._total}  {text}", flush=True)
 
 
 def _parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:

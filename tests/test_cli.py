@@ -90,6 +90,15 @@ def test_evaluate_repeats_the_test_of_the_run(run, capsys):
     assert [line.split()[0] for line in out.splitlines()[2:]] == ["0", "1", "2"]
 
 
+def test_evaluate_says_that_a_run_is_not_finished(run, capsys, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "summary.json").unlink()
+    for path, is_finished in ((run, True), (copy, False)):
+        assert cli.main(["evaluate", str(path), "--tasks", "3"]) == 0
+        assert ("not finished" in capsys.readouterr().out) == (not is_finished)
+
+
 def test_adapt_predicts_the_unlabelled(run, images, capsys):
     shutil.copy(images / "foo" / "1.png", images / "same.png")
     predictions = recipes.adapt_run(run, images, inner_steps=20)

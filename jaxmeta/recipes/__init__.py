@@ -2,14 +2,7 @@
 
 from jaxmeta.recipes._adapt import Prediction as Prediction, adapt_run as adapt_run
 from jaxmeta.recipes._config import (
-    Conv4Model as Conv4Model,
-    GlyphTasks as GlyphTasks,
-    MamlLearner as MamlLearner,
-    MlpModel as MlpModel,
-    OmniglotTasks as OmniglotTasks,
     Recipe as Recipe,
-    SinusoidTasks as SinusoidTasks,
-    TaskSplits as TaskSplits,
     from_json as from_json,
     to_json as to_json,
 )
@@ -18,5 +11,14 @@ from jaxmeta.recipes._run import (
     evaluate_run as evaluate_run,
     open_run as open_run,
     train_run as train_run,
+)
+from jaxmeta.recipes._settings import (
+    Conv4Model as Conv4Model,
+    GlyphTasks as GlyphTasks,
+    MamlLearner as MamlLearner,
+    MlpModel as MlpModel,
+    OmniglotTasks as OmniglotTasks,
+    SinusoidTasks as SinusoidTasks,
+    TaskSplits as TaskSplits,
 )
 from jaxmeta.recipes._table import DEFAULT as DEFAULT, RECIPES as RECIPES

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import base, tasks
-from jaxmeta.recipes import _config, _run
+from jaxmeta.recipes import _run, _settings
 
 
 class Prediction(NamedTuple):
@@ -40,7 +40,7 @@ def adapt_run(
     run = _run.open_run(directory)
     recipe = run.recipe
     ways = recipe.tasks.num_outputs
-    if isinstance(recipe.tasks, _config.SinusoidTasks):
+    if isinstance(recipe.tasks, _settings.SinusoidTasks):
         raise ValueError(f"{run.name} was trained on sinusoids; `adapt` needs images.")
     labels, labelled, paths, unlabelled = _read_images(
         pathlib.Path(folder), getattr(recipe.tasks, "size", 28)

@@ -1,209 +1,18 @@
-"""What a recipe is made of: plain dataclasses, each of which builds its part.
+"""Recipes: their settings, and how they are written to a run's `config.json`.
 
-Every field is a command-line option, and all of them go to the run's `config.json`.
+Every field is a command-line option.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any
 
 import optax
 import tyro
 
-from jaxmeta import (
-    _checks,
-    base,
-    learners,
-    losses,
-    models,
-    optimizers,
-    tasks,
-    training,
-)
-
-Statistics = Literal["batch", "support"]
-
-
-class TaskSplits(NamedTuple):
-    """Task samplers for meta-training, validation and test."""
-
-    train: base.SampleTask
-    validation: base.SampleTask
-    test: base.SampleTask
-
-
-@dataclasses.dataclass(frozen=True)
-class SinusoidTasks:
-    """Sinusoids of random amplitude and phase."""
-
-    shots: int = 10
-    """Support points a task."""
-    queries: int = 10
-    """Query points a task in training."""
-    test_shots: int = 5
-    """Support points a task in validation and test."""
-    test_queries: int = 100
-    """Query points a task in validation and test."""
-
-    loss = staticmethod(losses.squared_error)
-    num_outputs = 1
-
-    def splits(self) -> TaskSplits:
-        """Builds the samplers; train and test tasks differ in their keys."""
-        test = tasks.sinusoid(shots=self.test_shots, queries=self.test_queries)
-        train = tasks.sinusoid(shots=self.shots, queries=self.queries)
-        return TaskSplits(train, test, test)
-
-
-@dataclasses.dataclass(frozen=True)
-class GlyphTasks:
-    """Invented characters, drawn on the device; no download."""
-
-    ways: int = 5
-    """Classes a task."""
-    shots: int = 1
-    """Support examples a class."""
-    queries: int = 5
-    """Query examples a class in training."""
-    test_queries: int = 15
-    """Query examples a class in validation and test."""
-    size: int = 28
-    """Height and width of the images, in pixels."""
-
-    loss = staticmethod(losses.cross_entropy)
-
-    @property
-    def num_outputs(self) -> int:
-        """Logits of the model."""
-        return self.ways
-
-    def splits(self) -> TaskSplits:
-        """Builds the samplers; train and test tasks differ in their keys."""
-        settings = {"ways": self.ways, "shots": self.shots, "size": self.size}
-        test = tasks.glyphs(queries=self.test_queries, **settings)
-        return TaskSplits(tasks.glyphs(queries=self.queries, **settings), test, test)
-
-
-@dataclasses.dataclass(frozen=True)
-class OmniglotTasks:
-    """Handwritten characters of 50 alphabets, through tensorflow-datasets."""
-
-    data_dir: pathlib.Path | None = None
-    """Where tensorflow-datasets keeps its data; its own default when left out."""
-    split: Literal["random", "vinyals", "lake"] = "random"
-    """Which characters are for training: 1,200 at random (MAML), by Vinyals' list, or
-    Lake's background alphabets."""
-    ways: int = 5
-    """Classes a task."""
-    shots: int = 1
-    """Support examples a class."""
-    queries: int = 1
-    """Query examples a class in training."""
-    test_queries: int = 1
-    """Query examples a class in validation and test."""
-    rotations: bool = True
-    """Characters turned by 90, 180 and 270 degrees are classes of their own."""
-    test_rotations: bool = True
-    """The same in validation and test."""
-
-    loss = staticmethod(losses.cross_entropy)
-
-    @property
-    def num_outputs(self) -> int:
-        """Logits of the model."""
-        return self.ways
-
-    def splits(self) -> TaskSplits:
-        """Loads the images and builds the samplers."""
-        classes = tasks.load_omniglot(self.data_dir, split=self.split)
-
-        def sampler(dataset, queries, rotations):
-            return tasks.few_shot(
-                dataset,
-                ways=self.ways,
-                shots=self.shots,
-                queries=queries,
-                rotations=rotations,
-            )
-
-        return TaskSplits(
-            sampler(classes.train, self.queries, self.rotations),
-            sampler(classes.validation, self.test_queries, self.test_rotations),
-            sampler(classes.test, self.test_queries, self.test_rotations),
-        )
-
-
-Tasks: TypeAlias = SinusoidTasks | GlyphTasks | OmniglotTasks
-
-
-@dataclasses.dataclass(frozen=True)
-class MlpModel:
-    """Dense layers with ReLU."""
-
-    hidden: tuple[int, ...] = (40, 40)
-    """Widths of the hidden layers."""
-    norm: Literal["batch"] | None = None
-    """Batch normalisation, or none."""
-
-    def make(self, num_outputs: int, statistics: Statistics) -> base.ModelLike:
-        """Builds the model."""
-        features = (*self.hidden, num_outputs)
-        return models.MLP(features, norm=self.norm, statistics=statistics)
-
-
-@dataclasses.dataclass(frozen=True)
-class Conv4Model:
-    """Four blocks of 3x3 convolution, batch normalisation and ReLU."""
-
-    filters: int = 64
-    """Of every convolution."""
-    strided: bool = True
-    """Halve the image by strides (MAML on Omniglot) rather than by pooling."""
-    norm: Literal["batch"] | None = "batch"
-    """Batch normalisation, or none."""
-
-    def make(self, num_outputs: int, statistics: Statistics) -> base.ModelLike:
-        """Builds the model."""
-        return models.Conv4(
-            self.filters,
-            head=num_outputs,
-            strided=self.strided,
-            norm=self.norm,
-            statistics=statistics,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class MamlLearner:
-    """Model-agnostic meta-learning."""
-
-    inner_learning_rate: float = 0.01
-    """Of an inner step."""
-    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    """What makes an inner step."""
-    inner_steps: int = 1
-    """Inner steps in training."""
-    test_inner_steps: int = 10
-    """Inner steps in validation and test; all before it are reported too."""
-    first_order: bool = False
-    """Treat inner gradients as constants: FOMAML."""
-
-    def make(self, model: base.ModelLike, loss: base.LossFn) -> base.MetaLearner:
-        """Builds the learner."""
-        _checks.check_positive("inner_learning_rate", self.inner_learning_rate)
-        inner = {
-            "sgd": optax.sgd,
-            "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-            "adam": optimizers.adam,
-        }[self.inner_optimizer]
-        return learners.maml(
-            model,
-            loss,
-            inner_tx=inner(self.inner_learning_rate),
-            inner_steps=self.inner_steps,
-            first_order=self.first_order,
-        )
+from jaxmeta import _checks, base, training
+from jaxmeta.recipes import _settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,9 +24,9 @@ class Recipe:
     """The number in the literature."""
     protocol: tyro.conf.Suppress[str]
     """How ours is measured, and where that differs from the paper."""
-    tasks: Tasks
-    model: MlpModel | Conv4Model
-    learner: MamlLearner
+    tasks: _settings.Tasks
+    model: _settings.MlpModel | _settings.Conv4Model
+    learner: _settings.MamlLearner
     num_tasks: int = 32
     """Tasks a meta-step (the meta-batch)."""
     tasks_per_chunk: int | None = None
@@ -255,7 +64,7 @@ class Recipe:
         _checks.check_positive("outer_learning_rate", self.outer_learning_rate)
 
     def make_learner(
-        self, statistics: Statistics = "batch", inner_steps: int | None = None
+        self, statistics: _settings.Statistics = "batch", inner_steps: int | None = None
     ) -> base.MetaLearner:
         """Builds the learner.
 
@@ -277,15 +86,15 @@ class Recipe:
         return optax.adam(rate)
 
 
-_PARTS = {
+_KINDS = {
     part.__name__: part
     for part in (
-        SinusoidTasks,
-        GlyphTasks,
-        OmniglotTasks,
-        MlpModel,
-        Conv4Model,
-        MamlLearner,
+        _settings.SinusoidTasks,
+        _settings.GlyphTasks,
+        _settings.OmniglotTasks,
+        _settings.MlpModel,
+        _settings.Conv4Model,
+        _settings.MamlLearner,
         Recipe,
     )
 }
@@ -311,9 +120,9 @@ def from_json(value: Any) -> Any:
         return tuple(value) if isinstance(value, list) else value
     value = dict(value)
     kind = value.pop("kind", None)
-    if kind not in _PARTS:
-        raise ValueError(f"`kind` must be one of {sorted(_PARTS)}, got {kind!r}.")
-    known = {field.name for field in dataclasses.fields(_PARTS[kind])}
+    if kind not in _KINDS:
+        raise ValueError(f"`kind` must be one of {sorted(_KINDS)}, got {kind!r}.")
+    known = {field.name for field in dataclasses.fields(_KINDS[kind])}
     if unknown := set(value) - known:
         raise ValueError(
             f"{kind} has no field {sorted(unknown)}, only {sorted(known)}."
@@ -321,4 +130,4 @@ def from_json(value: Any) -> Any:
     fields = {name: from_json(item) for name, item in value.items()}
     if fields.get("data_dir"):
         fields["data_dir"] = pathlib.Path(fields["data_dir"])
-    return _PARTS[kind](**fields)
+    return _KINDS[kind](**fields)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmeta import base, estimators, training
-from jaxmeta.recipes import _config
+from jaxmeta.recipes import _config, _settings
 
 
 class Run(NamedTuple):
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 class Parts(NamedTuple):
     """A recipe built."""
 
-    splits: _config.TaskSplits
+    splits: _settings.TaskSplits
     learner: base.MetaLearner
     train_step: training.TrainStep
     like: base.TrainState  # shapes alone
@@ -133,7 +133,7 @@ def evaluate_run(
     num_tasks: int | None = None,
     inner_steps: int | None = None,
     seed: int | None = None,
-    task_settings: _config.Tasks | None = None,
+    task_settings: _settings.Tasks | None = None,
 ) -> dict[str, Any]:
     """Tests the best checkpoint of a run on fresh tasks.
 

@@ -2,13 +2,13 @@
 
 import dataclasses
 
-from jaxmeta.recipes._config import (
+from jaxmeta.recipes._config import Recipe
+from jaxmeta.recipes._settings import (
     Conv4Model,
     GlyphTasks,
     MamlLearner,
     MlpModel,
     OmniglotTasks,
-    Recipe,
     SinusoidTasks,
 )
 

@@ -1,0 +1,71 @@
+"""What the command line shows: a progress bar and a table of results."""
+
+from typing import Any
+
+import rich.console
+import rich.progress
+import rich.table
+
+
+def print_test(test: dict[str, Any]) -> None:
+    """Prints what a test found, a row for every number of inner steps."""
+    inductive = test.get("inductive", {})
+    columns = {
+        name: test[name] for name in test if name not in ("num_tasks", "inductive")
+    }
+    columns |= {f"inductive {name}": value for name, value in inductive.items()}
+    table = rich.table.Table("inner", *columns, box=None, pad_edge=False)
+    for k in range(len(test["loss"]["mean"])):
+        cells = (_format(n, c["mean"][k], c["interval"][k]) for n, c in columns.items())
+        table.add_row(str(k), *cells)
+    console = rich.console.Console()
+    console.print(
+        f"test over {test['num_tasks']} tasks: mean ± 95 % interval after inner steps"
+    )
+    console.print(table)
+
+
+def _format(name: str, mean: float, interval: float) -> str:
+    if name.endswith("accuracy"):
+        return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
+    return f"{mean:.4f} ± {interval:.4f}"
+
+
+class Progress:
+    """A progress bar with live metrics; plain lines where there is no terminal."""
+
+    def __init__(self, num_steps: int):
+        self._console = rich.console.Console()
+        self._total = num_steps
+        self._validated = ""
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("{task.completed}/{task.total}"),
+            rich.progress.BarColumn(),
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("compiling", total=num_steps)
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def report(self, record: Any) -> None:
+        """Shows a record of `metrics.jsonl`."""
+        shown = [f"loss {record['loss']:.4f}"]
+        if "accuracy" in record:
+            shown.append(f"accuracy {record['accuracy']:.3f}")
+        is_validated = "validation_loss" in record
+        if is_validated:
+            self._validated = f"validation loss {record['validation_loss']:.4f}"
+            if "validation_accuracy" in record:
+                self._validated += f" accuracy {record['validation_accuracy']:.3f}"
+        text = "  ".join([*shown, self._validated])
+        self._bar.update(self._task, completed=record["step"], description=text)
+        if is_validated and not self._console.is_terminal:
+            print(f"{record['step']}/{self._total}  {text}", flush=True)
