@@ -107,6 +107,16 @@ def check_like(name: str, tree: Any, like: Any) -> None:
         )
 
 
+def check_metric_names(metrics: Collection[str]) -> None:
+    """Raises if a metric is called like what stands beside metrics in a record."""
+    taken = {"step", "loss", "seconds"} & set(metrics)
+    if taken:
+        raise ValueError(
+            f"`metrics` may not be called {sorted(taken)}: records have these already. "
+            "Rename them."
+        )
+
+
 def check_transformation(name: str, tx: Any) -> None:
     """Raises unless `tx` has the functions of an optax or a learned rule."""
     if not (

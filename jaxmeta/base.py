@@ -40,7 +40,10 @@ SampleTask: TypeAlias = Callable[[jax.Array], Task]
 
 
 class ModelLike(Protocol):
-    """Anything with `init` and `apply`: flax.linen's Module, `Model`, haiku's pair."""
+    """Anything with `init` and `apply`: flax.linen's Module, `Model`, haiku's pair.
+
+    Haiku's without a random key: `haiku.without_apply_rng(haiku.transform(f))`.
+    """
 
     @property
     def init(self) -> Callable[..., Params]:

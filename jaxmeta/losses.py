@@ -41,7 +41,8 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
     Args:
       outputs: logits [N, W].
-      targets: one-hot or class probabilities [N, W], or integer labels [N].
+      targets: one-hot or class probabilities [N, W], or integer labels [N] in 0 ...
+        W - 1; the loss of any other label is NaN.
 
     Raises:
       ValueError: if the shapes do not fit or labels are floats.
@@ -51,7 +52,7 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
       >>> print(round(float(cross_entropy(jnp.zeros((3, 4)), jnp.array([0, 1, 2]))), 4))
       1.3863
     """
-    targets = _one_hot(outputs, targets)
+    targets = _probabilities(outputs, targets)
     return jnp.mean(optax.softmax_cross_entropy(outputs, targets))
 
 
@@ -67,9 +68,11 @@ def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
       >>> print(accuracy(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([0, 1])))
       0.5
     """
-    targets = _one_hot(outputs, targets)
-    hits = jnp.argmax(outputs, -1) == jnp.argmax(targets, -1)
-    return jnp.mean(hits.astype(outputs.dtype))
+    _check_classes(outputs, targets)
+    if targets.ndim == outputs.ndim:
+        targets = jnp.argmax(targets, -1)
+    hits = jnp.argmax(outputs, -1) == targets
+    return jnp.mean(hits, dtype=jnp.promote_types(outputs.dtype, jnp.float32))
 
 
 def default_metrics(loss: base.LossFn) -> Mapping[str, base.MetricFn]:
@@ -77,11 +80,21 @@ def default_metrics(loss: base.LossFn) -> Mapping[str, base.MetricFn]:
     return {"accuracy": accuracy} if loss is cross_entropy else {}
 
 
-def _one_hot(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+def _probabilities(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    _check_classes(outputs, targets)
+    if targets.ndim == outputs.ndim:
+        return targets
+    num_classes = outputs.shape[-1]
+    one_hot = jax.nn.one_hot(targets, num_classes, dtype=outputs.dtype)
+    is_class = (targets >= 0) & (targets < num_classes)
+    return jnp.where(is_class[..., None], one_hot, jnp.nan)
+
+
+def _check_classes(outputs: jax.Array, targets: jax.Array) -> None:
     if outputs.ndim < 2:
         raise ValueError(f"`outputs` must be logits [N, W], got {outputs.shape}.")
     if targets.shape == outputs.shape:
-        return targets
+        return
     if targets.shape[:-1] == outputs.shape[:-1] and targets.ndim == outputs.ndim:
         raise ValueError(
             f"The model has {outputs.shape[-1]} outputs, but `targets` are of "
@@ -97,4 +110,3 @@ def _one_hot(outputs: jax.Array, targets: jax.Array) -> jax.Array:
             f"`targets` of shape {targets.shape} are labels and must be integers, got "
             f"{targets.dtype}: `targets.astype(int)`."
         )
-    return jax.nn.one_hot(targets, outputs.shape[-1], dtype=outputs.dtype)

@@ -1,6 +1,8 @@
 """The command line: a tiny run from start to plot, and everything users get wrong."""
 
+import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -11,6 +13,7 @@ from PIL import Image
 
 import jaxmeta as jm
 from jaxmeta import cli, recipes
+from jaxmeta.recipes import _run
 
 TINY = shlex.split(
     "--steps 4 --log-every 2 --validate-every 2 --num-tasks 4 --filters 4 --size 16 "
@@ -97,6 +100,43 @@ def test_evaluate_says_that_a_run_is_not_finished(run, capsys, tmp_path):
     for path, is_finished in ((run, True), (copy, False)):
         assert cli.main(["evaluate", str(path), "--tasks", "3"]) == 0
         assert ("not finished" in capsys.readouterr().out) == (not is_finished)
+
+
+def test_a_prediction_does_not_depend_on_the_other_images(run, images):
+    rng = np.random.default_rng(1)
+    alone = recipes.adapt_run(run, images)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 99, (20, 20), dtype=np.uint8)).save(
+            images / f"other{i}.png"
+        )
+    together = recipes.adapt_run(run, images)
+    assert (alone[0].path, alone[0].label) == (together[0].path, together[0].label)
+    np.testing.assert_allclose(alone[0].probability, together[0].probability, rtol=1e-4)
+
+
+def test_devices_share_whole_chunks():
+    """With 4 devices, 6 tasks in chunks of 3 go to two of them."""
+    recipe = dataclasses.replace(
+        recipes.RECIPES["maml-sinusoid"], num_tasks=6, tasks_per_chunk=3
+    )
+    assert _run.build(recipe).mesh.devices.size == 2
+
+
+def test_a_test_of_one_task_leaves_strict_json(tmp_path, capsys):
+    options = [*TINY, "--test-tasks", "1"]
+    assert cli.main(["train", "--out", str(tmp_path), *options]) == 0
+    assert "nan" in capsys.readouterr().out
+    text = (tmp_path / "summary.json").read_text()
+    assert "null" in text
+    assert "NaN" not in text
+    assert cli.main(["train", "--out", str(tmp_path), *options]) == 0  # Reads it.
+    assert "nan" in capsys.readouterr().out
+    assert cli.main(["plot", str(tmp_path)]) == 0
+
+
+def test_systems_that_do_not_tell_which_cores(monkeypatch):
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    assert cli._count_cores() == os.cpu_count()
 
 
 def test_adapt_predicts_the_unlabelled(run, images, capsys):
@@ -218,6 +258,28 @@ def test_out_that_holds_another_run(run, capsys):
     assert "`learner.inner_steps` is 1, here 2. Choose another" in said
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_other_settings_in_a_run_whose_checkpoints_are_gone(run, capsys, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints")
+    assert "holds another run" in _said(
+        capsys, ["train", "--out", copy, *TINY, "--seed", "9"]
+    )
+
+
+def test_checkpoints_of_nobody_knows_what(run, capsys, tmp_path):
+    shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
+    said = _said(capsys, ["train", "--out", tmp_path, *TINY])
+    assert "has checkpoints, but no config.json" in said
+
+
+def test_a_run_folder_in_use(capsys, tmp_path):
+    with jm.training.locked(tmp_path):
+        said = _said(capsys, ["train", "--out", tmp_path, *TINY])
+    assert "another process trains in" in said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["evaluate", "plot"])

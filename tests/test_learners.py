@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -129,6 +130,21 @@ def test_bfloat16_parameters_stay_bfloat16(learner, key):
     grads, _ = learner.meta_grad(key, meta_params, task)
     chex.assert_trees_all_equal_dtypes(grads, meta_params)
     chex.assert_tree_all_finite(grads)
+
+
+def test_many_bfloat16_tasks_in_chunks():
+    """A sum of 1,024 ones in bfloat16 would stop at 256."""
+    ones = lambda key, meta_params, task, **_: (jnp.ones_like(meta_params), None)
+    learner = LEARNERS["maml"]()._replace(meta_grad=ones)
+    for chunk in (1, 1024):
+        estimator = jm.estimators.over_tasks(
+            learner, regression_task, num_tasks=1024, tasks_per_chunk=chunk
+        )
+        grads, _, _ = estimator.estimate(
+            jax.random.key(0), jnp.zeros(2, jnp.bfloat16), None
+        )
+        assert grads.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(grads.astype(jnp.float32), 1.0)
 
 
 def test_parameters_follow_the_default_float_type(learner, key):

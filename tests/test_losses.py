@@ -26,6 +26,12 @@ def test_accuracy_takes_labels_and_one_hot():
         assert jm.losses.accuracy(logits, targets) == 0.5
 
 
+def test_labels_that_are_no_class():
+    logits, labels = jnp.asarray(LOGITS), jnp.array([3, 1, -1, 0])
+    assert jnp.isnan(jm.losses.cross_entropy(logits, labels))
+    assert jm.losses.accuracy(logits, labels) == 0.25
+
+
 def test_squared_error_is_a_mean():
     outputs, targets = jnp.array([[1.0], [4.0]]), jnp.array([[0.0], [1.0]])
     assert jm.losses.squared_error(outputs, targets) == 5.0

@@ -125,6 +125,12 @@ class TestEvaluate:
     def test_interval_of_one_task_is_not_a_number(self):
         assert jnp.isnan(jm.training.mean_with_interval(jnp.ones(1)).interval)
 
+    def test_interval_of_half_precision_is_not_rounded(self):
+        per_task = (jnp.arange(1000) % 7).astype(jnp.bfloat16)
+        found = jm.training.mean_with_interval(per_task)
+        expected = np.mean(np.arange(1000) % 7)
+        np.testing.assert_allclose(found.mean, expected, rtol=1e-3)
+
     def test_interval_needs_a_task_axis(self):
         with pytest.raises(ValueError, match=r"shape \[T, ...\]"):
             jm.training.mean_with_interval(jnp.ones(()))
@@ -298,6 +304,72 @@ class TestFit:
         )
         assert int(again.state.step) == 40
 
+    def test_patience_counts_from_the_start_when_nothing_is_best(self):
+        result = _fit(
+            num_steps=100, validate=lambda _: {"loss": float("nan")}, patience=2
+        )
+        assert (int(result.state.step), result.stopped_early) == (20, True)
+
+    def test_of_equal_validations_the_first_stays_best_when_resumed(self, tmp_path):
+        options = {"validate": lambda _: {"loss": 1.0}, "patience": 4}
+        whole = _fit(tmp_path / "whole", num_steps=100, **options)
+        _fit(tmp_path / "parts", num_steps=30, **options)
+        parts = _fit(tmp_path / "parts", num_steps=100, **options)
+        assert (int(whole.state.step), int(whole.best.step)) == (50, 10)
+        chex.assert_trees_all_equal(parts, whole)
+
+    def test_a_run_made_longer_keeps_validating(self, tmp_path):
+        _fit(tmp_path, num_steps=13)
+        _fit(tmp_path, num_steps=40)
+        validated = {r["step"]: "validation_loss" in r for r in _records(tmp_path)}
+        assert validated == {
+            **{5: False, 10: True, 13: True},
+            **{15: False, 20: True, 25: False, 30: True, 35: False, 40: True},
+        }
+
+    def test_what_is_not_finite_is_not_saved(self, tmp_path):
+        """A step's loss is that before its update, which is NaN at step 20 here."""
+        poison = optax.scale_by_schedule(
+            lambda count: jnp.where(count == 19, jnp.nan, 1.0)
+        )
+        step = _train_step(LEARNER, outer_tx=optax.chain(optax.sgd(0.01), poison))
+        with pytest.raises(
+            jm.training.DivergedError,
+            match="norm of the meta-parameters is nan at step",
+        ):
+            jm.training.fit(
+                step,
+                num_steps=40,
+                key=jax.random.key(3),
+                directory=tmp_path,
+                log_every=5,
+                validate_every=10,
+            )
+        checkpoints = jm.training.open_checkpoints(tmp_path / "checkpoints")
+        assert checkpoints.last_step() == 10
+        checkpoints.close()
+
+    def test_a_metric_that_is_not_finite_is_named(self):
+        learner = maml(metrics={"odd": lambda outputs, targets: jnp.nan})
+        with pytest.raises(jm.training.DivergedError, match="training odd is nan at"):
+            jm.training.fit(_train_step(learner), num_steps=5, key=jax.random.key(3))
+
+    def test_metrics_may_not_hide_what_a_record_has(self):
+        with pytest.raises(ValueError, match=r"may not be called \['step'\]"):
+            maml(metrics={"step": lambda outputs, targets: jnp.mean(outputs)})
+
+    def test_validate_must_return_a_loss(self):
+        with pytest.raises(ValueError, match=r"`validate` must return a `loss`.*'acc'"):
+            _fit(validate=lambda _: {"acc": 1.0})
+
+    def test_one_process_at_a_time(self, tmp_path):
+        def second(record):
+            with pytest.raises(ValueError, match="another process trains in"):
+                _fit(tmp_path)
+
+        whole = _fit(tmp_path, num_steps=10, report=second)
+        chex.assert_trees_all_equal(_fit(tmp_path, num_steps=10), whole)  # Let go of.
+
     def test_divergence_is_said_and_checkpoints_stay(self, tmp_path):
         _fit(tmp_path, num_steps=10)
         wild = _train_step(LEARNER, outer_tx=optax.adam(1e30))
@@ -444,6 +516,37 @@ class TestDamage:
         jm.training.save(tmp_path / "saved", {"w": jnp.ones(2)})
         with pytest.raises(ValueError, match="damaged or of another model"):
             jm.training.load(tmp_path / "saved", like={"w": jnp.zeros(3)})
+
+    @pytest.mark.parametrize(
+        "tree", [jnp.arange(2.0), (jnp.ones(()), {"a": jnp.ones(1)})]
+    )
+    def test_saves_any_tree(self, tree, tmp_path):
+        jm.training.save(tmp_path / "saved", tree)
+        chex.assert_trees_all_equal(
+            jm.training.load(tmp_path / "saved", like=tree), tree
+        )
+
+    def test_load_refuses_other_types(self, tmp_path):
+        jm.training.save(tmp_path / "saved", {"w": jnp.array([1.7])})
+        like = {"w": jnp.zeros(1, jnp.int32)}
+        with pytest.raises(ValueError, match=r"\.w in float32, expected int32"):
+            jm.training.load(tmp_path / "saved", like=like)
+
+    def test_resume_refuses_other_types(self, tmp_path):
+        with jax.enable_x64(True):
+            _fit(tmp_path, num_steps=10, validate=None)
+        with pytest.raises(ValueError, match="in float64, expected float32"):
+            _fit(tmp_path, num_steps=20, validate=None)
+
+    def test_arrays_without_elements_are_named(self, tmp_path):
+        with pytest.raises(ValueError, match=r"shape \(0, 2\) at \"\['w'\]\""):
+            jm.training.save(tmp_path / "saved", {"w": jnp.zeros((0, 2))})
+        assert not (tmp_path / "saved").exists()
+
+    def test_what_is_not_finite_is_null_in_json(self, tmp_path):
+        _fit(tmp_path, num_steps=10, validate=lambda _: {"loss": float("inf")})
+        assert '"validation_loss": null' in (tmp_path / "metrics.jsonl").read_text()
+        assert np.isnan(_records(tmp_path)[-1]["validation_loss"])
 
     def test_metrics_are_json_lines(self, tmp_path):
         _fit(tmp_path, num_steps=20)

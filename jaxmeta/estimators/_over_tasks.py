@@ -67,11 +67,15 @@ def over_tasks(
             grads, info = jax.vmap(one_task, (None, 0, None, None))(
                 sampler, keys, meta_params, extra
             )
-            return jax.tree.map(lambda t, g: t + jnp.sum(g, 0), total, grads), info
+            add = lambda t, g: t + jnp.sum(g, 0, dtype=t.dtype)
+            return jax.tree.map(add, total, grads), info
 
-        zeros = jax.tree.map(jnp.zeros_like, meta_params)
+        # At least float32: a long sum in bfloat16 stands still.
+        wide = lambda p: jnp.promote_types(p.dtype, jnp.float32)
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, wide(p)), meta_params)
         total, info = jax.lax.scan(add_chunk, zeros, chunks)
-        grads = jax.tree.map(lambda g: g / keys.shape[0], total)
+        mean = lambda p, t: (t / keys.shape[0]).astype(p.dtype)
+        grads = jax.tree.map(mean, meta_params, total)
         return grads, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
 
     def sharded(mesh, sampler, keys, meta_params, extra):
@@ -113,7 +117,7 @@ def over_tasks(
 def default_chunk(meta_params: base.Params, num_tasks: int, mesh: Mesh | None) -> int:
     """How many of a device's `num_tasks` should go through `vmap` at once."""
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    num_params = sum(x.size for x in jax.tree.leaves(meta_params))
+    num_params = sum(jnp.size(x) for x in jax.tree.leaves(meta_params))
     # On a CPU batching buys nothing but less overhead for each operation.
     return 1 if device.platform == "cpu" and num_params >= 10_000 else num_tasks
 

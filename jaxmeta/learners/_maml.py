@@ -88,6 +88,7 @@ def maml(
     _checks.check_choice("hvp", hvp, _inner_loop.HVP_MODES)
     if metrics is None:
         metrics = losses.default_metrics(loss)
+    _checks.check_metric_names(metrics)
     default_steps = inner_steps
     net = _model.normalize(model)
 

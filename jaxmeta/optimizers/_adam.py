@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmeta import _checks
+
 
 def adam(
     learning_rate: optax.ScalarOrSchedule,
@@ -50,6 +52,7 @@ def adam(
     """
     if not grad_floor > 0:
         raise ValueError(f"`grad_floor` must be positive, got {grad_floor!r}.")
+    _checks.check_positive("learning_rate", learning_rate)
 
     def init(params):
         return optax.ScaleByAdamState(

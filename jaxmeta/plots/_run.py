@@ -1,6 +1,5 @@
 """All the plots of a run folder."""
 
-import json
 import os
 import pathlib
 import textwrap
@@ -8,7 +7,7 @@ import textwrap
 import jax
 from jax.tree_util import Partial
 
-from jaxmeta import training
+from jaxmeta import _json, training
 from jaxmeta.plots import _axes, _curves, _sheet
 
 
@@ -57,7 +56,7 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     ]
     if (path := run.directory / "summary.json").exists():
         try:
-            summary = json.loads(path.read_text())
+            summary = _json.loads(path.read_text())
             figure = draw_panels(_curves.adaptation_curve, summary["test"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read: {error}.") from error

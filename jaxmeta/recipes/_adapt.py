@@ -28,6 +28,9 @@ def adapt_run(
 ) -> list[Prediction]:
     """Adapts a run's best checkpoint to labelled images and predicts unlabelled ones.
 
+    Each prediction is for itself: batch normalisation, where the model has it, takes
+    its statistics from the labelled images.
+
     Args:
       directory: the run's.
       folder: `folder/LABEL/*.png` are the labelled images, `folder/*.png` the others.
@@ -53,7 +56,8 @@ def adapt_run(
     parts = _run.build(recipe)
     meta_params = _run.best_meta_params(run, parts)
     steps = recipe.learner.test_inner_steps if inner_steps is None else inner_steps
-    learner = recipe.make_learner(inner_steps=steps)
+    # Statistics of the labelled images: what else is to be predicted changes nothing.
+    learner = recipe.make_learner("support", inner_steps=steps)
     targets = np.repeat(np.eye(ways)[: len(labels)], [len(x) for x in labelled], axis=0)
     support = base.Examples(_to_inputs(np.concatenate(labelled)), jnp.asarray(targets))
 

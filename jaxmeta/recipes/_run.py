@@ -4,17 +4,19 @@ A folder holds `config.json` (the recipe), `metrics.jsonl`, `checkpoints/`,
 `summary.json` once trained, and `plots/`.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import os
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxmeta import base, estimators, training
+from jaxmeta import _json, base, estimators, training
 from jaxmeta.recipes import _config, _settings
 
 
@@ -71,16 +73,23 @@ def train_run(
       What `summary.json` says. A finished run is not touched again.
 
     Raises:
-      ValueError: if the folder holds a run of another configuration.
+      ValueError: if the folder holds a run of another configuration, or another process
+        trains in it.
       OSError: if it cannot be written.
     """
     run = Run(pathlib.Path(directory), name, recipe)
     _check_unclaimed(run)
-    summary_path = run.directory / "summary.json"
-    if summary_path.exists():
-        return json.loads(summary_path.read_text())
-    parts = build(recipe)  # Before the folder is made: wrong settings leave none.
-    _claim(run)
+    path = run.directory / "summary.json"
+    if not path.exists():
+        parts = build(recipe)  # Before the folder is made: wrong settings leave none.
+        with _claimed(run):
+            _write_json(path, _train(run, parts, report))
+    return _json.loads(path.read_text())
+
+
+def _train(run: Run, parts: Parts, report: training.Report | None) -> dict[str, Any]:
+    """Returns the summary."""
+    recipe = run.recipe
 
     def validate(meta_params):
         found = training.evaluate(
@@ -90,6 +99,7 @@ def train_run(
             num_tasks=recipe.validation_tasks,
             key=parts.validation_key,
             inner_steps=recipe.learner.test_inner_steps,
+            tasks_per_chunk=recipe.tasks_per_chunk,
             mesh=parts.mesh,
         )
         last = {name: float(x.mean[-1]) for name, x in found.metrics.items()}
@@ -107,8 +117,8 @@ def train_run(
         report=report,
     )
     records = training.read_metrics(run.directory / "metrics.jsonl")
-    summary = {
-        "recipe": name,
+    return {
+        "recipe": run.name,
         "published": recipe.published,
         "protocol": recipe.protocol,
         "test": _test(run, parts, result.best.meta_params),
@@ -123,8 +133,6 @@ def train_run(
             for package in ("jaxmeta", "jax", "jaxlib", "flax", "optax")
         },
     }
-    _write_json(summary_path, summary)
-    return summary
 
 
 def evaluate_run(
@@ -165,9 +173,15 @@ def build(recipe: _config.Recipe) -> Parts:
     recipe.check()
     learner = recipe.make_learner()
     splits = recipe.tasks.splits()
-    # Cores are devices: as many as share the tasks evenly.
+    # Cores are devices: as many as share the tasks, in whole chunks, evenly.
+    chunk = recipe.tasks_per_chunk or 1
     num_devices = max(
-        n for n in range(1, len(jax.devices()) + 1) if recipe.num_tasks % n == 0
+        (
+            n
+            for n in range(1, len(jax.devices()) + 1)
+            if recipe.num_tasks % (n * chunk) == 0
+        ),
+        default=1,  # A wrong chunk is named below.
     )
     mesh = training.task_mesh(jax.devices()[:num_devices])
     estimator = estimators.over_tasks(
@@ -216,6 +230,7 @@ def _test(run, parts, meta_params, *, num_tasks=None, inner_steps=None):
             num_tasks=num_tasks,
             key=parts.test_key,
             inner_steps=inner_steps,
+            tasks_per_chunk=recipe.tasks_per_chunk,
             mesh=parts.mesh,
         )
         return {
@@ -230,11 +245,17 @@ def _test(run, parts, meta_params, *, num_tasks=None, inner_steps=None):
 
 
 def _check_unclaimed(run: Run) -> None:
-    """Raises if the folder holds checkpoints of another configuration."""
+    """Raises if the folder holds what another configuration saved."""
+    has_checkpoints = any((run.directory / "checkpoints").glob("*"))
     if not (run.directory / "config.json").exists():
+        if has_checkpoints:
+            raise ValueError(
+                f"`--out` holds another run: {run.directory} has checkpoints, but no "
+                "config.json. Choose another."
+            )
         return
     found = open_run(run.directory)
-    if not any((run.directory / "checkpoints").glob("*")):
+    if not has_checkpoints and not (run.directory / "summary.json").exists():
         return  # It was stopped before anything was saved.
     ours, theirs = (
         _flatten({"recipe": r.name, **_config.to_json(r.recipe)}) for r in (run, found)
@@ -249,17 +270,22 @@ def _check_unclaimed(run: Run) -> None:
             )
 
 
-def _claim(run: Run) -> None:
-    """Makes the run folder and writes its configuration."""
+@contextlib.contextmanager
+def _claimed(run: Run) -> Iterator[None]:
+    """Makes the run folder, keeps others out and writes its configuration."""
     config = {"name": run.name, "recipe": _config.to_json(run.recipe)}
-    try:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        _write_json(run.directory / "config.json", config)
-    except OSError as error:
-        raise OSError(
-            f"`--out` cannot be written: {run.directory} ({error.strerror}). Choose "
-            "another."
-        ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            run.directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(training.locked(run.directory))
+            _check_unclaimed(run)  # Nobody may have been faster.
+            _write_json(run.directory / "config.json", config)
+        except OSError as error:
+            raise OSError(
+                f"`--out` cannot be written: {run.directory} ({error.strerror}). "
+                "Choose another."
+            ) from error
+        yield
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -273,5 +299,5 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def _write_json(path: pathlib.Path, content: Any) -> None:
     """Writes whole or not at all."""
     new = path.with_suffix(".tmp")
-    new.write_text(json.dumps(content, indent=1) + "\n")
+    new.write_text(_json.dumps(content, indent=1) + "\n")
     os.replace(new, path)

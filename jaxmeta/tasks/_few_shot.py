@@ -115,7 +115,13 @@ def examples_by_class(images: jax.Array, labels: jax.Array) -> base.Examples:
 def _as_arrays(dataset):
     """Returns uint8 images [C, E, H, W, channels] and the examples of each class."""
     images = getattr(dataset, "images", dataset)
-    shape, dtype = np.shape(images), getattr(images, "dtype", None)
+    dtype = getattr(images, "dtype", None)
+    if dtype is None:
+        raise ValueError(
+            "`dataset` must be an `ImageClasses` or a uint8 array, got "
+            f"{type(dataset).__name__}. Of splits, take one: `splits.train`."
+        )
+    shape = images.shape
     if dtype != np.uint8 or len(shape) not in (4, 5):
         raise ValueError(
             "`dataset` must be uint8 images [classes, examples, height, width] or "

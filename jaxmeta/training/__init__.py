@@ -12,6 +12,7 @@ from jaxmeta.training._evaluate import (
     evaluate as evaluate,
     mean_with_interval as mean_with_interval,
 )
+from jaxmeta.training._lock import locked as locked
 from jaxmeta.training._loop import (
     DivergedError as DivergedError,
     FitResult as FitResult,

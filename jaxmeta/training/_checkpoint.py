@@ -4,10 +4,11 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -25,21 +26,27 @@ class Checkpoints(NamedTuple):
     manager: ocp.CheckpointManager
     directory: pathlib.Path
 
-    def save(self, state: base.TrainState, metrics: Mapping[str, float]) -> None:
+    def save(self, state: base.TrainState, loss: float = math.inf) -> None:
         """Saves `state` under its step, whole or not at all; drops older ones.
+
+        Args:
+          state: of the run.
+          loss: of a validation, if it is the least so far.
 
         Raises:
           OSError: when it cannot be written; what was saved before stays.
+          ValueError: when orbax does not take the state.
         """
         step = int(state.step)
         try:
             self.manager.save(
                 step,
                 args=ocp.args.StandardSave(state),
-                metrics={"loss": _comparable(metrics.get("loss"))},
+                metrics={"loss": loss},
             )
             self.manager.wait_until_finished()
-        except Exception as error:
+        except Exception as error:  # Orbax hides the system's in its own.
+            _check_savable(state)
             raise OSError(
                 f"The checkpoint of step {step} could not be written to "
                 f"{self.directory}: {_first_line(error)}. What was saved is kept; "
@@ -66,7 +73,9 @@ class Checkpoints(NamedTuple):
         """
         args = ocp.args.StandardRestore(_abstract(like))
         path = self.directory / str(step)
-        return _restored(lambda: self.manager.restore(step, args=args), path)
+        state = _restored(lambda: self.manager.restore(step, args=args), path)
+        _check_dtypes(self.manager.item_metadata(step), like, path)
+        return state
 
     def close(self) -> None:
         """Releases orbax's threads."""
@@ -102,7 +111,8 @@ def save(path: str | os.PathLike[str], meta_params: base.Params) -> None:
     """Saves meta-parameters (any pytree of arrays) in a new folder `path`.
 
     Raises:
-      ValueError: if `path` exists; nothing is ever overwritten.
+      ValueError: if `path` exists; nothing is ever overwritten. Also if an array has
+        no elements.
       OSError: if it cannot be written.
 
     Example:
@@ -115,9 +125,11 @@ def save(path: str | os.PathLike[str], meta_params: base.Params) -> None:
     path = pathlib.Path(path).absolute()
     if path.exists():
         raise ValueError(f"`path` exists already, choose another: {path}.")
+    _check_savable(meta_params)
     path.parent.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, meta_params)
+        # Orbax takes no bare array.
+        checkpointer.save(path, {"meta_params": meta_params})
 
 
 def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
@@ -134,8 +146,11 @@ def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
         raise ValueError(f"`path` holds no saved parameters: {path} is no folder.")
+    target = {"meta_params": like}
     with ocp.StandardCheckpointer() as checkpointer:
-        return _restored(lambda: checkpointer.restore(path, _abstract(like)), path)
+        saved = _restored(lambda: checkpointer.restore(path, _abstract(target)), path)
+        _check_dtypes(checkpointer.metadata(path).item_metadata, target, path)
+    return saved["meta_params"]
 
 
 def _abstract(tree: Any) -> Any:
@@ -159,9 +174,26 @@ def _restored(restore, path):
         ) from error
 
 
-def _comparable(loss: float | None) -> float:
-    """A diverged validation is never the best, and no validation is none."""
-    return loss if loss is not None and math.isfinite(loss) else math.inf
+def _check_savable(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not np.size(leaf):
+            raise ValueError(
+                "Arrays without elements cannot be saved, got shape "
+                f"{np.shape(leaf)} at {jax.tree_util.keystr(path)!r}. Leave it out."
+            )
+
+
+def _check_dtypes(metadata, like, path):
+    """Raises if orbax has cast: what is saved is of other types than `like`."""
+    saved = {leaf.name: leaf.dtype for leaf in jax.tree.leaves(metadata.tree)}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(like):
+        name = jax.tree_util.keystr(keys, simple=True, separator=".")
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if not is_key and saved.get(name, leaf.dtype) != leaf.dtype:
+            raise ValueError(
+                f"The checkpoint {path} has {name} in {saved[name]}, expected "
+                f"{leaf.dtype}. Switch x64 as it was, or give `like` those types."
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -68,6 +68,7 @@ def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
     if per_task.ndim < 1 or not per_task.shape[0]:
         raise ValueError(f"`per_task` must have shape [T, ...], got {per_task.shape}.")
     num_tasks = per_task.shape[0]
+    per_task = per_task.astype(jnp.promote_types(per_task.dtype, jnp.float32))
     mean = jnp.mean(per_task, 0)
     squares = jnp.sum(jnp.square(per_task - mean[None]), 0)
     # 0 / 0 for one task: not a number, without NumPy's warning.

@@ -1,5 +1,6 @@
 """The host's loop: many compiled meta-steps at a time, metrics, checkpoints, resume."""
 
+import contextlib
 import json
 import math
 import os
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from jaxmeta import _checks, base
-from jaxmeta.training import _checkpoint, _step
+from jaxmeta import _checks, _json, base
+from jaxmeta.training import _checkpoint, _lock, _step
 
 Validate = Callable[[base.Params], Mapping[str, float]]
 Report = Callable[[Mapping[str, Any]], None]
@@ -27,7 +29,7 @@ class FitResult(NamedTuple):
 
 
 class DivergedError(RuntimeError):
-    """The training loss is not finite. Checkpoints from before are kept."""
+    """Training went astray: something is not finite. Earlier checkpoints are kept."""
 
 
 def fit(
@@ -63,8 +65,9 @@ def fit(
       report: called with each record, on the way (progress bars, trackers).
 
     Raises:
-      ValueError: if counts do not fit together or a checkpoint is damaged.
-      DivergedError: if the loss is not finite.
+      ValueError: if counts do not fit together, a checkpoint is damaged, another
+        process trains in the directory, or `validate` returns no `loss`.
+      DivergedError: if a metric, or at a checkpoint a meta-parameter, is not finite.
       OSError: if the directory cannot be written.
 
     Example:
@@ -81,67 +84,99 @@ def fit(
     check_counts(num_steps, log_every, validate_every, patience)
     if patience is not None and validate is None:
         raise ValueError("`patience` needs `validate`: nothing else is watched.")
-    files = _RunFiles(directory)
-    run_chunk = jax.jit(_run_chunk, static_argnums=2, donate_argnums=1)
-    state = jax.jit(train_step.init)(key)
-    state, best, best_loss = files.resume(state)
+    with _RunFiles(directory) as files:
+        run_chunk = jax.jit(_run_chunk, static_argnums=2, donate_argnums=1)
+        state = jax.jit(train_step.init)(key)
+        state, best, best_loss = files.resume(state)
 
-    def out_of_patience():
-        if patience is None or best is None:
-            return False
-        return int(state.step) - int(best.step) >= patience * validate_every
+        def out_of_patience():
+            if patience is None:
+                return False
+            best_step = 0 if best is None else int(best.step)
+            return int(state.step) - best_step >= patience * validate_every
 
-    while (step := int(state.step)) < num_steps and not out_of_patience():
-        start = time.perf_counter()
-        length = min(log_every, num_steps - step)
-        state, record = run_chunk(train_step.step, state, length)
-        step += length
-        record = {"step": step} | {name: float(x) for name, x in record.items()}
-        seconds = time.perf_counter() - start
-        _check_finite(record, directory)
-        due = step % validate_every == 0 or step == num_steps
-        if due and validate is not None:
-            found = validate(state.meta_params)
-            record |= {f"validation_{name}": float(x) for name, x in found.items()}
-            if record["validation_loss"] < best_loss:
-                best_loss = record["validation_loss"]
-                best = jax.tree.map(jnp.copy, state)  # The next chunk donates `state`.
-        record["seconds"] = seconds
-        files.append(record)
-        if due:
-            files.save(state, record)
-        if report is not None:
-            report(record)
-    files.close()
-    stopped_early = int(state.step) < num_steps
-    return FitResult(state, state if best is None else best, stopped_early)
+        while (step := int(state.step)) < num_steps and not out_of_patience():
+            start = time.perf_counter()
+            # A run that is made longer may start between two records.
+            length = min(log_every - step % log_every, num_steps - step)
+            state, record = run_chunk(train_step.step, state, length)
+            step += length
+            record = {"step": step} | {name: float(x) for name, x in record.items()}
+            seconds = time.perf_counter() - start
+            _check_finite(record, step, files)
+            due = step % validate_every == 0 or step == num_steps
+            if due:
+                _check_finite(_norm(state.meta_params), step, files)
+            is_best = False
+            if due and validate is not None:
+                found = _check_validation(validate(state.meta_params))
+                record |= {f"validation_{name}": float(x) for name, x in found.items()}
+                is_best = record["validation_loss"] < best_loss
+                if is_best:
+                    best_loss = record["validation_loss"]
+                    best = jax.tree.map(
+                        jnp.copy, state
+                    )  # The next chunk donates `state`.
+            record["seconds"] = seconds
+            files.append(record)
+            if due:
+                files.save(state, best_loss if is_best else math.inf)
+            if report is not None:
+                report(record)
+        stopped_early = int(state.step) < num_steps
+        return FitResult(state, state if best is None else best, stopped_early)
 
 
 def _run_chunk(step, state, length):
     """Makes `length` meta-steps; returns the state and metrics averaged over them."""
     state, infos = jax.lax.scan(lambda state, _: step(state), state, length=length)
     # By convention infos have `loss` and may have `metrics`; one entry per task.
-    metrics = {"loss": infos.loss, **getattr(infos, "metrics", {})}
+    metrics = getattr(infos, "metrics", {})
+    _checks.check_metric_names(metrics)
+    metrics = {"loss": infos.loss, **metrics}
     return state, {name: jnp.mean(x) for name, x in metrics.items()}
+
+
+@jax.jit
+def _norm(meta_params):
+    return {"norm of the meta-parameters": optax.tree.norm(meta_params)}
+
+
+def _check_validation(found):
+    if "loss" not in found:
+        raise ValueError(
+            f"`validate` must return a `loss`, which decides what is best, got "
+            f"{sorted(found)}."
+        )
+    return found
 
 
 class _RunFiles:
     """The files of a run; does nothing without a directory."""
 
     def __init__(self, directory):
-        self._directory = None
-        if directory is not None:
-            self._directory = pathlib.Path(directory)
-            try:
-                self._checkpoints = _checkpoint.open_checkpoints(
-                    self._directory / "checkpoints"
-                )
-            except OSError as error:
-                raise OSError(
-                    f"`directory` cannot be written: {directory} ({error.strerror}). "
-                    "Choose another."
-                ) from error
-            self._metrics = self._directory / "metrics.jsonl"
+        self._directory = None if directory is None else pathlib.Path(directory)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        if self._directory is None:
+            return self
+        self._metrics = self._directory / "metrics.jsonl"
+        path = self._directory / "checkpoints"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._stack.enter_context(_lock.locked(path))
+            self._checkpoints = _checkpoint.open_checkpoints(path)
+            self._stack.callback(self._checkpoints.close)
+        except OSError as error:
+            raise OSError(
+                f"`directory` cannot be written: {self._directory} ({error.strerror}). "
+                "Choose another."
+            ) from error
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
 
     def resume(self, state):
         """Returns the last saved state or `state`, the best one and its loss."""
@@ -162,32 +197,28 @@ class _RunFiles:
             return
         kept = [r for r in read_metrics(self._metrics) if r["step"] <= last_step]
         new = self._metrics.with_suffix(".tmp")
-        new.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        new.write_text("".join(_json.dumps(record) + "\n" for record in kept))
         os.replace(new, self._metrics)
 
     def append(self, record):
         if self._directory is not None:
             try:
                 with self._metrics.open("a") as file:
-                    file.write(json.dumps(record) + "\n")
+                    file.write(_json.dumps(record) + "\n")
             except OSError as error:
                 raise OSError(
                     f"{self._metrics} cannot be written ({error.strerror}). What was "
                     "saved is kept; free some space and run the same command again."
                 ) from error
 
-    def save(self, state, record):
+    def save(self, state, loss):
         if self._directory is not None:
-            found = {
-                name.removeprefix("validation_"): value
-                for name, value in record.items()
-                if name.startswith("validation_")
-            }
-            self._checkpoints.save(state, found)
+            self._checkpoints.save(state, loss)
 
-    def close(self):
-        if self._directory is not None:
-            self._checkpoints.close()
+    def __str__(self):
+        if self._directory is None:
+            return ""
+        return f" Checkpoints in {self._directory} are kept."
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -195,7 +226,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     records = []
     for line in pathlib.Path(path).read_text().splitlines():
         try:
-            records.append(json.loads(line))
+            records.append(_json.loads(line))
         except json.JSONDecodeError:
             break
     return records
@@ -217,11 +248,12 @@ def check_counts(
         _checks.check_int("patience", patience)
 
 
-def _check_finite(record, directory):
-    if not all(math.isfinite(value) for value in record.values()):
-        where = "" if directory is None else f" Checkpoints in {directory} are kept."
+def _check_finite(numbers, step, files):
+    wrong = {k: float(x) for k, x in numbers.items() if not math.isfinite(x)}
+    if wrong:
+        name = "loss" if "loss" in wrong else min(wrong)
         raise DivergedError(
-            f"The training loss is {record['loss']} at step {record['step']}. Lower "
-            "the inner or outer learning rate, or clip gradients; an Adam inside MAML "
-            f"must be `jaxmeta.optimizers.adam`, not optax's.{where}"
+            f"The training {name} is {wrong[name]} at step {step}. Lower the inner or "
+            "outer learning rate, or clip gradients; an Adam inside MAML must be "
+            f"`jaxmeta.optimizers.adam`, not optax's.{files}"
         )

@@ -1,0 +1,28 @@
+"""JSON that every reader takes: what is not finite is written as null."""
+
+import json
+import math
+from typing import Any
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """Writes `value`; NaN and infinities become null."""
+    return json.dumps(_map(_to_null, value), indent=indent, allow_nan=False)
+
+
+def loads(text: str) -> Any:
+    """Reads what `dumps` wrote; null becomes NaN."""
+    return _map(lambda x: math.nan if x is None else x, json.loads(text))
+
+
+def _to_null(value: Any) -> Any:
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    return value if is_finite else None
+
+
+def _map(fn: Any, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _map(fn, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map(fn, item) for item in value]
+    return fn(value)
