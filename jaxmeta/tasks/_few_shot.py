@@ -115,18 +115,14 @@ def examples_by_class(images: jax.Array, labels: jax.Array) -> base.Examples:
 def _as_arrays(dataset):
     """Returns uint8 images [C, E, H, W, channels] and the examples of each class."""
     images = getattr(dataset, "images", dataset)
-    dtype = getattr(images, "dtype", None)
-    if dtype is None:
-        raise ValueError(
-            "`dataset` must be an `ImageClasses` or a uint8 array, got "
-            f"{type(dataset).__name__}. Of splits, take one: `splits.train`."
-        )
-    shape = images.shape
-    if dtype != np.uint8 or len(shape) not in (4, 5):
+    is_array = hasattr(images, "dtype")
+    shape = np.shape(images) if is_array else ()
+    if not is_array or images.dtype != np.uint8 or len(shape) not in (4, 5):
+        got = f"shape {shape} and dtype {images.dtype}" if is_array else type(images)
         raise ValueError(
             "`dataset` must be uint8 images [classes, examples, height, width] or "
-            f"[..., channels], got shape {shape} and dtype {dtype}. A folder of images "
-            "is read by `jaxmeta.tasks.load_folder`."
+            f"[..., channels], got {got}. A folder of images is read by "
+            "`jaxmeta.tasks.load_folder`; of splits take one, say `splits.train`."
         )
     if 0 in shape:
         raise ValueError(f"`dataset` is empty: its images have shape {shape}.")
