@@ -115,10 +115,9 @@ def examples_by_class(images: jax.Array, labels: jax.Array) -> base.Examples:
 def _as_arrays(dataset):
     """Returns uint8 images [C, E, H, W, channels] and the examples of each class."""
     images = getattr(dataset, "images", dataset)
-    is_array = hasattr(images, "dtype")
-    shape = np.shape(images) if is_array else ()
-    if not is_array or images.dtype != np.uint8 or len(shape) not in (4, 5):
-        got = f"shape {shape} and dtype {images.dtype}" if is_array else type(images)
+    shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", None)
+    if dtype != np.uint8 or len(shape) not in (4, 5):
+        got = type(images) if dtype is None else f"shape {shape} and dtype {dtype}"
         raise ValueError(
             "`dataset` must be uint8 images [classes, examples, height, width] or "
             f"[..., channels], got {got}. A folder of images is read by "
@@ -130,5 +129,6 @@ def _as_arrays(dataset):
         images = images[..., None]
     num_examples = getattr(dataset, "num_examples", None)
     if num_examples is None:
-        num_examples = np.full(shape[0], shape[1], np.int32)
+        num_classes, num_each = images.shape[:2]
+        num_examples = np.full(num_classes, num_each, np.int32)
     return images, np.asarray(num_examples)
