@@ -126,3 +126,17 @@ def check_transformation(name: str, tx: Any) -> None:
             f"`{name}` must be an optax transformation such as `optax.sgd(0.1)`, or a "
             f"`LearnedOptimizer`, got {tx!r}."
         )
+
+
+def check_real(name: str, tree: Any) -> None:
+    """Raises if a leaf is complex."""
+    wrong = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.iscomplexobj(leaf)
+    ]
+    if wrong:
+        raise ValueError(
+            f"`{name}` must be real, got complex leaves {wrong}. Wrap the "
+            "transformation: `optax.contrib.split_real_and_imaginary`."
+        )

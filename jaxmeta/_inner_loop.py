@@ -120,8 +120,17 @@ def _inner_gradient(support_loss, first_order, hvp, params, key, support):
     """Returns `value_and_grad(params, key, support, *constants)` and its constants."""
     if first_order or hvp == "reverse-over-reverse":
         return jax.value_and_grad(support_loss), ()
-    # Values that are differentiated must be arguments of a custom VJP, not closures.
-    loss, constants = jax.closure_convert(support_loss, params, key, support)
+    return exact_gradient(support_loss, params, key, support)
+
+
+def exact_gradient(loss, params, key, data):
+    """A `jax.value_and_grad(loss)` whose own derivative is taken forward over reverse.
+
+    Returns:
+      `value_and_grad(params, key, data, *constants)` and its constants: the values that
+      `loss` closes over. What is differentiated must be an argument of a custom VJP.
+    """
+    loss, constants = jax.closure_convert(loss, params, key, data)
     return _forward_over_reverse(loss), constants
 
 

@@ -11,4 +11,5 @@ from jaxmeta.tasks._datasets import (
 from jaxmeta.tasks._few_shot import few_shot as few_shot
 from jaxmeta.tasks._glyphs import glyphs as glyphs
 from jaxmeta.tasks._omniglot import load_omniglot as load_omniglot
+from jaxmeta.tasks._quadratics import quadratics as quadratics
 from jaxmeta.tasks._sinusoid import sinusoid as sinusoid

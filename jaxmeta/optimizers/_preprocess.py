@@ -1,0 +1,65 @@
+"""How learned rules see a gradient, whose scale may be anything."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import _checks
+
+Preprocess: TypeAlias = Callable[[jax.Array], jax.Array]  # [...] -> [..., F]
+
+
+def log_gradient(p: float = 10.0) -> Preprocess:
+    r"""A gradient's logarithm and sign.
+
+    .. math::
+      g \mapsto \begin{cases}
+        (\log|g| / p,\ \operatorname{sgn} g) & |g| \ge e^{-p} \\
+        (-1,\ e^p g) & \text{otherwise}
+      \end{cases}
+
+    The released code of the paper has p = 5. The derivative is finite everywhere, also
+    where the gradient is zero.
+
+    Args:
+      p: how small a gradient may be before it counts as none.
+
+    Raises:
+      ValueError: if `p` is not positive.
+
+    References:
+      Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
+      NeurIPS 2016, Appendix A. https://arxiv.org/abs/1606.04474
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(log_gradient(p=1.0)(jnp.array([-1.0, 0.0])))
+      [[ 0. -1.]
+       [-1.  0.]]
+    """
+    _checks.check_positive("p", p)
+
+    def preprocess(grads):
+        magnitudes = jnp.abs(grads)
+        is_large = magnitudes >= jnp.exp(-p)
+        # A double where: the logarithm not taken must have no derivative at zero.
+        logs = jnp.log(jnp.where(is_large, magnitudes, 1)) / p
+        first = jnp.where(is_large, logs, -1)
+        second = jnp.where(is_large, jnp.sign(grads), jnp.exp(p) * grads)
+        return jnp.stack([first, second], -1)
+
+    return preprocess
+
+
+def scaled_gradient(scale: float | jax.Array = 1.0) -> Preprocess:
+    """A gradient times a constant, which the paper found to work as well.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(scaled_gradient(10.0)(jnp.array([1.0, 2.0])))
+      [[10.]
+       [20.]]
+    """
+    return lambda grads: (scale * grads)[..., None]
