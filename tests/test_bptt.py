@@ -1,0 +1,191 @@
+"""Back-propagation through runs, against a plain loop and finite differences."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jaxmeta as jm
+
+PROBLEM = jm.tasks.quadratics(dim=3)
+
+
+def _lstm():
+    return jm.optimizers.lstm(
+        4, preprocess=jm.optimizers.scaled_gradient(), output_scale=1.0
+    )
+
+
+def _bptt(lopt=None, **options):
+    options = {"horizon": 6, "num_problems": 3} | options
+    return jm.estimators.bptt(lopt or _lstm(), PROBLEM, **options)
+
+
+def _truncated(lopt=None, **options):
+    options = {"unroll": 2, "horizon": 6, "num_problems": 3} | options
+    return jm.estimators.truncated_bptt(lopt or _lstm(), PROBLEM, **options)
+
+
+def _plain_loss(key, theta, lopt, num_problems, horizon, second_order):
+    """The meta-loss as a Python loop, on the problems that `bptt` draws."""
+
+    def one(key):
+        start_key, _ = jax.random.split(key)
+        sample_key, init_key = jax.random.split(start_key)
+        instance = PROBLEM.sample(sample_key)
+        params = PROBLEM.init(init_key, instance)
+        tx = lopt.transform(theta)
+        state, total = tx.init(params), 0.0
+        for _ in range(horizon):
+            grads = jax.grad(PROBLEM.loss)(params, instance, None)
+            if not second_order:
+                grads = jax.lax.stop_gradient(grads)
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            total += PROBLEM.loss(params, instance, None)
+        return total
+
+    return jnp.mean(jax.vmap(one)(jax.random.split(key, num_problems)))
+
+
+@pytest.mark.parametrize("rematerialize", [True, False])
+@pytest.mark.parametrize("second_order", [True, False])
+def test_gradient_agrees_with_a_plain_loop(second_order, rematerialize, key):
+    with jax.enable_x64(True):
+        lopt = _lstm()
+        estimator = _bptt(second_order=second_order, rematerialize=rematerialize)
+        theta, carry = estimator.init(key)
+        grads, _, info = jax.jit(estimator.estimate)(key, theta, carry)
+        arguments = (key, theta, lopt, 3, 6, second_order)
+        expected = jax.grad(_plain_loss, argnums=1)(*arguments)
+        chex.assert_trees_all_close(grads, expected, rtol=1e-10)
+        np.testing.assert_allclose(info.loss.mean() * 6, _plain_loss(*arguments))
+
+
+def test_gradient_agrees_with_finite_differences(key):
+    with jax.enable_x64(True):
+        estimator = _bptt()
+        theta, carry = estimator.init(key)
+        grads, _, _ = estimator.estimate(key, theta, carry)
+        direction = optax.tree.random_like(key, theta)
+
+        def loss(h):
+            moved = optax.tree.add_scale(theta, h, direction)
+            return 6 * estimator.estimate(key, moved, carry)[2].loss.mean()
+
+        expected = (loss(1e-5) - loss(-1e-5)) / 2e-5
+        np.testing.assert_allclose(
+            optax.tree.vdot(grads, direction), expected, rtol=1e-7
+        )
+
+
+def test_first_order_is_another_gradient(key):
+    with jax.enable_x64(True):
+        theta, carry = _bptt().init(key)
+        exact, _, _ = _bptt().estimate(key, theta, carry)
+        first, _, _ = _bptt(second_order=False).estimate(key, theta, carry)
+        difference = optax.tree.norm(optax.tree.sub(exact, first))
+        assert difference > 1e-3 * optax.tree.norm(exact)
+
+
+def test_one_truncation_is_the_whole_run(key):
+    """A run that is over starts anew inside the derivative, as `bptt`'s does."""
+    with jax.enable_x64(True):
+        truncated, whole = _truncated(unroll=6), _bptt()
+        theta, runs = truncated.init(key)
+        over = runs._replace(step=jnp.full_like(runs.step, 6))
+        grads, _, info = truncated.estimate(key, theta, over)
+        expected, _, expected_info = whole.estimate(key, theta, None)
+        chex.assert_trees_all_close((grads, info), (expected, expected_info))
+
+
+def test_stretches_follow_one_another(key):
+    """Three stretches pass through the points of one whole run; then it starts anew."""
+    with jax.enable_x64(True):
+        lopt, estimator = _lstm(), _truncated(num_problems=2)
+        theta, runs = estimator.init(key)
+        tx = lopt.transform(theta)
+        grad_fn = jax.vmap(jax.grad(PROBLEM.loss), (0, 0, None))
+        params, state = runs.params, jax.vmap(tx.init)(runs.params)
+        for stretch in range(1, 4):
+            grads, runs, info = estimator.estimate(key, theta, runs)
+            losses = []
+            for _ in range(2):
+                gradient = grad_fn(params, runs.instance, None)
+                updates, state = jax.vmap(tx.update)(gradient, state)
+                params = optax.apply_updates(params, updates)
+                losses.append(
+                    jax.vmap(PROBLEM.loss, (0, 0, None))(params, runs.instance, None)
+                )
+            chex.assert_trees_all_close(runs.params, params, rtol=1e-10)
+            chex.assert_trees_all_close(info.loss, jnp.mean(jnp.stack(losses), 0))
+            assert runs.step.tolist() == [2 * stretch] * 2
+            assert optax.tree.norm(grads) > 0
+        _, after, _ = estimator.estimate(key, theta, runs)
+        assert after.step.tolist() == [2, 2]
+        assert (after.instance[1] != runs.instance[1]).all()
+
+
+def test_a_learned_initial_state_has_a_gradient(key):
+    """Through the start of a run, in the stretch that makes it."""
+
+    def transform(theta):
+        def update(updates, state, params=None, **extra_args):
+            del params, extra_args
+            return jax.tree.map(lambda m, g: -m * g, state, updates), state
+
+        return optax.GradientTransformationExtraArgs(
+            lambda params: jax.tree.map(lambda p: theta * jnp.ones_like(p), params),
+            update,
+        )
+
+    lopt = jm.LearnedOptimizer(lambda key, params=None: jnp.array(0.01), transform)
+    estimator = _truncated(lopt)
+    theta, runs = estimator.init(key)
+    over = runs._replace(step=jnp.full_like(runs.step, 6))
+    assert jnp.abs(estimator.estimate(key, theta, over)[0]) > 0
+    assert estimator.estimate(key, theta, runs)[0] == 0
+
+
+@pytest.mark.parametrize("make", [_bptt, _truncated])
+def test_meta_training_helps(make, key):
+    init, step = jm.training.make_train_step(
+        make(horizon=10, num_problems=8), optax.adam(1e-2)
+    )
+    train = jax.jit(lambda s: jax.lax.scan(lambda s, _: step(s), s, length=200))
+    _, infos = train(init(key))
+    assert infos.loss[-20:].mean() < 0.6 * infos.loss[:20].mean()
+
+
+def test_counts_are_named():
+    with pytest.raises(ValueError, match="`horizon` must be a multiple of `unroll`, 4"):
+        _truncated(unroll=4)
+    with pytest.raises(ValueError, match="`num_problems` must be an int >= 1, got 0"):
+        _bptt(num_problems=0)
+
+
+def test_a_loss_that_is_no_scalar_is_named(key):
+    problem = PROBLEM._replace(loss=lambda params, instance, key: params)
+    estimator = jm.estimators.bptt(_lstm(), problem, horizon=2, num_problems=1)
+    theta, carry = estimator.init(key)
+    with pytest.raises(ValueError, match=r"`problem\.loss` must return a float scalar"):
+        estimator.estimate(key, theta, carry)
+
+
+def test_quadratics_are_the_papers(key):
+    """Uniform: the mean loss at zero is E|y|^2 = 10 / 3, where the figure starts."""
+    problem = jm.tasks.quadratics()
+    instances = jax.vmap(problem.sample)(jax.random.split(key, 4000))
+    losses = jax.vmap(problem.loss, (None, 0, None))(jnp.zeros(10), instances, key)
+    interval = 4 * losses.std() / np.sqrt(4000)
+    assert abs(losses.mean() - 10 / 3) < interval
+    gaussian = jm.tasks.quadratics(distribution="gaussian")
+    _, y = gaussian.sample(key)
+    assert (y < 0).any()
+
+
+def test_an_unknown_distribution_is_named():
+    with pytest.raises(ValueError, match="`distribution` must be one of 'uniform'"):
+        jm.tasks.quadratics(distribution="cauchy")
