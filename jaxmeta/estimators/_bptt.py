@@ -56,11 +56,11 @@ def bptt(
         )
         return jnp.sum(losses), _runs.RunInfo(jnp.mean(losses))
 
-    def estimate(key, theta, carry, **extra):
+    def estimate(key, meta_params, carry, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
         grad_fn = jax.vmap(jax.grad(run_loss, has_aux=True), (None, 0))
-        grads, info = grad_fn(theta, keys)
+        grads, info = grad_fn(meta_params, keys)
         return jax.tree.map(lambda g: jnp.mean(g, 0), grads), carry, info
 
     def init(key):
@@ -134,11 +134,11 @@ def truncated_bptt(
         run, losses = go(run_key, theta, run, unroll)
         return jnp.sum(losses), (run, _runs.RunInfo(jnp.mean(losses)))
 
-    def estimate(key, theta, carry, **extra):
+    def estimate(key, meta_params, carry, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
         grad_fn = jax.vmap(jax.grad(stretch_loss, has_aux=True), (None, 0, 0))
-        grads, (runs, info) = grad_fn(theta, keys, carry)
+        grads, (runs, info) = grad_fn(meta_params, keys, carry)
         return jax.tree.map(lambda g: jnp.mean(g, 0), grads), runs, info
 
     def init(key):
