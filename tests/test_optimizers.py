@@ -1,26 +1,69 @@
 """Every learned optimizer is a good optax citizen: a row in `OPTIMIZERS`."""
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import jaxmeta as jm
+from jaxmeta.optimizers import _memory
+
+
+class Row(NamedTuple):
+    """A learned optimizer, and in what it is not like the others."""
+
+    make: Callable[[], jm.LearnedOptimizer]
+    coupled: bool = False  # Coordinates see each other, ...
+    coupled_in_leaf: bool = False  # ... or those of a leaf do.
+    is_whole: bool = False  # Has state over all coordinates together.
+    needs_value: bool = False  # Cannot do without the loss.
+    is_for_one_tree: bool = False  # Theta is shaped like the parameters.
+
+
+def _scaled_lstm():
+    return jm.optimizers.lstm(
+        3, 1, preprocess=jm.optimizers.scaled_gradient(2.0), output_scale=1.0
+    )
+
 
 OPTIMIZERS = {
-    "lstm": lambda: jm.optimizers.lstm(4),
-    "lstm, one layer, scaled": lambda: jm.optimizers.lstm(
-        3, 1, preprocess=jm.optimizers.scaled_gradient(2.0), output_scale=1.0
+    "lstm": Row(lambda: jm.optimizers.lstm(4)),
+    "lstm, one layer, scaled": Row(_scaled_lstm),
+    "lstm, bfloat16 state": Row(
+        lambda: jm.optimizers.lstm(4, state_dtype=jnp.bfloat16)
     ),
-    "lstm, bfloat16 state": lambda: jm.optimizers.lstm(4, state_dtype=jnp.bfloat16),
+    "lstm_gac": Row(lambda: jm.optimizers.lstm_gac(4, num_averaged=1), coupled=True),
+    "ntm_bfgs": Row(lambda: jm.optimizers.ntm_bfgs(4), coupled=True, is_whole=True),
+    "ntm_bfgs, limited": Row(lambda: jm.optimizers.ntm_bfgs(4, window=2), coupled=True),
+    "rnnprop": Row(lambda: jm.optimizers.rnnprop(4)),
+    "mlp": Row(lambda: jm.optimizers.mlp(4), coupled_in_leaf=True),
+    "learned_sgd": Row(jm.optimizers.learned_sgd),
+    "learned_sgd, a rate a leaf": Row(
+        lambda: jm.optimizers.learned_sgd(shared_by="leaf"), is_for_one_tree=True
+    ),
+    "learned_sgd, a rate a parameter and step": Row(
+        lambda: jm.optimizers.learned_sgd(shared_by="none", num_steps=2),
+        is_for_one_tree=True,
+    ),
+    "meta_lstm": Row(lambda: jm.optimizers.meta_lstm(4), needs_value=True),
 }
 
 
 @pytest.fixture(params=OPTIMIZERS)
-def lopt(request):
-    return OPTIMIZERS[request.param]()
+def row(request):
+    return OPTIMIZERS[request.param]
+
+
+@pytest.fixture
+def lopt(row):
+    return row.make()
 
 
 @pytest.fixture
@@ -36,18 +79,24 @@ def _params(dtype=jnp.float32):
     }
 
 
+def _update(tx, grads, state, params=None, **extra):
+    """One update; every rule is told the parameters and a loss."""
+    params = grads if params is None else params
+    return tx.update(grads, state, params, **({"value": jnp.array(1.0)} | extra))
+
+
 def _run(tx, params, steps=3, **extra):
-    """Minimises the sum of squares; returns the parameters and the state."""
+    """Minimises half the sum of squares; returns the parameters and the state."""
     state = tx.init(params)
     for _ in range(steps):
-        updates, state = tx.update(params, state, params, **extra)
+        updates, state = _update(tx, params, state, **extra)
         params = optax.apply_updates(params, updates)
     return params, state
 
 
 def test_updates_are_shaped_like_gradients_and_move(tx):
     params = _params()
-    updates, state = tx.update(params, tx.init(params), params)
+    updates, state = _update(tx, params, tx.init(params), params)
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     assert optax.tree.norm(updates) > 0
     chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
@@ -56,9 +105,9 @@ def test_updates_are_shaped_like_gradients_and_move(tx):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_keeps_dtypes(tx, dtype):
     params = _params(dtype)
-    updates, state = tx.update(params, tx.init(params), params)
+    updates, state = _update(tx, params, tx.init(params), params)
     chex.assert_trees_all_equal_dtypes(updates, params)
-    _, after = tx.update(params, state, params)
+    _, after = _update(tx, params, state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
@@ -66,34 +115,56 @@ def test_keeps_float64(lopt, key):
     with jax.enable_x64(True):
         params = _params(jnp.float64)
         tx = lopt.transform(lopt.init(key, params))
-        updates, _ = tx.update(params, tx.init(params), params)
+        updates, _ = _update(tx, params, tx.init(params), params)
         chex.assert_trees_all_equal_dtypes(updates, params)
 
 
 def test_jit_agrees_with_eager_and_traces_once(tx):
     params = _params()
     chex.clear_trace_counter()
-    update = jax.jit(chex.assert_max_traces(tx.update, n=1))
+    update = jax.jit(chex.assert_max_traces(lambda *a: _update(tx, *a), n=1))
     eager = jitted = params
     eager_state, jitted_state = tx.init(params), jax.jit(tx.init)(params)
     for _ in range(3):
-        updates, eager_state = tx.update(eager, eager_state, eager)
+        updates, eager_state = _update(tx, eager, eager_state, eager)
         eager = optax.apply_updates(eager, updates)
-        updates, jitted_state = update(jitted, jitted_state, jitted)
+        updates, jitted_state = update(jitted, jitted_state)
         jitted = optax.apply_updates(jitted, updates)
     chex.assert_trees_all_close(jitted, eager, rtol=1e-5)
 
 
 def test_ignores_extra_arguments(tx):
     alone, _ = _run(tx, _params())
-    told, _ = _run(tx, _params(), value=jnp.array(1.0), other="x")
+    told, _ = _run(tx, _params(), other="x")
     chex.assert_trees_all_equal(told, alone)
 
 
-def test_coordinates_do_not_see_each_other(tx):
+def test_the_loss_is_told_or_not_needed(row, tx):
+    params = _params()
+    state = tx.init(params)
+    if row.needs_value:
+        with pytest.raises(ValueError, match=r"`params` and `value`.* must be given"):
+            tx.update(params, state, params)
+    else:
+        updates, _ = tx.update(params, state, params)
+        told, _ = _update(tx, params, state, params)
+        chex.assert_trees_all_equal(updates, told)
+
+
+def test_leaves_see_each_other_only_where_coupled(row, tx):
     params = _params()
     whole, _ = _run(tx, params)
-    chex.assert_trees_all_close(_run(tx, {"b": params["b"]})[0]["b"], whole["b"])
+    alone, _ = _run(tx, {"b": params["b"]})
+    is_same = np.allclose(alone["b"], whole["b"], rtol=1e-6, atol=0)
+    assert is_same == (not row.coupled)
+
+
+def test_coordinates_see_each_other_only_where_coupled(row, tx):
+    params = _params()
+    moved = params | {"b": params["b"].at[1].set(3.0)}
+    first, second = (_run(tx, p)[0]["b"] for p in (params, moved))
+    is_same = np.allclose(first[::2], second[::2], rtol=1e-6, atol=0)
+    assert is_same == (not (row.coupled or row.coupled_in_leaf))
 
 
 def test_in_a_chain(tx):
@@ -106,9 +177,10 @@ def test_in_a_chain(tx):
 def test_masked_leaves_pass_unchanged(tx):
     params = _params()
     masked = optax.masked(tx, {"w": True, "b": False, "s": True})
-    updates, _ = masked.update(params, masked.init(params), params)
-    expected, _ = tx.update(params, tx.init(params), params)
-    chex.assert_trees_all_close(updates, expected | {"b": params["b"]}, rtol=1e-6)
+    updates, _ = _update(masked, params, masked.init(params), params)
+    rest = {"w": params["w"], "s": params["s"]}
+    expected, _ = _update(tx, rest, tx.init(rest))
+    chex.assert_trees_all_close(updates, expected | {"b": params["b"]}, rtol=1e-5)
 
 
 def test_partition_gives_groups_their_own(lopt, key):
@@ -117,20 +189,21 @@ def test_partition_gives_groups_their_own(lopt, key):
     first, second = map(lopt.transform, thetas)
     tx = optax.partition({"1": first, "2": second}, {"w": "1", "b": "2", "s": "2"})
     got, _ = _run(tx, params)
-    chex.assert_trees_all_close(got["w"], _run(first, params)[0]["w"], rtol=1e-6)
-    chex.assert_trees_all_close(got["b"], _run(second, params)[0]["b"], rtol=1e-6)
+    groups = {"w": params["w"]}, {"b": params["b"], "s": params["s"]}
+    expected = _run(first, groups[0])[0] | _run(second, groups[1])[0]
+    chex.assert_trees_all_close(got, expected, rtol=1e-5)
 
 
 def test_multi_steps_update_with_the_mean(tx):
     params = _params()
     every_2 = optax.MultiSteps(tx, 2)
     state = every_2.init(params)
-    updates, state = every_2.update(params, state, params)
+    updates, state = _update(every_2, params, state, params)
     assert optax.tree.norm(updates) == 0
     thrice = jax.tree.map(lambda x: 3 * x, params)
-    updates, _ = every_2.update(thrice, state, params)
+    updates, _ = _update(every_2, thrice, state, params)
     twice = jax.tree.map(lambda x: 2 * x, params)
-    expected, _ = tx.update(twice, tx.init(params), params)
+    expected, _ = _update(tx, twice, tx.init(params), params)
     chex.assert_trees_all_close(updates, expected, rtol=1e-5)
 
 
@@ -143,9 +216,9 @@ def test_inject_hyperparams_reaches_a_scale(lopt, key):
     params = _params()
     tx = optax.inject_hyperparams(make)(theta=theta, scale=0.5)
     state = tx.init(params)
-    half, _ = tx.update(params, state, params)
+    half, _ = _update(tx, params, state, params)
     state.hyperparams["scale"] = jnp.array(1.0)
-    whole, _ = tx.update(params, state, params)
+    whole, _ = _update(tx, params, state, params)
     chex.assert_trees_all_close(jax.tree.map(lambda x: 2 * x, half), whole, rtol=1e-6)
 
 
@@ -154,21 +227,26 @@ def test_apply_if_finite_keeps_a_nan_out(tx):
     safe = optax.apply_if_finite(tx, 5)
     state = safe.init(params)
     bad = params | {"b": params["b"].at[1].set(jnp.nan)}
-    updates, state = safe.update(bad, state, params)
+    updates, state = _update(safe, bad, state, params)
     assert optax.tree.norm(updates) == 0
     chex.assert_trees_all_equal(state.inner_state, tx.init(params))
-    updates, _ = safe.update(params, state, params)
-    expected, _ = tx.update(params, tx.init(params), params)
-    chex.assert_trees_all_close(updates, expected)
+    updates, _ = _update(safe, params, state, params)
+    expected, _ = _update(tx, params, tx.init(params), params)
+    chex.assert_trees_all_close(updates, expected, rtol=1e-5)
 
 
-def test_a_nan_stays_in_its_coordinate(tx):
+def test_a_nan_stays_in_its_coordinate(row, tx):
+    if row.coupled or row.coupled_in_leaf:
+        pytest.skip("coordinates see each other")
     params = _params()
     bad = params | {"b": params["b"].at[1].set(jnp.nan)}
     state = tx.init(params)
-    _, state = tx.update(bad, state, params)
-    updates, _ = tx.update(params, state, params)
-    np.testing.assert_array_equal(np.isnan(updates["b"]), [False, True, False])
+    _, state = _update(tx, bad, state, params)
+    updates, _ = _update(tx, params, state, params)
+    is_nan = np.isnan(updates["b"])
+    assert not is_nan[::2].any()
+    has_memory = any(x.ndim > 0 for x in jax.tree.leaves(state))
+    assert is_nan[1] == has_memory
     chex.assert_tree_all_finite((updates["w"], updates["s"]))
 
 
@@ -177,30 +255,32 @@ def test_reduce_on_plateau_is_told_the_value(tx):
     params = _params()
     state = chained.init(params)
     for _ in range(4):
-        updates, state = chained.update(params, state, params, value=jnp.array(1.0))
+        updates, state = _update(chained, params, state)
     assert state[1].scale < 1
     chex.assert_tree_all_finite(updates)
 
 
-def test_map_params_reaches_the_parameters_state_alone(tx):
+def test_map_params_reaches_the_parameters_state_alone(row, tx):
     params = _params()
     state = tx.init(params)
-    seen = optax.tree.map_params(tx, lambda x: "p", state)
-    shaped = [x for x in jax.tree.leaves(state) if x.ndim > 0]
-    assert jax.tree.leaves(seen).count("p") >= len(shaped)
+    seen = jax.tree.leaves(optax.tree.map_params(tx, lambda x: "p", state))
+    num_leaves = len(jax.tree.leaves(state)) - row.is_whole
+    count = sum(x.shape == () and x.dtype == jnp.int32 for x in jax.tree.leaves(state))
+    assert seen.count("p") == num_leaves - count
 
 
-def test_states_are_sharded_like_the_parameters(tx):
+def test_states_are_sharded_like_the_parameters(lopt, key):
+    tx = lopt.transform(lopt.init(key, {"w": jnp.ones((8, 3))}))
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
         spec = jax.P("x", None)
         params = {"w": jax.device_put(jnp.ones((8, 3)), spec)}
         state = jax.jit(tx.init)(params)
-        updates, after = jax.jit(tx.update)(params, state, params)
+        updates, after = jax.jit(functools.partial(_update, tx))(params, state)
         assert jax.typeof(updates["w"]).sharding.spec == spec
         for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
             assert jax.typeof(x) == jax.typeof(y)
-            if x.ndim > 1:
+            if x.shape[:1] == (8,):
                 assert jax.typeof(x).sharding.spec[0] == "x"
 
 
@@ -217,7 +297,7 @@ def test_states_are_sharded_like_the_parameters(tx):
 )
 def test_trees_of_any_shape(lopt, key, params):
     tx = lopt.transform(lopt.init(key, params))
-    updates, state = tx.update(params, tx.init(params), params)
+    updates, state = _update(tx, params, tx.init(params), params)
     chex.assert_trees_all_equal_shapes(updates, params)
     chex.assert_trees_all_equal_shapes(state, tx.init(params))
 
@@ -227,7 +307,11 @@ def test_complex_parameters_are_named(tx):
         tx.init({"w": jnp.ones(2, jnp.complex64)})
 
 
-def test_complex_parameters_work_when_split(tx):
+def test_complex_parameters_work_when_split(row, tx):
+    if row.needs_value:
+        pytest.skip("optax's split passes no extra arguments")
+    if row.is_for_one_tree:
+        pytest.skip("theta has the leaves of another tree")
     params = {"w": jnp.array([1.0 + 2.0j, -0.5j])}
     split = optax.contrib.split_real_and_imaginary(tx)
     updates, _ = split.update(params, split.init(params), params)
@@ -265,7 +349,7 @@ def test_derivative_in_theta_through_a_scan(lopt, key):
 
             def step(carry, _):
                 p, s = carry
-                updates, s = tx.update(p, s, p)
+                updates, s = _update(tx, p, s, p)
                 return (optax.apply_updates(p, updates), s), None
 
             (p, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=4)
@@ -291,8 +375,10 @@ def test_second_derivatives_are_finite_at_zero_gradients(lopt, key):
 
 def test_theta_of_another_architecture_is_named(lopt, key):
     other = jm.optimizers.lstm(7).init(key)
-    with pytest.raises(ValueError, match="`theta` is of another architecture"):
-        lopt.transform(other)
+    with pytest.raises(
+        ValueError, match=r"`theta` (is of another arch|must have rates)"
+    ):
+        _run(lopt.transform(other), _params())
 
 
 def test_a_maml_learns_it_together_with_the_initialisation(lopt, key):
@@ -363,3 +449,211 @@ def test_log_gradient_has_a_derivative_at_zero():
 def test_lstm_sizes_are_named(name):
     with pytest.raises(ValueError, match=f"`{name}` must be an int >= 1, got 0"):
         jm.optimizers.lstm(**{name: 0})
+
+
+# Averaging cells and memory.
+
+
+def test_gac_without_averages_is_the_lstm(key):
+    """All cells of a tree of one coordinate average over nothing else."""
+    params = jnp.array([0.7])
+    gac, plain = jm.optimizers.lstm_gac(4, num_averaged=4), jm.optimizers.lstm(4)
+    theta = plain.init(key)
+    got, _ = _run(gac.transform(theta), params)
+    expected, _ = _run(plain.transform(theta), params)
+    chex.assert_trees_all_close(got, expected, rtol=1e-6)
+
+
+def test_gac_averages_over_the_coordinates_of_all_leaves(key):
+    """One layer, by hand."""
+    lopt = jm.optimizers.lstm_gac(
+        3, 1, num_averaged=2, preprocess=jm.optimizers.scaled_gradient(), output_scale=1
+    )
+    theta = lopt.init(key)
+    params = _params()
+    tx = lopt.transform(theta)
+    state = tx.init(params)
+    flat = jnp.concatenate([x.ravel() for x in jax.tree.leaves(params)])
+    hidden = cell = jnp.zeros((flat.size, 3))
+    for _ in range(2):
+        updates, state = _update(tx, params, state)
+        joined = jnp.concatenate([flat[:, None], hidden], 1)
+        gates = joined @ theta.layers[0].kernel + theta.layers[0].bias[None]
+        i, f, o, candidate = jnp.split(gates, 4, 1)
+        cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(candidate)
+        hidden = jax.nn.sigmoid(o) * jnp.tanh(cell)
+        hidden = hidden.at[:, :2].set(hidden[:, :2].mean(0, keepdims=True))
+        expected = (hidden @ theta.head.kernel)[:, 0] + theta.head.bias.item()
+        got = jnp.concatenate([x.ravel() for x in jax.tree.leaves(updates)])
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_too_many_averaged_cells_are_named():
+    with pytest.raises(
+        ValueError, match="`num_averaged` must be at most `hidden_size`"
+    ):
+        jm.optimizers.lstm_gac(4, num_averaged=5)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_memory_fed_with_bfgs_vectors_is_the_inverse_hessian(window, key):
+    """BFGS as three writes a step, on a quadratic, against numpy's matrices."""
+    with jax.enable_x64(True):
+        memory = _memory.dense() if window is None else _memory.sliding(window, 3)
+        tree = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(())}
+        flat, unravel = jax.flatten_util.ravel_pytree(tree)
+        n = flat.size
+        ravel = lambda tree: np.asarray(jax.flatten_util.ravel_pytree(tree)[0])
+        root = np.asarray(jax.random.normal(key, (n, n)))
+        hessian = root @ root.T + np.eye(n)
+        state = memory.init(tree, flat.dtype)
+        h, x = np.eye(n), np.ones(n)
+        for _ in range(5):
+            step = -0.05 * h @ hessian @ x
+            y = hessian @ step
+            rho, hy = 1 / (y @ step), ravel(memory.read(state, unravel(y)))
+            np.testing.assert_allclose(hy, h @ y, rtol=1e-9)
+            # H + (rho^2 y'Hy + rho) s s' - rho s (Hy)' - rho (Hy) s'.
+            a = [(rho**2 * y @ hy + rho) * step, -rho * step, -rho * hy]
+            b = [step, hy, step]
+            stack = lambda vectors: jax.tree.map(
+                lambda *leaves: jnp.stack(leaves, -1), *map(unravel, vectors)
+            )
+            state = memory.write(state, stack(a), stack(b))
+            left = np.eye(n) - rho * np.outer(step, y)
+            h = left @ h @ left.T + rho * np.outer(step, step)
+            x = x + step
+        gradient = hessian @ x
+        got = ravel(memory.read(state, unravel(jnp.asarray(gradient))))
+        np.testing.assert_allclose(got, h @ gradient, rtol=1e-9)
+
+
+def test_limited_memory_is_the_whole_one_within_its_window(key):
+    params = _params()
+    whole = jm.optimizers.ntm_bfgs(4, output_scale=1.0)
+    theta = jax.tree.map(lambda x: 3 * x, whole.init(key))
+    run = lambda lopt, steps: _run(lopt.transform(theta), params, steps)[0]
+    for steps in range(1, 6):
+        limited = jm.optimizers.ntm_bfgs(4, output_scale=1.0, window=3)
+        is_same = np.allclose(
+            run(limited, steps)["w"], run(whole, steps)["w"], rtol=1e-5, atol=0
+        )
+        # What the write after step 4 forgets is read at step 5, and seen at the sixth.
+        assert is_same == (steps <= 5)
+    difference = run(limited, 6)["w"] - run(whole, 6)["w"]
+    assert jnp.abs(difference).max() > 1e-5
+
+
+# Other rules.
+
+
+def test_rnnprop_does_not_know_the_scale(key):
+    lopt = jm.optimizers.rnnprop(4)
+    tx = lopt.transform(lopt.init(key))
+    params = _params()
+    state = tx.init(params)
+    scaled_state = state
+    for _ in range(3):
+        updates, state = _update(tx, params, state)
+        scaled = jax.tree.map(lambda x: 1000 * x, params)
+        scaled_updates, scaled_state = _update(tx, scaled, scaled_state)
+    chex.assert_trees_all_close(scaled_updates, updates, rtol=1e-5)
+    assert max(jnp.abs(x).max() for x in jax.tree.leaves(updates)) < 0.1
+
+
+def test_rnnprop_sees_the_directions_of_adam_and_rmsprop(key):
+    """Its first step: both directions are signs."""
+    lopt = jm.optimizers.rnnprop(4, 1)
+    theta = lopt.init(key)
+    tx = lopt.transform(theta)
+    grads = jnp.array([0.3, -20.0])
+    updates, _ = tx.update(grads, tx.init(grads))
+    signs = jnp.sign(grads)[:, None]
+    x = jax.nn.elu(jnp.concatenate([signs, signs], 1) @ theta.embedding.kernel)
+    layer, head = theta.lstm.layers[0], theta.lstm.head
+    gates = x @ layer.kernel[:4] + layer.bias[None]
+    i, _, o, candidate = jnp.split(gates, 4, 1)
+    hidden = jax.nn.sigmoid(o) * jnp.tanh(jax.nn.sigmoid(i) * jnp.tanh(candidate))
+    expected = 0.1 * jnp.tanh(hidden @ head.kernel)[:, 0]
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
+def test_mlp_does_not_know_the_scale(key):
+    lopt = jm.optimizers.mlp(4)
+    tx = lopt.transform(lopt.init(key))
+    params = _params()
+    one, other = (
+        _update(tx, jax.tree.map(lambda x: scale * x, params), tx.init(params), params)
+        for scale in (1e2, 1e5)
+    )
+    chex.assert_trees_all_close(one[0], other[0], rtol=1e-4)
+
+
+def test_mlp_needs_the_parameters(key):
+    lopt = jm.optimizers.mlp(4)
+    tx = lopt.transform(lopt.init(key))
+    with pytest.raises(ValueError, match="`params` must be given to the update"):
+        tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+@pytest.mark.parametrize("shared_by", ["all", "leaf", "none"])
+def test_learned_sgd_is_sgd_at_first(shared_by, key):
+    lopt = jm.optimizers.learned_sgd(0.1, shared_by=shared_by, num_steps=2)
+    params = _params()
+    got, _ = _run(lopt.transform(lopt.init(key, params)), params, steps=4)
+    chex.assert_trees_all_close(got, _run(optax.sgd(0.1), params, steps=4)[0])
+
+
+def test_learned_sgd_takes_the_rate_of_its_step(key):
+    lopt = jm.optimizers.learned_sgd(num_steps=2)
+    tx = lopt.transform(jnp.array([0.5, 0.25]))
+    grads = jnp.ones(1)
+    state = tx.init(grads)
+    for expected in (-0.5, -0.25, -0.25):
+        updates, state = tx.update(grads, state)
+        assert updates[0] == expected
+
+
+def test_learned_sgd_names_what_is_missing(key):
+    lopt = jm.optimizers.learned_sgd(shared_by="leaf")
+    with pytest.raises(ValueError, match="`params` must be given to `init`"):
+        lopt.init(key)
+    with pytest.raises(ValueError, match="`shared_by` must be one of"):
+        jm.optimizers.learned_sgd(shared_by="layer")
+
+
+def test_meta_lstm_is_the_papers_cell(key):
+    """Two steps of one coordinate, by hand from the paper's equations."""
+    lopt = jm.optimizers.meta_lstm(3)
+    theta = jax.tree.map(lambda x: 5 * x, lopt.init(key))
+    tx = lopt.transform(theta)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))
+    see = lambda x: np.asarray(jm.optimizers.log_gradient()(jnp.asarray(x)))
+    dense = lambda layer, x: x @ np.asarray(layer.kernel) + np.asarray(layer.bias)
+    c = 0.8
+    hidden = cell = np.zeros(3)
+    f_before = i_before = 0.0
+    params, state = jnp.array([c]), tx.init(jnp.array([c]))
+    for grad, loss in ((0.5, 2.0), (-0.01, 1.5)):
+        x = np.concatenate([see(grad), see(loss), hidden])
+        i, f, o, candidate = np.split(dense(theta.lstm, x), 4)
+        cell = sigmoid(f) * cell + sigmoid(i) * np.tanh(candidate)
+        hidden = sigmoid(o) * np.tanh(cell)
+        f_before = dense(theta.forget_gate, [*hidden, c, f_before])[0]
+        i_before = dense(theta.input_gate, [*hidden, c, i_before])[0]
+        c = sigmoid(f_before) * c - sigmoid(i_before) * grad
+        grads, value = jnp.array([grad]), jnp.array(loss)
+        updates, state = tx.update(grads, state, params, value=value)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(params[0], c, rtol=1e-5)
+
+
+def test_meta_lstm_starts_as_gradient_descent(key):
+    lopt = jm.optimizers.meta_lstm()
+    theta = lopt.init(key)
+    assert (theta.forget_gate.bias >= 4).all()
+    assert (theta.input_gate.bias <= -4).all()
+    params = jnp.full(3, 1e-3)
+    tx = lopt.transform(theta)
+    updates, _ = _update(tx, jnp.ones(3), tx.init(params), params)
+    assert (jnp.abs(updates + 0.01) < 0.01).all()

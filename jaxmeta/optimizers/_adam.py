@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import _checks
+from jaxmeta.optimizers import _coordinates
 
 
 def adam(
@@ -69,14 +70,7 @@ def adam(
         mu_hat = optax.tree.bias_correction(mu, b1, count)
         nu_hat = optax.tree.bias_correction(nu, b2, count)
 
-        def ratio(m, v):
-            smooth = v >= grad_floor**2
-            # A double where: the branch not taken must not divide by zero either.
-            root = jnp.sqrt(jnp.where(smooth, v, 1))
-            root_of_constant = jnp.sqrt(jax.lax.stop_gradient(v))
-            constant = jax.lax.stop_gradient(m) / (root_of_constant + eps)
-            return jnp.where(smooth, m / (root + eps), constant)
-
+        ratio = lambda m, v: _coordinates.normalize(m, v, eps, grad_floor)
         directions = jax.tree.map(ratio, mu_hat, nu_hat)
         return directions, optax.ScaleByAdamState(count, mu, nu)
 

@@ -1,6 +1,6 @@
-"""What coordinatewise rules share: maps over trees, and the LSTM cell."""
+"""What coordinatewise rules share: maps over trees, dense layers, stacks of LSTMs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,20 @@ class Linear(NamedTuple):
 
     kernel: jax.Array  # [I, O]
     bias: jax.Array  # [O]
+
+
+class LstmTheta(NamedTuple):
+    """A stack of LSTM layers of H units, and what reads it out."""
+
+    layers: tuple[Linear, ...]  # kernels [I + H, 4 H]
+    head: Linear  # kernel [H, O]
+
+
+class LstmState(NamedTuple):
+    """State of a stack of LSTMs: for each layer a tree like the parameters."""
+
+    hidden: tuple[Any, ...]  # leaves [..., H]
+    cell: tuple[Any, ...]  # leaves [..., H]
 
 
 def map_unzipped(
@@ -30,6 +44,11 @@ def map_unzipped(
     return tuple(treedef.unflatten(column) for column in columns)
 
 
+def compute_dtype(theta: Any) -> DTypeLike:
+    """What a rule computes in: float32, or what theta has if that is more."""
+    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(theta)), jnp.float32)
+
+
 def hidden_like(params: Any, size: int, dtype: DTypeLike) -> Any:
     """Zeros of a hidden vector a coordinate: leaves [..., size].
 
@@ -42,12 +61,39 @@ def hidden_like(params: Any, size: int, dtype: DTypeLike) -> Any:
     return jax.tree.map(zeros, params)
 
 
+def over_coordinates(features: jax.Array, like: jax.Array) -> jax.Array:
+    """The same features [F] at every coordinate of `like`, sharded like it."""
+    zeros = jnp.zeros_like(like, features.dtype)[..., None]
+    return zeros + features.reshape(*[1] * like.ndim, -1)
+
+
 def init_linear(key: jax.Array, num_inputs: int, num_outputs: int) -> Linear:
     """Weights of variance 1 / num_inputs, truncated normal; no bias."""
     initializer = jax.nn.initializers.lecun_normal()
     dtype = jnp.result_type(float)
     kernel = initializer(key, (num_inputs, num_outputs), dtype)
     return Linear(kernel, jnp.zeros(num_outputs, dtype))
+
+
+def apply_linear(layer: Linear, inputs: jax.Array) -> jax.Array:
+    """Applies a dense layer to [..., I]."""
+    outputs = inputs @ layer.kernel
+    return outputs + jnp.broadcast_to(layer.bias, outputs.shape)
+
+
+def normalize(
+    values: jax.Array, second_moment: jax.Array, eps: float, floor: float = 1e-5
+) -> jax.Array:
+    """Values over the root of a second moment, of bounded derivative.
+
+    Where the root is under `floor`, the quotient is a constant to the derivative.
+    """
+    smooth = second_moment >= floor**2
+    # A double where: the branch not taken must not divide by zero either.
+    root = jnp.sqrt(jnp.where(smooth, second_moment, 1))
+    root_of_constant = jnp.sqrt(jax.lax.stop_gradient(second_moment))
+    constant = jax.lax.stop_gradient(values) / (root_of_constant + eps)
+    return jnp.where(smooth, values / (root + eps), constant)
 
 
 def init_lstm(key: jax.Array, num_inputs: int, hidden_size: int) -> Linear:
@@ -76,7 +122,85 @@ def lstm_cell(
     return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
 
-def apply_linear(layer: Linear, inputs: jax.Array) -> jax.Array:
-    """Applies a dense layer to [..., I]."""
-    outputs = inputs @ layer.kernel
-    return outputs + jnp.broadcast_to(layer.bias, outputs.shape)
+def init_stack(
+    key: jax.Array,
+    num_inputs: int,
+    hidden_size: int,
+    num_layers: int,
+    num_outputs: int = 1,
+) -> LstmTheta:
+    """Draws the weights of a stack."""
+    head_key, *keys = jax.random.split(key, num_layers + 1)
+    sizes = [num_inputs, *[hidden_size] * (num_layers - 1)]
+    return LstmTheta(
+        layers=tuple(
+            init_lstm(k, size, hidden_size) for k, size in zip(keys, sizes, strict=True)
+        ),
+        head=init_linear(head_key, hidden_size, num_outputs),
+    )
+
+
+def init_stack_state(params: Any, theta: LstmTheta, dtype: DTypeLike) -> LstmState:
+    """Zeros for every coordinate of `params`."""
+    zeros = tuple(
+        hidden_like(params, layer.bias.size // 4, dtype) for layer in theta.layers
+    )
+    return LstmState(hidden=zeros, cell=zeros)
+
+
+def apply_stack(
+    theta: LstmTheta, inputs: Any, state: LstmState, num_averaged: int = 0
+) -> tuple[Any, LstmState]:
+    """One step of a stack at every coordinate.
+
+    Args:
+      theta: the weights.
+      inputs: a tree with leaves [..., I], in what is to be computed in.
+      state: of any float type, which it keeps.
+      num_averaged: how many cells of each layer put out their mean over all
+        coordinates. Static.
+
+    Returns:
+      A tree with leaves [..., O], and the state.
+    """
+    hidden, cell = [], []
+    for layer, h, c in zip(theta.layers, state.hidden, state.cell, strict=True):
+
+        def step(x, h, c, layer=layer):
+            return lstm_cell(layer, x, h.astype(x.dtype), c.astype(x.dtype))
+
+        inputs, new_cell = map_unzipped(step, 2, inputs, h, c)
+        if num_averaged:
+            inputs = _average_first(inputs, num_averaged)
+        hidden.append(_cast_like(inputs, h))
+        cell.append(_cast_like(new_cell, c))
+    outputs = jax.tree.map(lambda x: apply_linear(theta.head, x), inputs)
+    return outputs, LstmState(hidden=tuple(hidden), cell=tuple(cell))
+
+
+def split_outputs(tree: Any, sizes: Sequence[int]) -> list[Any]:
+    """Splits leaves [..., O] into trees with leaves [..., size]."""
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return [
+        jax.tree.map(lambda x, a=end - size, b=end: x[..., a:b], tree)
+        for size, end in zip(sizes, ends, strict=True)
+    ]
+
+
+def _average_first(tree: Any, count: int) -> Any:
+    """Replaces the first `count` features by their means over all coordinates."""
+    leaves = jax.tree.leaves(tree)
+    num_coordinates = sum(x[..., 0].size for x in leaves)
+    if not num_coordinates:
+        return tree
+    total = sum(jnp.sum(x[..., :count], tuple(range(x.ndim - 1))) for x in leaves)
+
+    def replace(x):
+        mean = over_coordinates(total / num_coordinates, x[..., 0])
+        return jnp.concatenate([mean, x[..., count:]], -1)
+
+    return jax.tree.map(replace, tree)
+
+
+def _cast_like(tree: Any, like: Any) -> Any:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)

@@ -1,33 +1,16 @@
-"""The coordinatewise LSTM optimizer.
+"""The coordinatewise LSTM optimizer, alone and with global averaging cells.
 
 References:
   Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
-  NeurIPS 2016, Section 2.1 and Appendix A. https://arxiv.org/abs/1606.04474
+  NeurIPS 2016, Section 2.1, Appendices A and D. https://arxiv.org/abs/1606.04474
 """
 
-from typing import Any, NamedTuple
-
 import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
 from jaxmeta import _checks, base
 from jaxmeta.optimizers import _coordinates, _preprocess
-
-
-class LstmTheta(NamedTuple):
-    """Meta-parameters of `lstm`, H hidden units."""
-
-    layers: tuple[_coordinates.Linear, ...]  # kernels [I + H, 4 H]
-    head: _coordinates.Linear  # kernel [H, 1]
-
-
-class LstmState(NamedTuple):
-    """State of `lstm`: for each layer a tree like the parameters."""
-
-    hidden: tuple[Any, ...]  # leaves [..., H]
-    cell: tuple[Any, ...]  # leaves [..., H]
 
 
 def lstm(
@@ -79,61 +62,100 @@ def lstm(
       >>> optax.apply_updates(params, updates).shape
       (3,)
     """
+    return _make(hidden_size, num_layers, 0, preprocess, output_scale, state_dtype)
+
+
+def lstm_gac(
+    hidden_size: int = 20,
+    num_layers: int = 2,
+    *,
+    num_averaged: int = 2,
+    preprocess: _preprocess.Preprocess | None = None,
+    output_scale: float | jax.Array = 0.1,
+    state_dtype: DTypeLike | None = None,
+) -> base.LearnedOptimizer:
+    """The LSTM with global averaging cells, by which coordinates speak to each other.
+
+    The first `num_averaged` cells of each layer are cells like others, but what they
+    put out, to the next layer and to the next step, is its mean over all coordinates:
+    enough for, say, clipping by the global norm. Under `optax.partition` or
+    `optax.masked`, "all" are those of the group; a gradient that is not finite reaches
+    every coordinate.
+
+    The paper leaves open how many cells; 2 is what its Appendix D needs for BFGS.
+
+    Args:
+      hidden_size: H, the units of a layer. Static.
+      num_layers: layers of LSTM. Static.
+      num_averaged: averaging cells of each layer. Static.
+      preprocess: as for `lstm`.
+      output_scale: as for `lstm`.
+      state_dtype: as for `lstm`.
+
+    Raises:
+      ValueError: as `lstm`, and if `num_averaged` is more than `hidden_size`.
+
+    References:
+      Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
+      NeurIPS 2016, Appendix D. https://arxiv.org/abs/1606.04474
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> lopt = lstm_gac(hidden_size=4)
+      >>> tx = lopt.transform(lopt.init(jax.random.key(0)))
+      >>> one, two = jnp.array([1.0, 0.0]), jnp.array([1.0, 5.0])
+      >>> state = tx.init(one)
+      >>> bool(tx.update(one, state)[0][0] == tx.update(two, state)[0][0])
+      False
+    """
+    check_averaged(num_averaged, hidden_size)
+    return _make(
+        hidden_size, num_layers, num_averaged, preprocess, output_scale, state_dtype
+    )
+
+
+def check_averaged(num_averaged: int, hidden_size: int) -> None:
+    """Raises unless a layer has that many cells."""
+    _checks.check_int("num_averaged", num_averaged)
+    _checks.check_int("hidden_size", hidden_size)
+    if num_averaged > hidden_size:
+        raise ValueError(
+            f"`num_averaged` must be at most `hidden_size`, {hidden_size}, got "
+            f"{num_averaged}."
+        )
+
+
+def _make(hidden_size, num_layers, num_averaged, preprocess, output_scale, state_dtype):
     _checks.check_int("hidden_size", hidden_size)
     _checks.check_int("num_layers", num_layers)
     if preprocess is None:
         preprocess = _preprocess.log_gradient()
-    num_features = jax.eval_shape(preprocess, jnp.zeros(())).shape[-1]
-    input_sizes = [num_features, *[hidden_size] * (num_layers - 1)]
+    num_features = _preprocess.count_features(preprocess)
 
     def init(key, params=None):
         del params
-        head_key, *keys = jax.random.split(key, num_layers + 1)
-        layers = [
-            _coordinates.init_lstm(k, size, hidden_size)
-            for k, size in zip(keys, input_sizes, strict=True)
-        ]
-        head = _coordinates.init_linear(head_key, hidden_size, 1)
-        return LstmTheta(tuple(layers), head)
+        return _coordinates.init_stack(key, num_features, hidden_size, num_layers)
 
     like = jax.eval_shape(init, jax.random.key(0))
 
     def transform(theta):
         _checks.check_like("theta", theta, like)
-        compute_dtype = jnp.promote_types(theta.head.kernel.dtype, jnp.float32)
         dtype = theta.head.kernel.dtype if state_dtype is None else state_dtype
-        theta = jax.tree.map(lambda x: x.astype(compute_dtype), theta)
+        compute = _coordinates.compute_dtype(theta)
+        theta = jax.tree.map(lambda x: x.astype(compute), theta)
 
         def init_state(params):
             _checks.check_real("params", params)
-            zeros = tuple(
-                _coordinates.hidden_like(params, hidden_size, dtype)
-                for _ in range(num_layers)
-            )
-            return LstmState(hidden=zeros, cell=zeros)
-
-        def coordinate_step(grads, *states):
-            x = preprocess(grads.astype(compute_dtype))
-            hidden, cell = [], []
-            for k, layer in enumerate(theta.layers):
-                h, c = (s.astype(compute_dtype) for s in states[k::num_layers])
-                x, c = _coordinates.lstm_cell(layer, x, h, c)
-                hidden.append(x.astype(dtype))
-                cell.append(c.astype(dtype))
-            out = output_scale * _coordinates.apply_linear(theta.head, x)[..., 0]
-            return out.astype(grads.dtype), *hidden, *cell
+            return _coordinates.init_stack_state(params, theta, dtype)
 
         def update(updates, state, params=None, **extra_args):
             del params, extra_args
-            updates, *states = _coordinates.map_unzipped(
-                coordinate_step,
-                1 + 2 * num_layers,
-                updates,
-                *state.hidden,
-                *state.cell,
+            inputs = jax.tree.map(lambda g: preprocess(g.astype(compute)), updates)
+            outputs, state = _coordinates.apply_stack(
+                theta, inputs, state, num_averaged
             )
-            hidden, cell = states[:num_layers], states[num_layers:]
-            return updates, LstmState(hidden=tuple(hidden), cell=tuple(cell))
+            scaled = lambda g, out: (output_scale * out[..., 0]).astype(g.dtype)
+            return jax.tree.map(scaled, updates, outputs), state
 
         return optax.GradientTransformationExtraArgs(init_state, update)
 

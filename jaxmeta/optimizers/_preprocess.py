@@ -63,3 +63,8 @@ def scaled_gradient(scale: float | jax.Array = 1.0) -> Preprocess:
        [20.]]
     """
     return lambda grads: (scale * grads)[..., None]
+
+
+def count_features(preprocess: Preprocess) -> int:
+    """F: what a network sees of one number."""
+    return jax.eval_shape(preprocess, jnp.zeros(())).shape[-1]

@@ -1,0 +1,120 @@
+"""Gradient descent whose rates are learned."""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import _checks, base
+
+_SHARED = ("all", "leaf", "none")
+
+
+class LearnedSgdState(NamedTuple):
+    """State of `learned_sgd`."""
+
+    count: jax.Array  # [] int32
+
+
+def learned_sgd(
+    learning_rate: float = 0.01,
+    *,
+    shared_by: Literal["all", "leaf", "none"] = "all",
+    num_steps: int | None = None,
+) -> base.LearnedOptimizer:
+    r"""Gradient descent with a learned rate: one, one a leaf, or one a parameter.
+
+    .. math::
+      \theta_{t+1} = \theta_t - \alpha_t \odot \nabla f(\theta_t)
+
+    With one rate a parameter this is the inner rule of Meta-SGD; with one a leaf and
+    step, that of MAML++. The meta-parameters are the rates themselves, which may turn
+    negative, as in both papers.
+
+    Args:
+      learning_rate: what all rates start from.
+      shared_by: one rate for "all" parameters, one for each "leaf" of the tree, or, of
+        "none" shared, one a parameter. Static.
+      num_steps: K rates, one a step; later steps use the last. None is the same rate
+        at every step. Static.
+
+    Returns:
+      A `LearnedOptimizer`. Its `init` needs the parameters unless `shared_by="all"`;
+      its theta is one array, or a tree like the parameters, leaves [K, ...] with
+      `num_steps`. A masked tree, or a part of it, uses the rates at its own paths.
+
+    Raises:
+      ValueError: if an argument is none of the above; from `init` if it is given no
+        parameters; from `update` if theta has no rate for a leaf, or of another shape.
+
+    References:
+      Li et al., "Meta-SGD", 2017. https://arxiv.org/abs/1707.09835
+      Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
+      https://arxiv.org/abs/1810.09502
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> lopt = learned_sgd(0.5)
+      >>> tx = lopt.transform(lopt.init(jax.random.key(0)))
+      >>> grads = jnp.array([1.0, 2.0])
+      >>> updates, _ = tx.update(grads, tx.init(grads))
+      >>> print(updates)
+      [-0.5 -1. ]
+    """
+    _checks.check_positive("learning_rate", learning_rate)
+    _checks.check_choice("shared_by", shared_by, _SHARED)
+    if num_steps is not None:
+        _checks.check_int("num_steps", num_steps)
+    steps = () if num_steps is None else (num_steps,)
+
+    def init(key, params=None):
+        del key
+        rate = lambda shape: jnp.full(steps + shape, learning_rate)
+        if shared_by == "all":
+            return rate(())
+        if params is None:
+            raise ValueError(
+                f'`params` must be given to `init` with shared_by="{shared_by}": there '
+                "is a rate for each."
+            )
+        return jax.tree.map(
+            lambda p: rate(jnp.shape(p) if shared_by == "none" else ()), params
+        )
+
+    def transform(theta):
+        by_path = dict(_with_paths(theta))
+
+        def init_state(params):
+            _checks.check_real("params", params)
+            return LearnedSgdState(count=jnp.zeros((), jnp.int32))
+
+        def update(updates, state, params=None, **extra_args):
+            del params, extra_args
+
+            def step(path, grads):
+                name = "" if shared_by == "all" else jax.tree_util.keystr(path)
+                shape = jnp.shape(grads) if shared_by == "none" else ()
+                got = by_path[name].shape if name in by_path else None
+                if got != steps + shape:
+                    raise ValueError(
+                        f"`theta` must have rates of shape {steps + shape} for the "
+                        f"leaf {name!r}, got {got}. `init` it with these parameters."
+                    )
+                rate = by_path[name]
+                if num_steps is not None:
+                    rate = rate[jnp.minimum(state.count, num_steps - 1)]
+                return (-rate.astype(grads.dtype) * grads).astype(grads.dtype)
+
+            count = jnp.asarray(optax.safe_increment(state.count))
+            updates = jax.tree_util.tree_map_with_path(step, updates)
+            return updates, LearnedSgdState(count)
+
+        return optax.GradientTransformationExtraArgs(init_state, update)
+
+    return base.LearnedOptimizer(init, transform)
+
+
+def _with_paths(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path), leaf

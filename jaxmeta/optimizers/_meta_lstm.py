@@ -1,0 +1,148 @@
+"""The meta-learner LSTM's update.
+
+References:
+  Ravi, Larochelle, "Optimization as a model for few-shot learning", ICLR 2017,
+  Section 3. https://openreview.net/forum?id=rJY0-Kcll
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import _checks, base
+from jaxmeta.optimizers import _coordinates, _preprocess
+
+
+class MetaLstmTheta(NamedTuple):
+    """Meta-parameters of `meta_lstm`, H hidden units."""
+
+    lstm: _coordinates.Linear  # kernel [4 + H, 4 H]
+    forget_gate: _coordinates.Linear  # kernel [H + 2, 1]
+    input_gate: _coordinates.Linear  # kernel [H + 2, 1]
+
+
+class MetaLstmState(NamedTuple):
+    """State of `meta_lstm`; trees like the parameters."""
+
+    hidden: Any  # leaves [..., H]
+    cell: Any  # leaves [..., H]
+    forget_gate: Any  # before the sigmoid
+    input_gate: Any  # before the sigmoid
+
+
+def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimizer:
+    r"""An LSTM whose cell state are the parameters themselves.
+
+    .. math::
+      \theta_t = f_t \odot \theta_{t-1} - i_t \odot \nabla L_t
+
+    The gates of a coordinate are sigmoids of a dense layer over an LSTM's output, the
+    parameter and the gate before; that LSTM, shared by all coordinates, sees the
+    gradient and the loss, both through `log_gradient`. It starts as gradient descent
+    of rate 0.01 or so: forget gates near 1, input gates near 0.01.
+
+    The update needs the parameters and the loss: `tx.update(grads, state, params,
+    value=loss)`, as every learner of jaxmeta calls it.
+
+    Args:
+      hidden_size: H, units of the LSTM. Static.
+      p: of `log_gradient`.
+
+    Returns:
+      A `LearnedOptimizer`. The paper also learns where the parameters start, and drops
+      the derivatives of gradients and losses: both are the learner's business.
+
+    Raises:
+      ValueError: if a size is not positive; from the transformation, if `theta` is of
+        another architecture, parameters are complex, or `params` or `value` is missing.
+
+    Differs from the paper:
+      As in the released code, the gates see the LSTM's output, not the raw gradient
+      and loss, and the gate of the step before comes without its sigmoid. The released
+      code also divides gradients by the batch size; this does not.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> lopt = meta_lstm()
+      >>> tx = lopt.transform(lopt.init(jax.random.key(0)))
+      >>> params = jnp.ones(2)
+      >>> updates, _ = tx.update(params, tx.init(params), params, value=jnp.array(1.0))
+      >>> bool((updates < 0).all())
+      True
+    """
+    _checks.check_int("hidden_size", hidden_size)
+    preprocess = _preprocess.log_gradient(p)
+
+    def init(key, params=None):
+        del params
+        lstm_key, forget_key, input_key = jax.random.split(key, 3)
+
+        def linear(key, num_inputs, num_outputs, low=-0.01, high=0.01):
+            kernel_key, bias_key = jax.random.split(key)
+            draw = jax.random.uniform
+            return _coordinates.Linear(
+                draw(kernel_key, (num_inputs, num_outputs), minval=-0.01, maxval=0.01),
+                draw(bias_key, (num_outputs,), minval=low, maxval=high),
+            )
+
+        return MetaLstmTheta(
+            lstm=linear(lstm_key, 4 + hidden_size, 4 * hidden_size),
+            forget_gate=linear(forget_key, hidden_size + 2, 1, 4.0, 5.0),
+            input_gate=linear(input_key, hidden_size + 2, 1, -5.0, -4.0),
+        )
+
+    like = jax.eval_shape(init, jax.random.key(0))
+
+    def transform(theta):
+        _checks.check_like("theta", theta, like)
+        compute = _coordinates.compute_dtype(theta)
+        theta = jax.tree.map(lambda x: x.astype(compute), theta)
+
+        def init_state(params):
+            _checks.check_real("params", params)
+            hidden = _coordinates.hidden_like(params, hidden_size, compute)
+            gate = jax.tree.map(lambda p: jnp.zeros_like(p, compute), params)
+            return MetaLstmState(hidden, hidden, gate, gate)
+
+        def coordinate_step(value, grads, params, hidden, cell, forget, input_):
+            grads, params = grads.astype(compute), params.astype(compute)
+            seen = [preprocess(grads), _coordinates.over_coordinates(value, grads)]
+            hidden, cell = _coordinates.lstm_cell(
+                theta.lstm, jnp.concatenate(seen, -1), hidden, cell
+            )
+
+            def gate(layer, before):
+                inputs = [hidden, params[..., None], before[..., None]]
+                joined = jnp.concatenate(inputs, -1)
+                return _coordinates.apply_linear(layer, joined)[..., 0]
+
+            forget = gate(theta.forget_gate, forget)
+            input_ = gate(theta.input_gate, input_)
+            # sigmoid(f) - 1 = -sigmoid(-f), without cancellation.
+            step = -jax.nn.sigmoid(-forget) * params - jax.nn.sigmoid(input_) * grads
+            return step, hidden, cell, forget, input_
+
+        def update(updates, state, params=None, *, value=None, **extra_args):
+            del extra_args
+            if params is None or value is None:
+                raise ValueError(
+                    "`params` and `value` (the loss) must be given to the update of "
+                    "`meta_lstm`: tx.update(grads, state, params, value=loss)."
+                )
+            value = preprocess(jnp.asarray(value, compute))
+            steps, *states = _coordinates.map_unzipped(
+                functools.partial(coordinate_step, value),
+                5,
+                updates,
+                params,
+                *state,
+            )
+            steps = jax.tree.map(lambda g, s: s.astype(g.dtype), updates, steps)
+            return steps, MetaLstmState(*states)
+
+        return optax.GradientTransformationExtraArgs(init_state, update)
+
+    return base.LearnedOptimizer(init, transform)

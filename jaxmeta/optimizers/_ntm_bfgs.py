@@ -1,0 +1,144 @@
+"""An LSTM with an external memory, after quasi-Newton methods.
+
+References:
+  Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
+  NeurIPS 2016, Appendix D. https://arxiv.org/abs/1606.04474
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import _checks, base
+from jaxmeta.optimizers import _coordinates, _lstm, _memory, _preprocess
+
+
+class NtmBfgsState(NamedTuple):
+    """State of `ntm_bfgs`."""
+
+    lstm: _coordinates.LstmState
+    reads: tuple[Any, ...]  # of each read head a tree like the parameters
+    memory: Any
+
+
+def ntm_bfgs(
+    hidden_size: int = 20,
+    num_layers: int = 2,
+    *,
+    num_reads: int = 1,
+    num_writes: int = 3,
+    num_averaged: int = 2,
+    window: int | None = None,
+    preprocess: _preprocess.Preprocess | None = None,
+    output_scale: float | jax.Array = 0.1,
+) -> base.LearnedOptimizer:
+    r"""An LSTM with global averaging cells that keeps a matrix over the coordinates.
+
+    The matrix plays the part that the inverse Hessian has in BFGS. At each coordinate
+    the controller sees the gradient and what its read heads found a step ago; it puts
+    out the update, a number :math:`r` a read head and a pair :math:`(a, b)` a write
+    head:
+
+    .. math::
+      i_t = M_t r_t, \qquad M_{t+1} = M_t + \frac{1}{n} \sum_j a_{t,j} b_{t,j}^\top
+
+    One read head, three write heads and two averaging cells are enough for BFGS, given
+    a controller that can compute any function of a coordinate.
+
+    Args:
+      hidden_size: H, the units of a layer. Static.
+      num_layers: layers of LSTM. Static.
+      num_reads: read heads. Static.
+      num_writes: write heads. Static.
+      num_averaged: averaging cells of each layer, as for `lstm_gac`. Static.
+      window: None keeps the matrix, n x n numbers for n parameters. An int keeps the
+        pairs of that many last steps instead, 2 `window` `num_writes` numbers a
+        parameter: the limited-memory form, the same for runs no longer than the
+        window. Static.
+      preprocess: of gradients and of what is read; None is `log_gradient(p=10)`.
+      output_scale: of the update.
+
+    Returns:
+      A `LearnedOptimizer`.
+
+    Raises:
+      ValueError: if a size is not a positive int or `num_averaged` is more than
+        `hidden_size`; from the transformation, if `theta` is of another architecture,
+        or parameters are complex.
+
+    Differs from the paper:
+      Which leaves open where the matrix starts: here, as BFGS, at the identity; how it
+      is kept in bounds: here writes are divided by n, so that what is read does not
+      grow with the number of parameters, and nothing decays; and what the controller
+      sees at the first step: zeros.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> lopt = ntm_bfgs(hidden_size=4)
+      >>> tx = lopt.transform(lopt.init(jax.random.key(0)))
+      >>> grads = jnp.ones(3)
+      >>> updates, state = tx.update(grads, tx.init(grads))
+      >>> state.memory.shape
+      (3, 3)
+    """
+    _lstm.check_averaged(num_averaged, hidden_size)
+    counts = {"num_layers": num_layers, "num_reads": num_reads}
+    counts |= {"num_writes": num_writes, "window": 1 if window is None else window}
+    for name, value in counts.items():
+        _checks.check_int(name, value)
+    if preprocess is None:
+        preprocess = _preprocess.log_gradient()
+    num_features = (1 + num_reads) * _preprocess.count_features(preprocess)
+    output_sizes = [1, *[1] * num_reads, num_writes, num_writes]
+    memory = _memory.dense() if window is None else _memory.sliding(window, num_writes)
+
+    def init(key, params=None):
+        del params
+        return _coordinates.init_stack(
+            key, num_features, hidden_size, num_layers, sum(output_sizes)
+        )
+
+    like = jax.eval_shape(init, jax.random.key(0))
+
+    def transform(theta):
+        _checks.check_like("theta", theta, like)
+        compute = _coordinates.compute_dtype(theta)
+        theta = jax.tree.map(lambda x: x.astype(compute), theta)
+
+        def init_state(params):
+            _checks.check_real("params", params)
+            nothing = jax.tree.map(lambda p: jnp.zeros_like(p, compute), params)
+            return NtmBfgsState(
+                lstm=_coordinates.init_stack_state(params, theta, compute),
+                reads=(nothing,) * num_reads,
+                memory=memory.init(params, compute),
+            )
+
+        def update(updates, state, params=None, **extra_args):
+            del params, extra_args
+
+            def see(grads, *reads):
+                seen = (grads.astype(compute), *reads)
+                return jnp.concatenate([preprocess(x) for x in seen], -1)
+
+            inputs = jax.tree.map(see, updates, *state.reads)
+            outputs, lstm = _coordinates.apply_stack(
+                theta, inputs, state.lstm, num_averaged
+            )
+            out, *reads, a, b = _coordinates.split_outputs(outputs, output_sizes)
+            num_coordinates = sum(g.size for g in jax.tree.leaves(updates))
+            b = jax.tree.map(lambda x: x / num_coordinates, b)
+            squeezed = [jax.tree.map(lambda x: x[..., 0], tree) for tree in reads]
+            state = NtmBfgsState(
+                lstm=lstm,
+                reads=tuple(memory.read(state.memory, r) for r in squeezed),
+                memory=memory.write(state.memory, a, b),
+            )
+            scaled = lambda g, x: (output_scale * x[..., 0]).astype(g.dtype)
+            return jax.tree.map(scaled, updates, out), state
+
+        return optax.GradientTransformationExtraArgs(init_state, update)
+
+    return base.LearnedOptimizer(init, transform)
