@@ -33,7 +33,7 @@ def _plain_loss(key, theta, lopt, num_problems, horizon, second_order):
 
     def one(key):
         start_key, _ = jax.random.split(key)
-        sample_key, init_key = jax.random.split(start_key)
+        sample_key, init_key, _ = jax.random.split(start_key, 3)
         instance = PROBLEM.sample(sample_key)
         params = PROBLEM.init(init_key, instance)
         tx = lopt.transform(theta)
@@ -189,3 +189,88 @@ def test_quadratics_are_the_papers(key):
 def test_an_unknown_distribution_is_named():
     with pytest.raises(ValueError, match="`distribution` must be one of 'uniform'"):
         jm.tasks.quadratics(distribution="cauchy")
+
+
+def test_horizons_are_log_uniform(key):
+    estimator = _truncated(horizon=(4, 64), unroll=4, num_problems=4000)
+    _, runs = jax.jit(estimator.init)(key)
+    horizons = np.asarray(runs.horizon)
+    assert set(horizons % 4) == {0}
+    assert (horizons.min(), horizons.max()) == (4 + 4, 64)  # Rounded up.
+    # Half of them under the geometric mean, 16.
+    assert abs((horizons <= 16).mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+
+
+def test_runs_end_at_their_own_horizon(key):
+    estimator = _truncated(horizon=(2, 8), num_problems=20)
+    theta, runs = estimator.init(key)
+    first = runs.horizon
+    for _ in range(3):
+        _, runs, _ = estimator.estimate(key, theta, runs)
+    np.testing.assert_array_equal(runs.step == 6, first >= 6)
+
+
+def test_staggered_runs_are_of_every_age(key):
+    estimator = _truncated(staggered=True, num_problems=6)
+    theta, runs = estimator.init(key)
+    for _ in range(3):
+        _, runs, _ = estimator.estimate(key, theta, runs)
+    assert sorted(runs.step.tolist()) == [2, 2, 4, 4, 6, 6]
+
+
+def test_weights_are_those_of_the_steps(key):
+    """A weight on the last of six steps alone, over three stretches."""
+    with jax.enable_x64(True):
+        estimator = _truncated(weight=lambda t: jnp.where(t == 6, 1.0, 0.0))
+        theta, runs = estimator.init(key)
+        norms = []
+        for _ in range(3):
+            grads, runs, _ = estimator.estimate(key, theta, runs)
+            norms.append(float(optax.tree.norm(grads)))
+        assert norms[:2] == [0, 0]
+        assert norms[2] > 0
+
+        def last_loss(weight):
+            estimator = _bptt(weight=weight)
+            return estimator.estimate(key, theta, None)[0]
+
+        one, other = (lambda t: 1.0 * (t <= 3)), (lambda t: 1.0 * (t > 3))
+        parts = optax.tree.add(last_loss(one), last_loss(other))
+        chex.assert_trees_all_close(parts, last_loss(None), rtol=1e-10)
+
+
+@pytest.mark.parametrize("make", [_bptt, _truncated])
+def test_a_mesh_changes_nothing(make, key):
+    with jax.enable_x64(True):
+        alone = make(num_problems=8)
+        sharded = make(num_problems=8, mesh=jm.training.task_mesh())
+        theta, carry = alone.init(key)
+        expected = jax.jit(alone.estimate)(key, theta, carry)
+        got = jax.jit(sharded.estimate)(key, theta, carry)
+        chex.assert_trees_all_close(got, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"horizon": (8, 4)}, r"`horizon` must be \(least, most\), got \(8, 4\)"),
+        ({"horizon": (2, 5)}, "`horizon` must be a multiple of `unroll`, 2, got 5"),
+        ({"horizon": (2, 4, 6)}, r"an int or \(least, most\)"),
+        ({"mesh": jm.training.task_mesh()}, "`num_problems` must be a multiple"),
+    ],
+)
+def test_horizons_and_devices_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        _truncated(**options)
+
+
+def test_second_order_is_finite_at_zero_gradients(key):
+    problem = jm.OptimizationProblem(
+        sample=lambda key: None,
+        init=lambda key, instance: jnp.zeros(3),
+        loss=lambda x, instance, key: jnp.sum(jnp.square(x)),
+    )
+    for lopt in (jm.optimizers.lstm(4), jm.optimizers.rnnprop(4)):
+        estimator = jm.estimators.bptt(lopt, problem, horizon=3, num_problems=1)
+        theta, _ = estimator.init(key)
+        chex.assert_tree_all_finite(estimator.estimate(key, theta, None)[0])

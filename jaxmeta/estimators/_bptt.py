@@ -7,8 +7,9 @@ References:
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from jaxmeta import _checks, base
+from jaxmeta import base
 from jaxmeta.estimators import _runs
 
 
@@ -18,53 +19,57 @@ def bptt(
     *,
     horizon: int,
     num_problems: int,
+    weight: _runs.Weight | None = None,
     second_order: bool = True,
     rematerialize: bool = True,
+    mesh: Mesh | None = None,
 ) -> base.GradientEstimator:
     r"""Differentiates whole runs: the exact meta-gradient.
 
-    The meta-loss is the mean of :math:`\sum_{t=1}^{H} f(\theta_t)` over runs on freshly
-    drawn problems.
+    The meta-loss is the mean of :math:`\sum_{t=1}^{H} w_t f(\theta_t)` over runs on
+    freshly drawn problems.
 
     Args:
       lopt: the learned optimizer.
       problem: the family of problems.
       horizon: H, updates a run. Static.
       num_problems: runs a meta-step, side by side. Static.
+      weight: :math:`w_t` as a function of an array of t = 1 ... H; None is 1.
       second_order: differentiate the gradients that the optimizer sees too. The paper
         drops these derivatives; kept, they cost a Hessian-vector product a step.
         Static.
       rematerialize: compute again, in the backward pass, all of a step but its
         gradients: less memory, more time. Static.
+      mesh: shards the runs over this mesh's first axis (`training.task_mesh()`).
 
     Returns:
       A `GradientEstimator` without carry. Its info has the mean loss of each run.
 
     Raises:
-      ValueError: if a count is not a positive int or the loss is not a scalar.
+      ValueError: if a count is not a positive int, runs do not divide into devices, or
+        the loss is not a scalar.
     """
-    _checks.check_int("horizon", horizon)
-    _checks.check_int("num_problems", num_problems)
+    _runs.check_counts(num_problems, 1, horizon, mesh)
     go = _runs.advance(
         lopt, problem, second_order=second_order, rematerialize=rematerialize
     )
 
     def run_loss(theta, key):
         start_key, run_key = jax.random.split(key)
-        _, losses = go(
-            run_key, theta, _runs.start(start_key, theta, lopt, problem), horizon
-        )
-        return jnp.sum(losses), _runs.RunInfo(jnp.mean(losses))
+        run = _runs.start(start_key, theta, lopt, problem, horizon)
+        run, losses = go(run_key, theta, run, horizon)
+        info = _runs.RunInfo(jnp.mean(losses))
+        return _runs.weighted_sum(losses, run, weight), info
+
+    over_runs = _runs.mean_over_runs(jax.grad(run_loss, has_aux=True), mesh)
 
     def estimate(key, meta_params, carry, **extra):
         del extra
-        keys = jax.random.split(key, num_problems)
-        grad_fn = jax.vmap(jax.grad(run_loss, has_aux=True), (None, 0))
-        grads, info = grad_fn(meta_params, keys)
-        return jax.tree.map(lambda g: jnp.mean(g, 0), grads), carry, info
+        grads, info = over_runs(meta_params, jax.random.split(key, num_problems))
+        return grads, carry, info
 
     def init(key):
-        return _init_theta(key, lopt, problem), None
+        return _runs.init_theta(key, lopt, problem), None
 
     return base.GradientEstimator(init, estimate)
 
@@ -74,25 +79,33 @@ def truncated_bptt(
     problem: base.OptimizationProblem,
     *,
     unroll: int,
-    horizon: int,
+    horizon: _runs.Horizon,
     num_problems: int,
+    weight: _runs.Weight | None = None,
+    staggered: bool = False,
     second_order: bool = True,
     rematerialize: bool = True,
+    mesh: Mesh | None = None,
 ) -> base.GradientEstimator:
     r"""Differentiates `unroll` updates at a time of runs that go on between meta-steps.
 
-    The meta-loss of a stretch is :math:`\sum f(\theta_t)` over the points that its
-    updates lead to; what came before is constant. A run that reached the horizon is
+    The meta-loss of a stretch is :math:`\sum w_t f(\theta_t)` over the points that its
+    updates lead to; what came before is constant. A run that reached its horizon is
     replaced by a fresh one.
 
     Args:
       lopt: the learned optimizer.
       problem: the family of problems.
       unroll: updates a meta-step, and the reach of the derivative. Static.
-      horizon: updates a run, a multiple of `unroll`. Static.
+      horizon: updates a run, a multiple of `unroll`; of a pair (least, most) each run
+        draws its own, log-uniformly. Static.
       num_problems: runs side by side. Static.
+      weight: as for `bptt`.
+      staggered: let the first runs end one after the other, so that each meta-step sees
+        runs of every age; if not, all start together. Static.
       second_order: as for `bptt`. Static.
       rematerialize: as for `bptt`. Static.
+      mesh: as for `bptt`.
 
     Returns:
       A `GradientEstimator` whose carry are the runs. Its info has each run's mean loss
@@ -100,7 +113,7 @@ def truncated_bptt(
 
     Raises:
       ValueError: if a count is not a positive int, `horizon` is not a multiple of
-        `unroll`, or the loss is not a scalar.
+        `unroll`, runs do not divide into devices, or the loss is not a scalar.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -111,49 +124,35 @@ def truncated_bptt(
       >>> print(state.carry.step, info.loss.shape)
       [5 5 5] (3,)
     """
-    for name, value in {
-        "unroll": unroll,
-        "horizon": horizon,
-        "num_problems": num_problems,
-    }.items():
-        _checks.check_int(name, value)
-    if horizon % unroll:
-        raise ValueError(
-            f"`horizon` must be a multiple of `unroll`, {unroll}, got {horizon}."
-        )
+    _runs.check_counts(num_problems, unroll, horizon, mesh)
     go = _runs.advance(
         lopt, problem, second_order=second_order, rematerialize=rematerialize
     )
 
+    def start(key, theta):
+        return _runs.start(key, theta, lopt, problem, horizon, unroll)
+
     def stretch_loss(theta, key, run):
         start_key, run_key = jax.random.split(key)
         # Inside the derivative: a rule may learn the state that it starts from.
-        fresh = _runs.start(start_key, theta, lopt, problem)
-        is_over = run.step >= horizon
-        run = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), fresh, run)
+        run = _runs.restart_if_over(run, start(start_key, theta))
         run, losses = go(run_key, theta, run, unroll)
-        return jnp.sum(losses), (run, _runs.RunInfo(jnp.mean(losses)))
+        info = _runs.RunInfo(jnp.mean(losses))
+        return _runs.weighted_sum(losses, run, weight), (run, info)
+
+    over_runs = _runs.mean_over_runs(jax.grad(stretch_loss, has_aux=True), mesh)
 
     def estimate(key, meta_params, carry, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
-        grad_fn = jax.vmap(jax.grad(stretch_loss, has_aux=True), (None, 0, 0))
-        grads, (runs, info) = grad_fn(meta_params, keys, carry)
-        return jax.tree.map(lambda g: jnp.mean(g, 0), grads), runs, info
+        grads, (runs, info) = over_runs(meta_params, keys, carry)
+        return grads, runs, info
 
     def init(key):
         theta_key, run_key = jax.random.split(key)
-        theta = _init_theta(theta_key, lopt, problem)
-        keys = jax.random.split(run_key, num_problems)
-        start = lambda key: _runs.start(key, theta, lopt, problem)
-        return theta, jax.vmap(start)(keys)
+        theta = _runs.init_theta(theta_key, lopt, problem)
+        make = lambda key: start(key, theta)
+        runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
+        return theta, runs
 
     return base.GradientEstimator(init, estimate)
-
-
-def _init_theta(key, lopt, problem):
-    """Draws theta; rules with a parameter of their own for each see an instance's."""
-    problem_key, theta_key = jax.random.split(key)
-    sample_key, init_key = jax.random.split(problem_key)
-    params = problem.init(init_key, problem.sample(sample_key))
-    return lopt.init(theta_key, params)

@@ -1,16 +1,20 @@
 """Optimization runs in progress, which estimators for learned optimizers advance."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxmeta import _checks, _inner_loop, base
 
 _SAVED = "jaxmeta_run_grads"
+
+Horizon: TypeAlias = int | tuple[int, int]
+Weight: TypeAlias = Callable[[jax.Array], jax.Array]  # steps [H], from 1 -> [H]
 
 
 class Run(NamedTuple):
@@ -20,6 +24,7 @@ class Run(NamedTuple):
     params: base.Params
     opt_state: optax.OptState
     step: jax.Array  # [] int32, updates made
+    horizon: jax.Array  # [] int32, updates in all
 
 
 class RunInfo(NamedTuple):
@@ -28,14 +33,86 @@ class RunInfo(NamedTuple):
     loss: jax.Array  # [] mean over the stretch
 
 
-def start(key: jax.Array, theta: Any, lopt: base.LearnedOptimizer, problem: Any) -> Run:
-    """Draws an instance and where to start."""
-    sample_key, init_key = jax.random.split(key)
+def check_counts(num_problems: int, unroll: int, horizon: Horizon, mesh: Any) -> None:
+    """Raises unless these arguments of an estimator go together."""
+    _checks.check_int("num_problems", num_problems)
+    _checks.check_int("unroll", unroll)
+    if isinstance(horizon, tuple) and len(horizon) != 2:
+        raise ValueError(f"`horizon` must be an int or (least, most), got {horizon!r}.")
+    for value in horizon if isinstance(horizon, tuple) else (horizon,):
+        _checks.check_int("horizon", value)
+        if value % unroll:
+            raise ValueError(
+                f"`horizon` must be a multiple of `unroll`, {unroll}, got {value}."
+            )
+    if isinstance(horizon, tuple) and horizon[0] > horizon[1]:
+        raise ValueError(f"`horizon` must be (least, most), got {horizon}.")
+    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    if num_problems % num_devices:
+        raise ValueError(
+            f"`num_problems` must be a multiple of the mesh's {num_devices} devices, "
+            f"got {num_problems}."
+        )
+
+
+def start(
+    key: jax.Array,
+    theta: Any,
+    lopt: base.LearnedOptimizer,
+    problem: base.OptimizationProblem,
+    horizon: Horizon,
+    unroll: int = 1,
+) -> Run:
+    """Draws an instance, where to start and, of a pair, a log-uniform horizon."""
+    sample_key, init_key, horizon_key = jax.random.split(key, 3)
     instance = problem.sample(sample_key)
     params = problem.init(init_key, instance)
     _checks.check_params(params)
     opt_state = lopt.transform(theta).init(params)
-    return Run(instance, params, opt_state, jnp.zeros((), jnp.int32))
+    if isinstance(horizon, tuple):
+        least, most = horizon
+        uniform = jax.random.uniform(horizon_key)
+        log_uniform = least * (most / least) ** uniform
+        stretches = jnp.ceil(log_uniform / unroll).astype(jnp.int32)
+        length = jnp.clip(stretches * unroll, least, most)
+    else:
+        length = jnp.array(horizon, jnp.int32)
+    return Run(instance, params, opt_state, jnp.zeros((), jnp.int32), length)
+
+
+def start_all(
+    key: jax.Array, num_problems: int, staggered: bool, unroll: int, make: Any
+) -> Any:
+    """Starts runs side by side; staggered, the first ones end one after the other.
+
+    Args:
+      key: of all.
+      num_problems: how many.
+      staggered: shorten the first runs, so that at any time some are young.
+      unroll: updates a stretch.
+      make: `(key) -> Run`.
+    """
+    runs = jax.vmap(make)(jax.random.split(key, num_problems))
+    if not staggered:
+        return runs
+    share = jnp.arange(1, num_problems + 1) / num_problems
+    share = share.reshape(-1, *[1] * (runs.horizon.ndim - 1))  # Of runs, or of pairs.
+    stretches = jnp.ceil(share * (runs.horizon / unroll)).astype(jnp.int32)
+    return runs._replace(horizon=stretches * unroll)
+
+
+def restart_if_over(run: Run, fresh: Run) -> Run:
+    """Replaces a run that reached its horizon."""
+    is_over = run.step >= run.horizon
+    return jax.tree.map(lambda a, b: jnp.where(is_over, a, b), fresh, run)
+
+
+def weighted_sum(losses: jax.Array, run: Run, weight: Weight | None) -> jax.Array:
+    """The meta-loss of a stretch that ends where `run` is; losses [H]."""
+    if weight is None:
+        return jnp.sum(losses)
+    steps = run.step + jnp.arange(1 - losses.size, 1)
+    return jnp.sum(weight(steps) * losses)
 
 
 def advance(
@@ -91,9 +168,57 @@ def advance(
         (params, opt_state), losses = jax.lax.scan(step, carry, jnp.stack(step_keys))
         last = scalar_loss(params, last_key, run.instance)
         losses = jnp.append(losses[1:], last)
-        return Run(run.instance, params, opt_state, run.step + length), losses
+        run = run._replace(params=params, opt_state=opt_state, step=run.step + length)
+        return run, losses
 
     return go
+
+
+def mean_over_runs(one_run: Callable[..., Any], mesh: Mesh | None) -> Callable:
+    """Vectorises `(theta, *args) -> (grads, rest)` over runs and averages the grads.
+
+    Args:
+      one_run: of one run.
+      mesh: shards the runs over this mesh's first axis.
+
+    Returns:
+      `(theta, *args) -> (grads, rest)`, leaves of `args` and `rest` [N, ...].
+    """
+
+    def all_runs(theta, *args):
+        in_axes = (None, *[0] * len(args))
+        grads, rest = jax.vmap(one_run, in_axes)(theta, *args)
+        return jax.tree.map(lambda g: jnp.mean(g, 0), grads), rest
+
+    if mesh is None:
+        return all_runs
+    axis = mesh.axis_names[0]
+
+    def on_device(theta, *args):
+        grads, rest = all_runs(theta, *args)
+        return jax.lax.pmean(grads, axis), rest
+
+    def sharded(theta, *args):
+        everywhere, over = PartitionSpec(), PartitionSpec(axis)
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(everywhere, *[over] * len(args)),
+            out_specs=(everywhere, over),
+            check_vma=False,  # As in `over_tasks`.
+        )(theta, *args)
+
+    return sharded
+
+
+def init_theta(
+    key: jax.Array, lopt: base.LearnedOptimizer, problem: base.OptimizationProblem
+) -> Any:
+    """Draws theta; rules with a parameter of their own for each see an instance's."""
+    problem_key, theta_key = jax.random.split(key)
+    sample_key, init_key = jax.random.split(problem_key)
+    params = problem.init(init_key, problem.sample(sample_key))
+    return lopt.init(theta_key, params)
 
 
 def _first_order_gradient(loss):

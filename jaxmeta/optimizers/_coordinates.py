@@ -193,7 +193,8 @@ def _average_first(tree: Any, count: int) -> Any:
     num_coordinates = sum(x[..., 0].size for x in leaves)
     if not num_coordinates:
         return tree
-    total = sum(jnp.sum(x[..., :count], tuple(range(x.ndim - 1))) for x in leaves)
+    sums = [jnp.sum(x[..., :count], tuple(range(x.ndim - 1))) for x in leaves]
+    total = sum(sums[1:], sums[0])
 
     def replace(x):
         mean = over_coordinates(total / num_coordinates, x[..., 0])

@@ -1,0 +1,233 @@
+"""Evolution strategies, whole and truncated: meta-gradients without derivatives.
+
+References:
+  Vicol, Metz, Sohl-Dickstein, "Unbiased gradient estimation in unrolled computation
+  graphs with persistent evolution strategies", ICML 2021, Algorithms 1 and 2.
+  https://arxiv.org/abs/2112.13835
+  Vicol, "Low-variance gradient estimation in unrolled computation graphs with
+  ES-Single", ICML 2023. https://arxiv.org/abs/2304.11153
+  Li et al., "Variance-reduced gradient estimation via noise-reuse in online evolution
+  strategies", NeurIPS 2023. https://arxiv.org/abs/2304.12180
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxmeta import _checks, base
+from jaxmeta.estimators import _runs
+
+_NOISES = ("persistent", "shared", "fresh")
+
+
+class EvolutionCarry(NamedTuple):
+    """What evolution strategies keep between meta-steps, [N, ...] for N runs."""
+
+    runs: _runs.Run  # leaves [N, 2, ...]: under + and - the perturbation
+    noise: Any  # like theta: the perturbation's sum, or the one kept
+
+
+def es(
+    lopt: base.LearnedOptimizer,
+    problem: base.OptimizationProblem,
+    *,
+    horizon: int,
+    num_problems: int,
+    sigma: float = 0.01,
+    weight: _runs.Weight | None = None,
+    mesh: Mesh | None = None,
+) -> base.GradientEstimator:
+    r"""Evolution strategies over whole runs, with antithetic pairs.
+
+    .. math::
+      \hat g = \frac{1}{N} \sum_i \frac{\epsilon_i}{2 \sigma^2} \left(
+        L(\theta + \epsilon_i) - L(\theta - \epsilon_i)\right), \qquad
+      \epsilon_i \sim \mathcal N(0, \sigma^2 I)
+
+    The gradient of the meta-loss smoothed by the noise, whose variance does not grow
+    with how chaotic runs are. Both runs of a pair have the same problem, start and
+    minibatches.
+
+    Args:
+      lopt: the learned optimizer.
+      problem: the family of problems. Its loss need not have a second derivative.
+      horizon: H, updates a run. Static.
+      num_problems: N, pairs of runs a meta-step, each on a problem of its own. Static.
+      sigma: standard deviation of the noise.
+      weight: as for `bptt`.
+      mesh: as for `bptt`.
+
+    Returns:
+      A `GradientEstimator` without carry. Its info has the mean loss of each pair.
+
+    Raises:
+      ValueError: if a count or `sigma` is not positive, runs do not divide into
+        devices, or the loss is not a scalar.
+    """
+    _runs.check_counts(num_problems, 1, horizon, mesh)
+    _checks.check_positive("sigma", sigma)
+    start, pair_gradient = _pairs(lopt, problem, horizon, horizon, sigma, weight)
+
+    def one_run(theta, key):
+        start_key, noise_key, run_key = jax.random.split(key, 3)
+        noise = _draw_noise(noise_key, theta, sigma)
+        runs = start(start_key, theta, noise)
+        grads, _, info = pair_gradient(run_key, theta, noise, noise, runs)
+        return grads, info
+
+    over_runs = _runs.mean_over_runs(one_run, mesh)
+
+    def estimate(key, meta_params, carry, **extra):
+        del extra
+        grads, info = over_runs(meta_params, jax.random.split(key, num_problems))
+        return grads, carry, info
+
+    def init(key):
+        return _runs.init_theta(key, lopt, problem), None
+
+    return base.GradientEstimator(init, estimate)
+
+
+def pes(
+    lopt: base.LearnedOptimizer,
+    problem: base.OptimizationProblem,
+    *,
+    unroll: int,
+    horizon: _runs.Horizon,
+    num_problems: int,
+    sigma: float = 0.01,
+    noise: Literal["persistent", "shared", "fresh"] = "persistent",
+    weight: _runs.Weight | None = None,
+    staggered: bool = False,
+    mesh: Mesh | None = None,
+) -> base.GradientEstimator:
+    r"""Persistent evolution strategies: unbiased though truncated.
+
+    Each pair of runs goes on between meta-steps under its own perturbations, which add
+    up to :math:`\xi_t = \sum_{\tau \le t} \epsilon_\tau`:
+
+    .. math::
+      \hat g_t = \frac{1}{N} \sum_i \frac{\xi_{t,i}}{2 \sigma^2} \left(
+        L_t(\theta + \epsilon_{t,i}) - L_t(\theta - \epsilon_{t,i})\right)
+
+    Over the stretches of a run these sum to the gradient of the whole smoothed
+    meta-loss. With other kinds of noise this is two other published estimators:
+
+    - `"persistent"`: PES. Its variance grows with the number of stretches.
+    - `"shared"`: ES-Single, NRES. One perturbation a run: the gradient of the loss
+      smoothed by that, of less variance.
+    - `"fresh"`: truncated ES. A pair starts each stretch from one unperturbed run;
+      biased towards what pays at once, like truncated back-propagation.
+
+    Args:
+      lopt: the learned optimizer.
+      problem: the family of problems. Its loss need not have a second derivative.
+      unroll: updates a meta-step. Static.
+      horizon: updates a run, a multiple of `unroll`; of a pair (least, most) each run
+        draws its own, log-uniformly. Static.
+      num_problems: N, pairs of runs, each on a problem of its own. Static.
+      sigma: standard deviation of the noise.
+      noise: which perturbations. Static.
+      weight: as for `bptt`.
+      staggered: as for `truncated_bptt`. Static.
+      mesh: as for `bptt`.
+
+    Returns:
+      A `GradientEstimator` whose carry is an `EvolutionCarry`. Its info has each pair's
+      mean loss over the stretch.
+
+    Raises:
+      ValueError: if a count or `sigma` is not positive, `horizon` is not a multiple of
+        `unroll`, `noise` is unknown, runs do not divide into devices, or the loss is
+        not a scalar.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> estimator = pes(jm.optimizers.lstm(4), jm.tasks.quadratics(dim=2), unroll=5,
+      ...                 horizon=10, num_problems=3)
+      >>> init, step = jm.training.make_train_step(estimator, optax.adam(1e-3))
+      >>> state, info = jax.jit(step)(init(jax.random.key(0)))
+      >>> info.loss.shape
+      (3,)
+    """
+    _runs.check_counts(num_problems, unroll, horizon, mesh)
+    _checks.check_positive("sigma", sigma)
+    _checks.check_choice("noise", noise, _NOISES)
+    start, pair_gradient = _pairs(lopt, problem, unroll, horizon, sigma, weight)
+
+    def one_run(theta, key, carry):
+        start_key, noise_key, run_key = jax.random.split(key, 3)
+        drawn = _draw_noise(noise_key, theta, sigma)
+        is_over = carry.runs.step[0] >= carry.runs.horizon[0]
+        none = optax.tree.zeros_like(theta)
+        kept = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), none, carry.noise)
+        if noise == "persistent":
+            perturbation, total = drawn, optax.tree.add(kept, drawn)
+        elif noise == "shared":
+            first = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), drawn, kept)
+            perturbation = total = first
+        else:
+            perturbation = total = drawn
+        at_start = none if noise == "fresh" else perturbation
+        fresh = start(start_key, theta, at_start)
+        runs = jax.vmap(_runs.restart_if_over)(carry.runs, fresh)
+        grads, after, info = pair_gradient(run_key, theta, perturbation, total, runs)
+        if noise == "fresh":
+            _, after, _ = pair_gradient(run_key, theta, none, none, runs)
+        return grads, (EvolutionCarry(after, total), info)
+
+    over_runs = _runs.mean_over_runs(one_run, mesh)
+
+    def estimate(key, meta_params, carry, **extra):
+        del extra
+        keys = jax.random.split(key, num_problems)
+        grads, (carry, info) = over_runs(meta_params, keys, carry)
+        return grads, carry, info
+
+    def init(key):
+        theta_key, run_key, noise_key = jax.random.split(key, 3)
+        theta = _runs.init_theta(theta_key, lopt, problem)
+        keys = jax.random.split(noise_key, num_problems)
+        drawn = jax.vmap(lambda key: _draw_noise(key, theta, sigma))(keys)
+        none = optax.tree.zeros_like(drawn)
+        kept = drawn if noise == "shared" else none
+
+        def make(key):
+            return start(key, theta, optax.tree.zeros_like(theta))
+
+        runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
+        return theta, EvolutionCarry(runs, kept)
+
+    return base.GradientEstimator(init, estimate)
+
+
+def _draw_noise(key, theta, sigma):
+    return optax.tree.scale(sigma, optax.tree.random_like(key, theta))
+
+
+def _pairs(lopt, problem, length, horizon, sigma, weight):
+    """Returns how a pair of runs starts, and how it gives a gradient."""
+    go = _runs.advance(lopt, problem, second_order=False, rematerialize=False)
+    signs = jnp.array([1.0, -1.0])
+
+    def start(key, theta, perturbation):
+        def one(sign):
+            moved = optax.tree.add_scale(theta, sign, perturbation)
+            return _runs.start(key, moved, lopt, problem, horizon, length)
+
+        return jax.vmap(one)(signs)
+
+    def pair_gradient(key, theta, perturbation, total, runs):
+        def one(sign, run):
+            moved = optax.tree.add_scale(theta, sign, perturbation)
+            run, losses = go(key, moved, run, length)
+            return run, _runs.weighted_sum(losses, run, weight), jnp.mean(losses)
+
+        runs, (plus, minus), means = jax.vmap(one)(signs, runs)
+        grads = optax.tree.scale((plus - minus) / (2 * sigma**2), total)
+        return grads, runs, _runs.RunInfo(jnp.mean(means))
+
+    return start, pair_gradient
