@@ -17,7 +17,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from jaxmeta.tasks import _datasets, _omniglot, _omniglot_builder, download
+from jaxmeta.tasks import _datasets, _omniglot, _omniglot_builder, _tfds, download
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -495,7 +495,7 @@ def test_a_host_that_never_answers_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.zip"
         start = time.perf_counter()
-        assert not _omniglot_builder._reachable(url, seconds=0.2)
+        assert not _tfds.reachable(url, seconds=0.2)
         assert time.perf_counter() - start < 2
 
 
@@ -504,7 +504,7 @@ def test_a_lookup_of_the_host_that_hangs_is_given_up(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(requests, "head", lambda *args, **kwargs: release.wait(10))
     start = time.perf_counter()
-    assert not _omniglot_builder._reachable("http://host/a.zip", seconds=0.1)
+    assert not _tfds.reachable("http://host/a.zip", seconds=0.1)
     assert time.perf_counter() - start < 2
     release.set()
 

@@ -6,8 +6,8 @@ References:
 """
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from jaxmeta import base
 from jaxmeta.estimators import _runs
@@ -50,28 +50,26 @@ def bptt(
         the loss is not a scalar.
     """
     _runs.check_counts(num_problems, 1, horizon, mesh)
-    go = _runs.advance(
-        lopt, problem, second_order=second_order, rematerialize=rematerialize
-    )
+    go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
 
-    def run_loss(theta, key):
+    def run_loss(theta, problem, key):
         start_key, run_key = jax.random.split(key)
         run = _runs.start(start_key, theta, lopt, problem, horizon)
-        run, losses = go(run_key, theta, run, horizon)
-        info = _runs.RunInfo(jnp.mean(losses))
-        return _runs.weighted_sum(losses, run, weight), info
+        run, losses = go(run_key, problem, theta, run, horizon)
+        return _runs.meta_loss(losses, run, weight)
 
     over_runs = _runs.mean_over_runs(jax.grad(run_loss, has_aux=True), mesh)
 
-    def estimate(key, meta_params, carry, **extra):
+    def estimate(problem, key, meta_params, carry, **extra):
         del extra
-        grads, info = over_runs(meta_params, jax.random.split(key, num_problems))
+        keys = jax.random.split(key, num_problems)
+        grads, info = over_runs(meta_params, problem, keys)
         return grads, carry, info
 
     def init(key):
         return _runs.init_theta(key, lopt, problem), None
 
-    return base.GradientEstimator(init, estimate)
+    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
 
 
 def truncated_bptt(
@@ -125,34 +123,32 @@ def truncated_bptt(
       [5 5 5] (3,)
     """
     _runs.check_counts(num_problems, unroll, horizon, mesh)
-    go = _runs.advance(
-        lopt, problem, second_order=second_order, rematerialize=rematerialize
-    )
+    go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
 
-    def start(key, theta):
+    def start(key, theta, problem):
         return _runs.start(key, theta, lopt, problem, horizon, unroll)
 
-    def stretch_loss(theta, key, run):
+    def stretch_loss(theta, problem, key, run):
         start_key, run_key = jax.random.split(key)
         # Inside the derivative: a rule may learn the state that it starts from.
-        run = _runs.restart_if_over(run, start(start_key, theta))
-        run, losses = go(run_key, theta, run, unroll)
-        info = _runs.RunInfo(jnp.mean(losses))
-        return _runs.weighted_sum(losses, run, weight), (run, info)
+        run = _runs.restart_if_over(run, start(start_key, theta, problem))
+        run, losses = go(run_key, problem, theta, run, unroll)
+        loss, info = _runs.meta_loss(losses, run, weight)
+        return loss, (run, info)
 
     over_runs = _runs.mean_over_runs(jax.grad(stretch_loss, has_aux=True), mesh)
 
-    def estimate(key, meta_params, carry, **extra):
+    def estimate(problem, key, meta_params, carry, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
-        grads, (runs, info) = over_runs(meta_params, keys, carry)
+        grads, (runs, info) = over_runs(meta_params, problem, keys, carry)
         return grads, runs, info
 
     def init(key):
         theta_key, run_key = jax.random.split(key)
         theta = _runs.init_theta(theta_key, lopt, problem)
-        make = lambda key: start(key, theta)
+        make = lambda key: start(key, theta, problem)
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return theta, runs
 
-    return base.GradientEstimator(init, estimate)
+    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))

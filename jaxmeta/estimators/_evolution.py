@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from jaxmeta import _checks, base
 from jaxmeta.estimators import _runs
@@ -69,26 +70,27 @@ def es(
     """
     _runs.check_counts(num_problems, 1, horizon, mesh)
     _checks.check_positive("sigma", sigma)
-    start, pair_gradient = _pairs(lopt, problem, horizon, horizon, sigma, weight)
+    start, pair_gradient = _pairs(lopt, horizon, horizon, sigma, weight)
 
-    def one_run(theta, key):
+    def one_run(theta, problem, key):
         start_key, noise_key, run_key = jax.random.split(key, 3)
         noise = _draw_noise(noise_key, theta, sigma)
-        runs = start(start_key, theta, noise)
-        grads, _, info = pair_gradient(run_key, theta, noise, noise, runs)
+        runs = start(start_key, problem, theta, noise)
+        grads, _, info = pair_gradient(run_key, problem, theta, noise, noise, runs)
         return grads, info
 
     over_runs = _runs.mean_over_runs(one_run, mesh)
 
-    def estimate(key, meta_params, carry, **extra):
+    def estimate(problem, key, meta_params, carry, **extra):
         del extra
-        grads, info = over_runs(meta_params, jax.random.split(key, num_problems))
+        keys = jax.random.split(key, num_problems)
+        grads, info = over_runs(meta_params, problem, keys)
         return grads, carry, info
 
     def init(key):
         return _runs.init_theta(key, lopt, problem), None
 
-    return base.GradientEstimator(init, estimate)
+    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
 
 
 def pes(
@@ -156,9 +158,9 @@ def pes(
     _runs.check_counts(num_problems, unroll, horizon, mesh)
     _checks.check_positive("sigma", sigma)
     _checks.check_choice("noise", noise, _NOISES)
-    start, pair_gradient = _pairs(lopt, problem, unroll, horizon, sigma, weight)
+    start, pair_gradient = _pairs(lopt, unroll, horizon, sigma, weight)
 
-    def one_run(theta, key, carry):
+    def one_run(theta, problem, key, carry):
         start_key, noise_key, run_key = jax.random.split(key, 3)
         drawn = _draw_noise(noise_key, theta, sigma)
         is_over = carry.runs.step[0] >= carry.runs.horizon[0]
@@ -172,19 +174,21 @@ def pes(
         else:
             perturbation = total = drawn
         at_start = none if noise == "fresh" else perturbation
-        fresh = start(start_key, theta, at_start)
+        fresh = start(start_key, problem, theta, at_start)
         runs = jax.vmap(_runs.restart_if_over)(carry.runs, fresh)
-        grads, after, info = pair_gradient(run_key, theta, perturbation, total, runs)
+        grads, after, info = pair_gradient(
+            run_key, problem, theta, perturbation, total, runs
+        )
         if noise == "fresh":
-            _, after, _ = pair_gradient(run_key, theta, none, none, runs)
+            _, after, _ = pair_gradient(run_key, problem, theta, none, none, runs)
         return grads, (EvolutionCarry(after, total), info)
 
     over_runs = _runs.mean_over_runs(one_run, mesh)
 
-    def estimate(key, meta_params, carry, **extra):
+    def estimate(problem, key, meta_params, carry, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
-        grads, (carry, info) = over_runs(meta_params, keys, carry)
+        grads, (carry, info) = over_runs(meta_params, problem, keys, carry)
         return grads, carry, info
 
     def init(key):
@@ -196,38 +200,38 @@ def pes(
         kept = drawn if noise == "shared" else none
 
         def make(key):
-            return start(key, theta, optax.tree.zeros_like(theta))
+            return start(key, problem, theta, optax.tree.zeros_like(theta))
 
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return theta, EvolutionCarry(runs, kept)
 
-    return base.GradientEstimator(init, estimate)
+    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
 
 
 def _draw_noise(key, theta, sigma):
     return optax.tree.scale(sigma, optax.tree.random_like(key, theta))
 
 
-def _pairs(lopt, problem, length, horizon, sigma, weight):
+def _pairs(lopt, length, horizon, sigma, weight):
     """Returns how a pair of runs starts, and how it gives a gradient."""
-    go = _runs.advance(lopt, problem, second_order=False, rematerialize=False)
+    go = _runs.advance(lopt, second_order=False, rematerialize=False)
     signs = jnp.array([1.0, -1.0])
 
-    def start(key, theta, perturbation):
+    def start(key, problem, theta, perturbation):
         def one(sign):
             moved = optax.tree.add_scale(theta, sign, perturbation)
             return _runs.start(key, moved, lopt, problem, horizon, length)
 
         return jax.vmap(one)(signs)
 
-    def pair_gradient(key, theta, perturbation, total, runs):
+    def pair_gradient(key, problem, theta, perturbation, total, runs):
         def one(sign, run):
             moved = optax.tree.add_scale(theta, sign, perturbation)
-            run, losses = go(key, moved, run, length)
-            return run, _runs.weighted_sum(losses, run, weight), jnp.mean(losses)
+            run, losses = go(key, problem, moved, run, length)
+            return run, *_runs.meta_loss(losses, run, weight)
 
-        runs, (plus, minus), means = jax.vmap(one)(signs, runs)
+        runs, (plus, minus), info = jax.vmap(one)(signs, runs)
         grads = optax.tree.scale((plus - minus) / (2 * sigma**2), total)
-        return grads, runs, _runs.RunInfo(jnp.mean(means))
+        return grads, runs, jax.tree.map(jnp.mean, info)
 
     return start, pair_gradient

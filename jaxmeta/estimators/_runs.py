@@ -1,13 +1,14 @@
 """Optimization runs in progress, which estimators for learned optimizers advance."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import Partial
 
 from jaxmeta import _checks, _inner_loop, base
 
@@ -107,40 +108,50 @@ def restart_if_over(run: Run, fresh: Run) -> Run:
     return jax.tree.map(lambda a, b: jnp.where(is_over, a, b), fresh, run)
 
 
-def weighted_sum(losses: jax.Array, run: Run, weight: Weight | None) -> jax.Array:
-    """The meta-loss of a stretch that ends where `run` is; losses [H]."""
+def meta_loss(
+    losses: jax.Array, run: Run, weight: Weight | None
+) -> tuple[jax.Array, RunInfo]:
+    """Of a stretch that ends where `run` is, with losses [H + 1]; and what to report.
+
+    The first loss is that before the stretch, on which its updates have no influence.
+    """
+    losses = losses[1:]
+    info = RunInfo(jnp.mean(losses))
     if weight is None:
-        return jnp.sum(losses)
+        return jnp.sum(losses), info
     steps = run.step + jnp.arange(1 - losses.size, 1)
-    return jnp.sum(weight(steps) * losses)
+    return jnp.sum(weight(steps) * losses), info
+
+
+def as_pytree(problem: base.OptimizationProblem) -> base.OptimizationProblem:
+    """The problem with `jax.tree_util.Partial`s, so that its data are leaves."""
+    sample, init, loss = (
+        fn if isinstance(fn, Partial) else Partial(fn) for fn in problem
+    )
+    return base.OptimizationProblem(cast(Any, sample), cast(Any, init), cast(Any, loss))
 
 
 def advance(
-    lopt: base.LearnedOptimizer,
-    problem: base.OptimizationProblem,
-    *,
-    second_order: bool,
-    rematerialize: bool = True,
+    lopt: base.LearnedOptimizer, *, second_order: bool, rematerialize: bool = True
 ) -> Callable[..., tuple[Run, jax.Array]]:
-    """Returns `go(key, theta, run, length) -> (run, losses [length])`.
+    """Returns `go(key, problem, theta, run, length) -> (run, losses)`.
 
-    The losses are those after each of the `length` updates.
+    The losses [length + 1] are those before and after each of the `length` updates.
 
     Args:
       lopt: makes the updates.
-      problem: what is optimized.
       second_order: differentiate the gradients that the optimizer sees, by
         Hessian-vector products; if not, the paper's dropped edges. Static.
       rematerialize: keep the gradients of each step, and compute again what else the
         backward pass needs. Static.
     """
 
-    def scalar_loss(params, key, instance):
-        value = problem.loss(params, instance, key)
-        _checks.check_scalar_loss("problem.loss", value)
-        return value
+    def go(key, problem, theta, run, length):
+        def scalar_loss(params, key, instance):
+            value = problem.loss(params, instance, key)
+            _checks.check_scalar_loss("problem.loss", value)
+            return value
 
-    def go(key, theta, run, length):
         tx = optax.with_extra_args_support(lopt.transform(theta))
         if second_order:
             gradient, constants = _inner_loop.exact_gradient(
@@ -167,7 +178,7 @@ def advance(
         carry = (run.params, run.opt_state)
         (params, opt_state), losses = jax.lax.scan(step, carry, jnp.stack(step_keys))
         last = scalar_loss(params, last_key, run.instance)
-        losses = jnp.append(losses[1:], last)
+        losses = jnp.append(losses, last)
         run = run._replace(params=params, opt_state=opt_state, step=run.step + length)
         return run, losses
 
@@ -175,38 +186,39 @@ def advance(
 
 
 def mean_over_runs(one_run: Callable[..., Any], mesh: Mesh | None) -> Callable:
-    """Vectorises `(theta, *args) -> (grads, rest)` over runs and averages the grads.
+    """Vectorises `(theta, problem, *args) -> (grads, rest)` over runs.
 
     Args:
       one_run: of one run.
       mesh: shards the runs over this mesh's first axis.
 
     Returns:
-      `(theta, *args) -> (grads, rest)`, leaves of `args` and `rest` [N, ...].
+      `(theta, problem, *args) -> (grads, rest)`, leaves of `args` and `rest` [N, ...],
+      and `grads` their mean.
     """
 
-    def all_runs(theta, *args):
-        in_axes = (None, *[0] * len(args))
-        grads, rest = jax.vmap(one_run, in_axes)(theta, *args)
+    def all_runs(theta, problem, *args):
+        in_axes = (None, None, *[0] * len(args))
+        grads, rest = jax.vmap(one_run, in_axes)(theta, problem, *args)
         return jax.tree.map(lambda g: jnp.mean(g, 0), grads), rest
 
     if mesh is None:
         return all_runs
     axis = mesh.axis_names[0]
 
-    def on_device(theta, *args):
-        grads, rest = all_runs(theta, *args)
+    def on_device(*args):
+        grads, rest = all_runs(*args)
         return jax.lax.pmean(grads, axis), rest
 
-    def sharded(theta, *args):
+    def sharded(theta, problem, *args):
         everywhere, over = PartitionSpec(), PartitionSpec(axis)
         return jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(everywhere, *[over] * len(args)),
+            in_specs=(everywhere, everywhere, *[over] * len(args)),
             out_specs=(everywhere, over),
             check_vma=False,  # As in `over_tasks`.
-        )(theta, *args)
+        )(theta, problem, *args)
 
     return sharded
 

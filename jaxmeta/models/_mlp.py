@@ -1,6 +1,6 @@
 """Multi-layer perceptron."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ from jaxmeta.models import _norm
 
 
 class MLP(nn.Module):
-    """Dense layers with ReLU between them; the last one is linear.
+    """Dense layers with a nonlinearity between them; the last one is linear.
 
     Inputs [N, ...] are flattened to [N, D], outputs are [N, features[-1]]. Weights and
     biases start uniform in ±1 / √fan_in. Larger weights (He) and the smaller ones of
@@ -19,8 +19,9 @@ class MLP(nn.Module):
 
     Attributes:
       features: width of every layer, the output's last.
-      norm: "batch" normalises each hidden layer before its ReLU on the statistics of
-        the batch, as the MAML paper's network for Omniglot does; None, not at all.
+      activation: after each hidden layer.
+      norm: "batch" normalises each hidden layer before its activation on the statistics
+        of the batch, as the MAML paper's network for Omniglot does; None, not at all.
       statistics: where predictions take batch statistics from: "batch", the inputs
         predicted together (transductive), or "support", the support set.
 
@@ -33,6 +34,7 @@ class MLP(nn.Module):
     """
 
     features: Sequence[int]
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
     norm: str | None = None
     statistics: str = "batch"
 
@@ -44,7 +46,7 @@ class MLP(nn.Module):
         x = inputs.reshape(inputs.shape[0], -1)
         for width in self.features[:-1]:
             x = _dense(width, x, use_bias=self.norm is None)
-            x = nn.relu(_norm.normalize(self.norm, x))
+            x = self.activation(_norm.normalize(self.norm, x))
         return _dense(self.features[-1], x)
 
     def with_statistics(self, params, inputs):

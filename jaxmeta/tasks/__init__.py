@@ -1,5 +1,6 @@
 """Task distributions: pure functions of a key, and the data behind them."""
 
+from jaxmeta.tasks._classification import classification as classification
 from jaxmeta.tasks._datasets import (
     IMAGE_SUFFIXES as IMAGE_SUFFIXES,
     ImageClasses as ImageClasses,
@@ -10,6 +11,12 @@ from jaxmeta.tasks._datasets import (
 )
 from jaxmeta.tasks._few_shot import few_shot as few_shot
 from jaxmeta.tasks._glyphs import glyphs as glyphs
+from jaxmeta.tasks._labelled import (
+    LabelledImages as LabelledImages,
+    LabelledSplits as LabelledSplits,
+    load_cifar10 as load_cifar10,
+    load_mnist as load_mnist,
+)
 from jaxmeta.tasks._omniglot import load_omniglot as load_omniglot
 from jaxmeta.tasks._quadratics import quadratics as quadratics
 from jaxmeta.tasks._sinusoid import sinusoid as sinusoid

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmeta.tasks import _datasets, _omniglot_builder
+from jaxmeta.tasks import _datasets, _omniglot_builder, _tfds
 
 SPLITS = ("vinyals", "random", "lake")
 
@@ -145,7 +145,7 @@ def _read_records(folder: pathlib.Path) -> _Characters:
     # The records, their descriptions and Pillow each have exceptions of their own.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        command = _omniglot_builder.command(folder.parents[1])
+        command = _tfds.command("omniglot", folder.parents[1])
         raise ValueError(
             f"{folder} does not hold all of Omniglot in array_record format "
             f"({reason:.200}). Remove that folder and run `{command}`, or give another "

@@ -3,13 +3,11 @@
 import os
 import pathlib
 import re
-import shlex
-import threading
 import zipfile
 from collections.abc import Iterator
 from typing import Any
 
-from jaxmeta.tasks import _datasets
+from jaxmeta.tasks import _datasets, _tfds
 
 VERSION = "3.0.0"
 _URL = "https://github.com/brendenlake/omniglot"
@@ -41,45 +39,7 @@ def prepare_omniglot(data_dir: str | os.PathLike[str] | None = None) -> pathlib.
       >>> prepare_omniglot("data").as_posix()  # doctest: +SKIP
       '/home/me/data/omniglot/3.0.0'
     """
-    if data_dir is None:
-        data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    data_dir = pathlib.Path(data_dir).expanduser().resolve()
-    folder = data_dir / "omniglot" / VERSION
-    if (folder / "dataset_info.json").is_file():
-        return folder
-    builder_cls = _builder_cls()
-    # Without this, tensorflow-datasets retries for minutes before it gives up.
-    if not _reachable(_ZIPS["train"]):
-        raise FileNotFoundError(
-            f"Omniglot is not at {folder}, and {_URL} cannot be reached to download "
-            f"it. With a network, `{command(data_dir)}` fetches it."
-        )
-    builder = builder_cls(data_dir=os.fspath(data_dir), file_format="array_record")
-    builder.download_and_prepare()
-    return folder
-
-
-def command(data_dir: pathlib.Path) -> str:
-    """Returns the command line that fetches Omniglot to `data_dir`."""
-    quoted = shlex.quote(os.fspath(data_dir))
-    return f"python -m jaxmeta.tasks.download omniglot --data-dir {quoted}"
-
-
-def _reachable(url: str, seconds: float = 3.0) -> bool:
-    requests = _datasets.import_extra("requests")
-    answers = []
-
-    def probe():
-        try:
-            answers.append(requests.head(url, timeout=seconds))
-        except requests.RequestException:
-            return
-
-    # In a thread, because looking up the host's name obeys no timeout.
-    thread = threading.Thread(target=probe, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return bool(answers)
+    return _tfds.prepare("omniglot", VERSION, _ZIPS["train"], _builder_cls, data_dir)
 
 
 def _builder_cls() -> Any:

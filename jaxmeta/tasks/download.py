@@ -4,9 +4,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from jaxmeta.tasks import _omniglot_builder
+from jaxmeta.tasks import _labelled_builder, _omniglot_builder
 
-DATASETS = {"omniglot": _omniglot_builder.prepare_omniglot}
+DATASETS = {
+    "cifar10": _labelled_builder.prepare_cifar10,
+    "mnist": _labelled_builder.prepare_mnist,
+    "omniglot": _omniglot_builder.prepare_omniglot,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

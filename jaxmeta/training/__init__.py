@@ -22,6 +22,12 @@ from jaxmeta.training._loop import (
     read_metrics as read_metrics,
 )
 from jaxmeta.training._mesh import task_mesh as task_mesh
+from jaxmeta.training._optimizers import (
+    LossCurves as LossCurves,
+    Tuned as Tuned,
+    evaluate_optimizer as evaluate_optimizer,
+    tune as tune,
+)
 from jaxmeta.training._step import (
     TrainStep as TrainStep,
     make_train_step as make_train_step,

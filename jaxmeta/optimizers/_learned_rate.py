@@ -1,0 +1,45 @@
+"""Any optax optimizer as a learned one, of one meta-parameter."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import _checks, base
+
+
+def learned_rate(
+    make_tx: Callable[[jax.Array], optax.GradientTransformation],
+    learning_rate: float = 1e-3,
+) -> base.LearnedOptimizer:
+    """An optax optimizer whose learning rate is to be learned, or tuned.
+
+    Args:
+      make_tx: `(learning_rate) -> transformation`, say `optax.adam`.
+      learning_rate: to start from.
+
+    Returns:
+      A `LearnedOptimizer` whose theta is the rate, [].
+
+    Raises:
+      ValueError: if `learning_rate` is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> lopt = learned_rate(optax.sgd, 0.5)
+      >>> tx = lopt.transform(lopt.init(jax.random.key(0)))
+      >>> grads = jnp.array([1.0, 2.0])
+      >>> print(tx.update(grads, tx.init(grads))[0])
+      [-0.5 -1. ]
+    """
+    _checks.check_positive("learning_rate", learning_rate)
+
+    def init(key, params=None):
+        del key, params
+        return jnp.array(learning_rate)
+
+    def transform(theta):
+        return optax.with_extra_args_support(make_tx(theta))
+
+    return base.LearnedOptimizer(init, transform)

@@ -1,0 +1,108 @@
+"""MNIST and CIFAR-10 through tensorflow-datasets, without TensorFlow."""
+
+import io
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxmeta.tasks import _datasets, _labelled_builder, _tfds
+
+
+class LabelledImages(NamedTuple):
+    """Images and their classes, on the host; N examples."""
+
+    images: np.ndarray  # [N, H, W, channels] uint8
+    labels: np.ndarray  # [N] int32
+
+    def take_classes(self, classes: tuple[int, ...]) -> "LabelledImages":
+        """Keeps these classes alone, renumbered in the order given.
+
+        Raises:
+          ValueError: if a class has no examples or is given twice.
+
+        Example:
+          >>> data = LabelledImages(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4))
+          >>> data.take_classes((3, 1)).labels
+          array([1, 0], dtype=int32)
+        """
+        known = set(self.labels.tolist())
+        if len(set(classes)) != len(classes) or not set(classes) <= known:
+            raise ValueError(
+                f"`classes` must be some of {sorted(known)}, each once, got {classes}."
+            )
+        kept = np.isin(self.labels, classes)
+        renumbered = np.zeros(max(known) + 1, np.int32)
+        renumbered[list(classes)] = np.arange(len(classes))
+        return LabelledImages(self.images[kept], renumbered[self.labels[kept]])
+
+
+class LabelledSplits(NamedTuple):
+    """Examples to train on, and held-out ones."""
+
+    train: LabelledImages
+    test: LabelledImages
+
+
+def load_mnist(data_dir: str | os.PathLike[str] | None = None) -> LabelledSplits:
+    """Loads MNIST: 60,000 and 10,000 digits, [N, 28, 28, 1].
+
+    The first call downloads and prepares the data set if there is none in `data_dir`.
+
+    Args:
+      data_dir: tensorflow-datasets' folder; by default `$TFDS_DATA_DIR`, or
+        `~/tensorflow_datasets`.
+
+    Raises:
+      ValueError: if `data_dir` holds a damaged data set.
+      FileNotFoundError: if there is no data set and no network to fetch it by.
+      ImportError: if the extra `data` is not installed.
+
+    Example:
+      >>> load_mnist().train.images.shape  # doctest: +SKIP
+      (60000, 28, 28, 1)
+    """
+    return _load("mnist", _labelled_builder.prepare_mnist(data_dir))
+
+
+def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> LabelledSplits:
+    """Loads CIFAR-10: 50,000 and 10,000 photographs, [N, 32, 32, 3].
+
+    Args:
+      data_dir: as in `load_mnist`.
+
+    Raises:
+      As `load_mnist`.
+
+    Example:
+      >>> load_cifar10().train.images.shape  # doctest: +SKIP
+      (50000, 32, 32, 3)
+    """
+    return _load("cifar10", _labelled_builder.prepare_cifar10(data_dir))
+
+
+def _load(name: str, folder: pathlib.Path) -> LabelledSplits:
+    tfds = _datasets.import_extra("tensorflow_datasets")
+    _datasets.import_extra("array_record")
+    pil = _datasets.import_extra("PIL.Image")
+
+    def read(builder, split):
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        records = list(builder.as_data_source(split, decoders=decoders))
+        images = [np.asarray(pil.open(io.BytesIO(r["image"]))) for r in records]
+        labels = np.array([r["label"] for r in records], np.int32)
+        stacked = np.stack(images)
+        return LabelledImages(stacked.reshape(*stacked.shape[:3], -1), labels)
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        return LabelledSplits(read(builder, "train"), read(builder, "test"))
+    # The records, their descriptions and Pillow each have exceptions of their own.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{folder} does not hold all of {name} in array_record format "
+            f"({reason:.200}). Remove that folder and run "
+            f"`{_tfds.command(name, folder.parents[1])}`, or give another `data_dir`."
+        ) from error

@@ -1,0 +1,120 @@
+"""Downloads MNIST and CIFAR-10 and prepares them, without TensorFlow."""
+
+import gzip
+import io
+import os
+import pathlib
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxmeta.tasks import _datasets, _tfds
+
+MNIST_VERSION, CIFAR10_VERSION = "3.0.1", "3.0.2"
+_MNIST = "https://storage.googleapis.com/cvdf-datasets/mnist"
+_MNIST_FILES = {"train": "train", "test": "t10k"}
+_CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+
+
+def prepare_mnist(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """Prepares the stock data set `mnist/3.0.1`; see `_tfds.prepare`."""
+    return _tfds.prepare("mnist", MNIST_VERSION, _MNIST, _mnist_cls, data_dir)
+
+
+def prepare_cifar10(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """Prepares the stock data set `cifar10/3.0.2`; see `_tfds.prepare`."""
+    return _tfds.prepare("cifar10", CIFAR10_VERSION, _CIFAR10, _cifar10_cls, data_dir)
+
+
+def _mnist_cls() -> Any:
+    """The stock builder, reading its files by itself."""
+    tfds = _datasets.import_extra("tensorflow_datasets")
+    stock = tfds.builder_cls("mnist")
+    with tfds.core.registered.skip_registration():
+
+        class MNIST(stock):
+            def _split_generators(self, dl_manager):
+                kinds = {"images": "images-idx3", "labels": "labels-idx1"}
+                urls = {
+                    (split, kind): f"{_MNIST}/{prefix}-{file}-ubyte.gz"
+                    for split, prefix in _MNIST_FILES.items()
+                    for kind, file in kinds.items()
+                }
+                paths = dict(
+                    zip(urls, dl_manager.download(list(urls.values())), strict=True)
+                )
+                return {
+                    split: _mnist_records(
+                        paths[split, "images"], paths[split, "labels"]
+                    )
+                    for split in _MNIST_FILES
+                }
+
+    # The module is where the checksums are looked up, and is noted in the dataset.
+    MNIST.__module__ = stock.__module__
+    return MNIST
+
+
+def _cifar10_cls() -> Any:
+    """The stock builder, reading the archive by itself."""
+    tfds = _datasets.import_extra("tensorflow_datasets")
+    stock = tfds.builder_cls("cifar10")
+    with tfds.core.registered.skip_registration():
+
+        class Cifar10(stock):
+            def _split_generators(self, dl_manager):
+                path = dl_manager.download(_CIFAR10)
+                names = _cifar10_member(path, "batches.meta.txt").decode().split()
+                self.info.features["label"].names = names
+                batches = [f"data_batch_{i}.bin" for i in range(1, 6)]
+                return {
+                    "train": _cifar10_records(path, "train", batches),
+                    "test": _cifar10_records(path, "test", ["test_batch.bin"]),
+                }
+
+    Cifar10.__module__ = stock.__module__
+    return Cifar10
+
+
+def _mnist_records(
+    images_path: os.PathLike[str], labels_path: os.PathLike[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the stock builder's keys and records."""
+    with gzip.open(images_path) as file:
+        images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
+    with gzip.open(labels_path) as file:
+        labels = np.frombuffer(file.read(), np.uint8, offset=8)
+    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield index, {"image": _png(image), "label": int(label)}
+
+
+def _cifar10_records(
+    path: os.PathLike[str], split: str, batches: list[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the stock builder's keys and records."""
+    index = 0
+    for batch in batches:
+        rows = np.frombuffer(_cifar10_member(path, batch), np.uint8)
+        for row in rows.reshape(-1, 1 + 3 * 32 * 32):
+            image = row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
+            record = {"image": _png(image), "label": int(row[0])}
+            yield index, record | {"id": f"{split}_{index:05d}"}
+            index += 1
+
+
+def _cifar10_member(path: os.PathLike[str], name: str) -> bytes:
+    with tarfile.open(path) as archive:
+        file = archive.extractfile(f"cifar-10-batches-bin/{name}")
+        if file is None:
+            raise ValueError(f"{path} has no file {name}.")
+        return file.read()
+
+
+def _png(image: np.ndarray) -> io.BytesIO:
+    pil = _datasets.import_extra("PIL.Image")
+    file = io.BytesIO()
+    pil.fromarray(image).save(file, "png")
+    file.seek(0)
+    return file

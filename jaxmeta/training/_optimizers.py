@@ -1,0 +1,161 @@
+"""Optimizers, learned or not, judged on fresh problems."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmeta import _checks, base
+from jaxmeta.estimators import _runs
+from jaxmeta.training import _evaluate
+
+
+class LossCurves(NamedTuple):
+    """Losses along runs on N problems; index t is after t of T updates."""
+
+    per_problem: jax.Array  # [N, T + 1]
+
+    @property
+    def at_step(self) -> _evaluate.MeanWithInterval:
+        """The loss after each number of updates, leaves [T + 1]."""
+        return _evaluate.mean_with_interval(self.per_problem)
+
+    @property
+    def median(self) -> jax.Array:
+        """The median over problems, [T + 1]: unlike the mean, not that of a few."""
+        return jnp.median(self.per_problem, 0)
+
+    @property
+    def final(self) -> _evaluate.MeanWithInterval:
+        """The loss after the last update, []."""
+        return _evaluate.mean_with_interval(self.per_problem[:, -1])
+
+    @property
+    def summed(self) -> _evaluate.MeanWithInterval:
+        """The sum over updates 1 ... T, []: what meta-training makes small."""
+        return _evaluate.mean_with_interval(jnp.sum(self.per_problem[:, 1:], 1))
+
+
+class Tuned(NamedTuple):
+    """What `tune` found."""
+
+    rate: float
+    losses: np.ndarray  # final mean loss of each rate; infinite where it diverged
+
+
+def evaluate_optimizer(
+    lopt: base.LearnedOptimizer,
+    theta: Any,
+    problem: base.OptimizationProblem,
+    *,
+    num_steps: int,
+    num_problems: int,
+    key: jax.Array,
+    problems_per_chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> LossCurves:
+    """Runs an optimizer on freshly drawn problems.
+
+    The same key gives the same problems, starts and minibatches to every optimizer.
+    Compiled, once for an optimizer, a problem and counts.
+
+    Args:
+      lopt: a learned optimizer, or an optax one through `optimizers.learned_rate`.
+      theta: its meta-parameters, or the learning rate.
+      problem: the family of problems.
+      num_steps: T, updates a run.
+      num_problems: N.
+      key: of the problems.
+      problems_per_chunk: how many go through `vmap` at once; None is all of a device's.
+      mesh: shards the problems over its first axis; N need not divide by its devices.
+
+    Returns:
+      The loss of each problem after each update, on a fresh minibatch.
+
+    Raises:
+      ValueError: if a count is not a positive int, or the loss is not a scalar.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> lopt = jm.optimizers.learned_rate(optax.sgd)
+      >>> curves = evaluate_optimizer(lopt, 0.01, jm.tasks.quadratics(2), num_steps=5,
+      ...                             num_problems=3, key=jax.random.key(0))
+      >>> curves.per_problem.shape
+      (3, 6)
+    """
+    _checks.check_int("num_steps", num_steps)
+    _checks.check_int("num_problems", num_problems)
+    if problems_per_chunk is not None:
+        _checks.check_int("problems_per_chunk", problems_per_chunk)
+    arrays = jax.tree.map(jnp.asarray, theta), _runs.as_pytree(problem), key
+    if mesh is not None:
+        arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+    return LossCurves(
+        _run_all(lopt, *arrays, num_steps, num_problems, problems_per_chunk, mesh)
+    )
+
+
+def tune(
+    lopt: base.LearnedOptimizer,
+    rates: Sequence[float],
+    problem: base.OptimizationProblem,
+    **options: Any,
+) -> Tuned:
+    """Chooses the learning rate with the least mean final loss.
+
+    Args:
+      lopt: of `optimizers.learned_rate`.
+      rates: to choose from.
+      problem: as in `evaluate_optimizer`.
+      **options: as in `evaluate_optimizer`. Its problems should not be those of a test.
+
+    Raises:
+      ValueError: as `evaluate_optimizer`, or if there are no rates.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> lopt = jm.optimizers.learned_rate(optax.sgd)
+      >>> tuned = tune(lopt, [1e-4, 1e-2, 1e2], jm.tasks.quadratics(2), num_steps=20,
+      ...              num_problems=9, key=jax.random.key(0))
+      >>> tuned.rate
+      0.01
+    """
+    if not len(rates):
+        raise ValueError("`rates` must be at least one, got none.")
+    curves = [evaluate_optimizer(lopt, rate, problem, **options) for rate in rates]
+    losses = np.array([float(curve.final.mean) for curve in curves])
+    losses = np.where(np.isfinite(losses), losses, np.inf)
+    return Tuned(rate=float(rates[int(losses.argmin())]), losses=losses)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
+def _run_all(lopt, theta, problem, key, num_steps, num_problems, chunk, mesh):
+    """Returns losses [N, T + 1]."""
+    go = _runs.advance(lopt, second_order=False, rematerialize=False)
+    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    on_one_device = -(-num_problems // num_devices)
+    keys = jax.random.split(key, on_one_device * num_devices)
+
+    def one_run(theta, problem, key):
+        start_key, run_key = jax.random.split(key)
+        run = _runs.start(start_key, theta, lopt, problem, num_steps)
+        return go(run_key, problem, theta, run, num_steps)[1]
+
+    def all_runs(theta, problem, keys):
+        run = lambda key: one_run(theta, problem, key)
+        return jax.lax.map(run, keys, batch_size=chunk or on_one_device)
+
+    if mesh is not None:
+        everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+        all_runs = jax.shard_map(
+            all_runs,
+            mesh=mesh,
+            in_specs=(everywhere, everywhere, over),
+            out_specs=over,
+            check_vma=False,
+        )
+    return all_runs(theta, problem, keys)[:num_problems]
