@@ -8,7 +8,13 @@ import rich.table
 
 
 def print_test(test: dict[str, Any]) -> None:
-    """Prints what a test found, a row for every number of inner steps."""
+    """Prints what a test found, a row for every number of inner steps.
+
+    Of a learned optimizer, a row for it and for each other optimizer.
+    """
+    if "optimizers" in test:
+        _print_optimizers(test)
+        return
     inductive = test.get("inductive", {})
     columns = {
         name: test[name] for name in test if name not in ("num_tasks", "inductive")
@@ -21,6 +27,27 @@ def print_test(test: dict[str, Any]) -> None:
     console = rich.console.Console()
     console.print(
         f"test over {test['num_tasks']} tasks: mean ± 95 % interval after inner steps"
+    )
+    console.print(table)
+
+
+def _print_optimizers(test: dict[str, Any]) -> None:
+    table = rich.table.Table(
+        "optimizer", "rate", "final loss", "median", "summed loss", box=None
+    )
+    for name, found in test["optimizers"].items():
+        final, summed = found["final"], found["summed"]
+        table.add_row(
+            name,
+            f"{found['rate']:g}" if "rate" in found else "",
+            _format("loss", final["mean"], final["interval"]),
+            f"{final['median']:.4f}",
+            f"{summed['mean']:.2f} ± {summed['interval']:.2f}",
+        )
+    console = rich.console.Console()
+    console.print(
+        f"test over {test['num_problems']} problems, {test['num_steps']} updates each: "
+        "mean ± 95 % interval"
     )
     console.print(table)
 

@@ -130,7 +130,7 @@ def _train(argv: list[str]) -> None:
     # Made here, so that the help lists the recipe's own defaults beside `--out`.
     @dataclasses.dataclass(frozen=True)
     class TrainArgs:
-        recipe: recipes.Recipe
+        recipe: recipes.Recipe | recipes.OptimizerRecipe
         out: pathlib.Path = pathlib.Path("runs") / name
         """The run folder; an interrupted run in it is gone on with."""
 

@@ -146,23 +146,25 @@ def advance(
         backward pass needs. Static.
     """
 
-    def go(key, problem, theta, run, length):
-        def scalar_loss(params, key, instance):
-            value = problem.loss(params, instance, key)
-            _checks.check_scalar_loss("problem.loss", value)
-            return value
+    def scalar_loss(params, key, data):
+        problem, instance = data
+        value = problem.loss(params, instance, key)
+        _checks.check_scalar_loss("problem.loss", value)
+        return value
 
+    def go(key, problem, theta, run, length):
+        data = problem, run.instance
         tx = optax.with_extra_args_support(lopt.transform(theta))
         if second_order:
             gradient, constants = _inner_loop.exact_gradient(
-                scalar_loss, run.params, key, run.instance
+                scalar_loss, run.params, key, data
             )
         else:
             gradient, constants = _first_order_gradient(scalar_loss), ()
 
         def step(carry, step_key):
             params, opt_state = carry
-            loss, grads = gradient(params, step_key, run.instance, *constants)
+            loss, grads = gradient(params, step_key, data, *constants)
             grads = checkpoint_name(grads, _SAVED)
             value = loss if second_order else jax.lax.stop_gradient(loss)
             updates, opt_state = tx.update(grads, opt_state, params, value=value)
@@ -177,7 +179,7 @@ def advance(
         *step_keys, last_key = jax.random.split(key, length + 1)
         carry = (run.params, run.opt_state)
         (params, opt_state), losses = jax.lax.scan(step, carry, jnp.stack(step_keys))
-        last = scalar_loss(params, last_key, run.instance)
+        last = scalar_loss(params, last_key, data)
         losses = jnp.append(losses, last)
         run = run._replace(params=params, opt_state=opt_state, step=run.step + length)
         return run, losses
@@ -241,12 +243,12 @@ def _first_order_gradient(loss):
     """
 
     @jax.custom_vjp
-    def value_and_grad(params, key, instance):
-        value, grads = jax.value_and_grad(loss)(params, key, instance)
+    def value_and_grad(params, key, data):
+        value, grads = jax.value_and_grad(loss)(params, key, data)
         return value, jax.lax.stop_gradient(grads)
 
-    def forward(params, key, instance):
-        value, grads = jax.value_and_grad(loss)(params, key, instance)
+    def forward(params, key, data):
+        value, grads = jax.value_and_grad(loss)(params, key, data)
         return (value, grads), grads
 
     def backward(grads, cotangents):

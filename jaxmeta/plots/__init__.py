@@ -9,5 +9,6 @@ from jaxmeta.plots._curves import (
     adaptation_curve as adaptation_curve,
     learning_curve as learning_curve,
 )
+from jaxmeta.plots._optimizers import optimizer_curves as optimizer_curves
 from jaxmeta.plots._run import plot_run as plot_run
 from jaxmeta.plots._sheet import task_sheet as task_sheet

@@ -8,14 +8,15 @@ import jax
 from jax.tree_util import Partial
 
 from jaxmeta import _json, training
-from jaxmeta.plots import _axes, _curves, _sheet
+from jaxmeta.plots import _axes, _curves, _optimizers, _sheet
 
 
 def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Draws a run folder's `learning_curve`, `adaptation_curve` and `tasks`.
 
     They go to its `plots/` as PNG, each whole or not at all. The adaptation curve needs
-    a tested run; `tasks` shows three test tasks.
+    a tested run; `tasks` shows three test tasks. A learned optimizer's run has
+    `optimizer_curves` instead of these two.
 
     Returns:
       The files.
@@ -36,6 +37,8 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
             f"{run.directory} has no metrics yet: `jaxmeta train {run.name} --out "
             f"{run.directory}` goes on with it."
         )
+    folder = run.directory / "plots"
+    of_optimizer = isinstance(run.recipe, recipes.OptimizerRecipe)
     metrics = [name for name in ("loss", "accuracy") if name in records[0]]
 
     def draw_panels(draw, content):
@@ -43,27 +46,38 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
         axes = figure.subplots(1, len(metrics), squeeze=False)[0]
         for ax, metric in zip(axes, metrics, strict=True):
             draw(content, metric=metric, ax=ax)
-        loss = run.recipe.tasks.loss.__name__.replace("_", " ")
-        axes[0].set_ylabel(f"loss ({loss})")
+        if of_optimizer:
+            axes[0].set_ylabel("loss, mean over updates")
+        else:
+            loss = run.recipe.tasks.loss.__name__.replace("_", " ")
+            axes[0].set_ylabel(f"loss ({loss})")
         figure.suptitle(run.name)
         return figure
 
-    folder = run.directory / "plots"
-    paths = [
-        _save(
-            draw_panels(_curves.learning_curve, records), folder / "learning_curve.png"
-        )
-    ]
+    def draw_optimizers(test):
+        figure = _axes.figure(width=7)
+        _optimizers.optimizer_curves(test["optimizers"], ax=figure.subplots())
+        figure.suptitle(f"{run.name}, {test['num_problems']:,} problems")
+        return figure
+
+    figure = draw_panels(_curves.learning_curve, records)
+    paths = [_save(figure, folder / "learning_curve.png")]
     if (path := run.directory / "summary.json").exists():
         try:
             summary = _json.loads(path.read_text())
-            figure = draw_panels(_curves.adaptation_curve, summary["test"])
+            if of_optimizer:
+                figure = draw_optimizers(summary["test"])
+            else:
+                figure = draw_panels(_curves.adaptation_curve, summary["test"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read: {error}.") from error
         if published := summary.get("published"):
             note = textwrap.fill(f"published: {published}", 75 * len(metrics))
             figure.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
-        paths.append(_save(figure, folder / "adaptation_curve.png"))
+        name = "optimizer_curves.png" if of_optimizer else "adaptation_curve.png"
+        paths.append(_save(figure, folder / name))
+    if of_optimizer:
+        return paths
     figure = _draw_tasks(run.recipe)
     figure.suptitle(f"{run.name}: three test tasks")
     return [*paths, _save(figure, folder / "tasks.png")]

@@ -2,9 +2,20 @@
 
 from jaxmeta.recipes._adapt import Prediction as Prediction, adapt_run as adapt_run
 from jaxmeta.recipes._config import (
+    OptimizerRecipe as OptimizerRecipe,
     Recipe as Recipe,
+    Training as Training,
     from_json as from_json,
     to_json as to_json,
+)
+from jaxmeta.recipes._optimizer_settings import (
+    LstmOptimizer as LstmOptimizer,
+    MnistProblem as MnistProblem,
+    NtmBfgsOptimizer as NtmBfgsOptimizer,
+    Pes as Pes,
+    QuadraticProblem as QuadraticProblem,
+    RnnpropOptimizer as RnnpropOptimizer,
+    TruncatedBptt as TruncatedBptt,
 )
 from jaxmeta.recipes._run import (
     Run as Run,

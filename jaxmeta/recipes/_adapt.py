@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import base, tasks
-from jaxmeta.recipes import _run, _settings
+from jaxmeta.recipes import _config, _run, _settings
 
 
 class Prediction(NamedTuple):
@@ -42,9 +42,11 @@ def adapt_run(
     """
     run = _run.open_run(directory)
     recipe = run.recipe
+    if not isinstance(recipe, _config.Recipe) or isinstance(
+        recipe.tasks, _settings.SinusoidTasks
+    ):
+        raise ValueError(f"{run.name} was not trained on images, which `adapt` needs.")
     ways = recipe.tasks.num_outputs
-    if isinstance(recipe.tasks, _settings.SinusoidTasks):
-        raise ValueError(f"{run.name} was trained on sinusoids; `adapt` needs images.")
     labels, labelled, paths, unlabelled = _read_images(
         pathlib.Path(folder), getattr(recipe.tasks, "size", 28)
     )
@@ -63,7 +65,9 @@ def adapt_run(
 
     @jax.jit
     def predict(meta_params, support, inputs):
-        task_params, _ = learner.adapt(parts.test_key, meta_params, support)
+        task_params, _ = learner.adapt(
+            jax.random.key(recipe.seed), meta_params, support
+        )
         logits = learner.predict(task_params, inputs)
         return jax.nn.softmax(logits[:, : len(labels)])
 

@@ -5,6 +5,7 @@ Every field is a command-line option.
 
 import dataclasses
 import pathlib
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,41 +13,32 @@ import optax
 import tyro
 
 from jaxmeta import _checks, base, training
-from jaxmeta.recipes import _settings
+from jaxmeta.recipes import _optimizer_settings, _settings
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """A named experiment."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every recipe has: how long it trains, and how."""
 
     summary: tyro.conf.Suppress[str]
     published: tyro.conf.Suppress[str]
     """The number in the literature."""
     protocol: tyro.conf.Suppress[str]
     """How ours is measured, and where that differs from the paper."""
-    tasks: _settings.Tasks
-    model: _settings.MlpModel | _settings.Conv4Model
-    learner: _settings.MamlLearner
-    num_tasks: int = 32
-    """Tasks a meta-step (the meta-batch)."""
-    tasks_per_chunk: int | None = None
-    """Tasks through `vmap` at once; by device and network when left out."""
     outer_learning_rate: float = 1e-3
     """Of Adam, over the meta-parameters."""
     cosine: bool = False
     """Let the outer learning rate fall to zero along a cosine."""
+    clip: float | None = None
+    """Largest norm of a meta-gradient; larger ones are scaled down."""
     steps: int = 10_000
     """Meta-steps."""
     log_every: int = 50
     """Meta-steps between records; they run in one dispatch."""
     validate_every: int = 500
     """Meta-steps between validations and checkpoints; a multiple of --log-every."""
-    validation_tasks: int = 200
-    """Tasks of a validation, the same ones every time."""
     patience: int | None = None
     """Stop after this many validations in a row without a better loss."""
-    test_tasks: int = 1000
-    """Tasks of the test."""
     seed: int = 0
     """Decides everything random."""
 
@@ -58,13 +50,48 @@ class Recipe:
             validate_every=self.validate_every,
             patience=self.patience,
         )
+        _checks.check_positive("outer_learning_rate", self.outer_learning_rate)
+        if self.clip is not None:
+            _checks.check_positive("clip", self.clip)
+
+    def make_outer_tx(self) -> optax.GradientTransformation:
+        """Builds the outer update."""
+        rate = self.outer_learning_rate
+        if self.cosine:
+            rate = optax.cosine_decay_schedule(rate, self.steps)
+        adam = optax.adam(rate)
+        if self.clip is None:
+            return adam
+        return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(Training):
+    """A named experiment: a learner over tasks."""
+
+    tasks: _settings.Tasks
+    model: _settings.MlpModel | _settings.Conv4Model
+    learner: _settings.MamlLearner
+    num_tasks: int = 32
+    """Tasks a meta-step (the meta-batch)."""
+    tasks_per_chunk: int | None = None
+    """Tasks through `vmap` at once; by device and network when left out."""
+    validation_tasks: int = 200
+    """Tasks of a validation, the same ones every time."""
+    test_tasks: int = 1000
+    """Tasks of the test."""
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot be."""
+        super().check()
         for name in ("num_tasks", "validation_tasks", "test_tasks"):
             _checks.check_int(name, getattr(self, name))
         _checks.check_int("test_inner_steps", self.learner.test_inner_steps)
-        _checks.check_positive("outer_learning_rate", self.outer_learning_rate)
 
     def make_learner(
-        self, statistics: _settings.Statistics = "batch", inner_steps: int | None = None
+        self,
+        statistics: _settings.Statistics = "batch",
+        inner_steps: int | None = None,
     ) -> base.MetaLearner:
         """Builds the learner.
 
@@ -78,24 +105,40 @@ class Recipe:
             learner = dataclasses.replace(learner, inner_steps=inner_steps)
         return learner.make(model, self.tasks.loss)
 
-    def make_outer_tx(self) -> optax.GradientTransformation:
-        """Builds the outer update."""
-        rate = self.outer_learning_rate
-        if self.cosine:
-            rate = optax.cosine_decay_schedule(rate, self.steps)
-        return optax.adam(rate)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerRecipe(Training):
+    """A named experiment: a learned optimizer over problems."""
+
+    problem: _optimizer_settings.Problem
+    optimizer: _optimizer_settings.Optimizer
+    estimator: _optimizer_settings.Estimator
+    validation_problems: int = 100
+    """Problems of a validation, the same ones every time."""
+    test_problems: int = 1000
+    """Problems of the test."""
+    test_steps: int = 100
+    """Updates of a run in validation and test."""
+
+    def check(self) -> None:
+        """Raises ValueError for settings that cannot be."""
+        super().check()
+        for name in ("validation_problems", "test_problems", "test_steps"):
+            _checks.check_int(name, getattr(self, name))
 
 
 _KINDS = {
     part.__name__: part
     for part in (
-        _settings.SinusoidTasks,
-        _settings.GlyphTasks,
-        _settings.OmniglotTasks,
+        *typing.get_args(_settings.Tasks),
         _settings.MlpModel,
         _settings.Conv4Model,
         _settings.MamlLearner,
+        *typing.get_args(_optimizer_settings.Problem),
+        *typing.get_args(_optimizer_settings.Optimizer),
+        *typing.get_args(_optimizer_settings.Estimator),
         Recipe,
+        OptimizerRecipe,
     )
 }
 

@@ -16,8 +16,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxmeta import _json, base, estimators, training
-from jaxmeta.recipes import _config, _settings
+from jaxmeta import _json, base, training
+from jaxmeta.recipes import (
+    _config,
+    _optimizer_run,
+    _parts,
+    _settings,
+    _task_run,
+)
 
 
 class Run(NamedTuple):
@@ -25,20 +31,7 @@ class Run(NamedTuple):
 
     directory: pathlib.Path
     name: str
-    recipe: _config.Recipe
-
-
-class Parts(NamedTuple):
-    """A recipe built."""
-
-    splits: _settings.TaskSplits
-    learner: base.MetaLearner
-    train_step: training.TrainStep
-    like: base.TrainState  # shapes alone
-    mesh: jax.sharding.Mesh
-    train_key: jax.Array
-    validation_key: jax.Array
-    test_key: jax.Array
+    recipe: Any  # of `jaxmeta.recipes`
 
 
 def open_run(directory: str | os.PathLike[str]) -> Run:
@@ -63,7 +56,7 @@ def open_run(directory: str | os.PathLike[str]) -> Run:
 
 def train_run(
     name: str,
-    recipe: _config.Recipe,
+    recipe: _config.Training,
     directory: str | os.PathLike[str],
     report: training.Report | None = None,
 ) -> dict[str, Any]:
@@ -87,31 +80,18 @@ def train_run(
     return _json.loads(path.read_text())
 
 
-def _train(run: Run, parts: Parts, report: training.Report | None) -> dict[str, Any]:
+def _train(
+    run: Run, parts: _parts.Parts, report: training.Report | None
+) -> dict[str, Any]:
     """Returns the summary."""
     recipe = run.recipe
-
-    def validate(meta_params):
-        found = training.evaluate(
-            parts.learner,
-            meta_params,
-            parts.splits.validation,
-            num_tasks=recipe.validation_tasks,
-            key=parts.validation_key,
-            inner_steps=recipe.learner.test_inner_steps,
-            tasks_per_chunk=recipe.tasks_per_chunk,
-            mesh=parts.mesh,
-        )
-        last = {name: float(x.mean[-1]) for name, x in found.metrics.items()}
-        return {"loss": float(found.loss.mean[-1]), **last}
-
     result = training.fit(
         parts.train_step,
         num_steps=recipe.steps,
         key=parts.train_key,
         directory=run.directory,
         log_every=recipe.log_every,
-        validate=validate,
+        validate=parts.validate,
         validate_every=recipe.validate_every,
         patience=recipe.patience,
         report=report,
@@ -121,7 +101,7 @@ def _train(run: Run, parts: Parts, report: training.Report | None) -> dict[str, 
         "recipe": run.name,
         "published": recipe.published,
         "protocol": recipe.protocol,
-        "test": _test(run, parts, result.best.meta_params),
+        "test": parts.test(result.best.meta_params),
         "steps": int(result.state.step),
         "best_step": int(result.best.step),
         "stopped_early": result.stopped_early,
@@ -162,43 +142,23 @@ def evaluate_run(
     if task_settings is not None:
         run = run._replace(recipe=dataclasses.replace(run.recipe, tasks=task_settings))
     parts = build(run.recipe)
-    if seed is not None:
-        parts = parts._replace(test_key=jax.random.key(seed))
-    meta_params = best_meta_params(run, parts)
-    return _test(run, parts, meta_params, num_tasks=num_tasks, inner_steps=inner_steps)
+    return parts.test(
+        best_meta_params(run, parts),
+        num_tasks=num_tasks,
+        inner_steps=inner_steps,
+        seed=seed,
+    )
 
 
-def build(recipe: _config.Recipe) -> Parts:
+def build(recipe: _config.Training) -> _parts.Parts:
     """Builds a recipe; raises ValueError for settings that cannot be."""
-    recipe.check()
-    learner = recipe.make_learner()
-    splits = recipe.tasks.splits()
-    # Cores are devices: as many as share the tasks, in whole chunks, evenly.
-    chunk = recipe.tasks_per_chunk or 1
-    num_devices = max(
-        (
-            n
-            for n in range(1, len(jax.devices()) + 1)
-            if recipe.num_tasks % (n * chunk) == 0
-        ),
-        default=1,  # A wrong chunk is named below.
-    )
-    mesh = training.task_mesh(jax.devices()[:num_devices])
-    estimator = estimators.over_tasks(
-        learner,
-        splits.train,
-        num_tasks=recipe.num_tasks,
-        tasks_per_chunk=recipe.tasks_per_chunk,
-        mesh=mesh,
-    )
-    train_step = training.make_train_step(estimator, recipe.make_outer_tx())
-    keys = jax.random.split(jax.random.key(recipe.seed), 3)
-    # Traces the model and the tasks: wrong settings come out here.
-    like = jax.eval_shape(train_step.init, keys[0])
-    return Parts(splits, learner, train_step, like, mesh, *keys)
+    if isinstance(recipe, _config.OptimizerRecipe):
+        return _optimizer_run.build(recipe)
+    assert isinstance(recipe, _config.Recipe)
+    return _task_run.build(recipe)
 
 
-def best_meta_params(run: Run, parts: Parts) -> base.Params:
+def best_meta_params(run: Run, parts: _parts.Parts) -> base.Params:
     """Restores what a run's best checkpoint holds."""
     path = run.directory / "checkpoints"
     checkpoints = training.open_checkpoints(path) if path.is_dir() else None
@@ -212,36 +172,6 @@ def best_meta_params(run: Run, parts: Parts) -> base.Params:
     state = checkpoints.restore(last if best is None else best, parts.like)
     checkpoints.close()
     return state.meta_params
-
-
-def _test(run, parts, meta_params, *, num_tasks=None, inner_steps=None):
-    """Evaluates on test tasks, inductively too where the model can."""
-    recipe = run.recipe
-    num_tasks = recipe.test_tasks if num_tasks is None else num_tasks
-    inner_steps = (
-        recipe.learner.test_inner_steps if inner_steps is None else inner_steps
-    )
-
-    def table(learner):
-        found = training.evaluate(
-            learner,
-            meta_params,
-            parts.splits.test,
-            num_tasks=num_tasks,
-            key=parts.test_key,
-            inner_steps=inner_steps,
-            tasks_per_chunk=recipe.tasks_per_chunk,
-            mesh=parts.mesh,
-        )
-        return {
-            name: {"mean": x.mean.tolist(), "interval": x.interval.tolist()}
-            for name, x in {"loss": found.loss, **found.metrics}.items()
-        }
-
-    result = {"num_tasks": num_tasks, **table(parts.learner)}
-    if recipe.model.norm is not None:
-        result["inductive"] = table(recipe.make_learner("support"))
-    return result
 
 
 def _check_unclaimed(run: Run) -> None:
@@ -261,7 +191,7 @@ def _check_unclaimed(run: Run) -> None:
         _flatten({"recipe": r.name, **_config.to_json(r.recipe)}) for r in (run, found)
     )
     # Words may be mended and data moved.
-    free = {"summary", "published", "protocol", "tasks.data_dir"}
+    free = {"summary", "published", "protocol", "tasks.data_dir", "problem.data_dir"}
     for field in sorted((ours | theirs).keys() - free):
         if ours.get(field) != theirs.get(field):
             raise ValueError(

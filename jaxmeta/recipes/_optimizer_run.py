@@ -1,0 +1,83 @@
+"""Recipes of learned optimizers: how they train, are validated and tested."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+
+from jaxmeta import optimizers, training
+from jaxmeta.recipes import _config, _parts
+
+# Others that the test shows beside, each with the rate that suits it best.
+BASELINES = {
+    "adam": optax.adam,
+    "rmsprop": functools.partial(optax.rmsprop, decay=0.99),
+    "sgd": optax.sgd,
+    "momentum": functools.partial(optax.sgd, momentum=0.9),
+    "nag": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
+}
+RATES = tuple(float(f"{rate:.2g}") for rate in 10 ** np.arange(-4, 1.01, 0.25))
+
+
+def build(recipe: _config.OptimizerRecipe) -> _parts.Parts:
+    """Builds a recipe; raises ValueError for settings that cannot be."""
+    recipe.check()
+    lopt = recipe.optimizer.make()
+    splits = recipe.problem.splits()
+    mesh = _parts.mesh_for(recipe.estimator.num_problems)
+    estimator = recipe.estimator.make(lopt, splits.train, mesh)
+    train_step = training.make_train_step(estimator, recipe.make_outer_tx())
+    train_key, validation_key, test_key = jax.random.split(
+        jax.random.key(recipe.seed), 3
+    )
+    evaluate = functools.partial(training.evaluate_optimizer, mesh=mesh)
+
+    def validate(theta):
+        found = evaluate(
+            lopt,
+            theta,
+            splits.train,
+            num_steps=recipe.test_steps,
+            num_problems=recipe.validation_problems,
+            key=validation_key,
+        )
+        final, summed = (float(x.mean) for x in (found.final, found.summed))
+        return {"loss": summed / recipe.test_steps, "final": final}
+
+    def test(theta, *, num_tasks=None, inner_steps=None, seed=None):
+        num_problems = recipe.test_problems if num_tasks is None else num_tasks
+        num_steps = recipe.test_steps if inner_steps is None else inner_steps
+        options = {
+            "num_steps": num_steps,
+            "num_problems": num_problems,
+            "key": test_key if seed is None else jax.random.key(seed),
+        }
+        tuning = {"num_problems": recipe.validation_problems, "key": validation_key}
+        found = {"learned": summarize(evaluate(lopt, theta, splits.test, **options))}
+        for name, make_tx in BASELINES.items():
+            family = optimizers.learned_rate(make_tx)
+            rate = training.tune(
+                family, RATES, splits.train, mesh=mesh, **options | tuning
+            ).rate
+            curves = evaluate(family, rate, splits.test, **options)
+            found[name] = {"rate": rate, **summarize(curves)}
+        return {
+            "num_problems": num_problems,
+            "num_steps": num_steps,
+            "optimizers": found,
+        }
+
+    # Traces the optimizer and the problem: wrong settings come out here.
+    like = jax.eval_shape(train_step.init, train_key)
+    return _parts.Parts(train_step, like, mesh, train_key, validate, test)
+
+
+def summarize(curves: training.LossCurves) -> dict:
+    """What a summary says of one optimizer's runs."""
+    of = lambda x: {"mean": x.mean.tolist(), "interval": x.interval.tolist()}
+    return {
+        "final": of(curves.final) | {"median": float(curves.median[-1])},
+        "summed": of(curves.summed),
+        "loss": of(curves.at_step) | {"median": curves.median.tolist()},
+    }

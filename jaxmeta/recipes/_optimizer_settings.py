@@ -1,0 +1,223 @@
+"""Settings of recipes for learned optimizers: dataclasses that build their parts."""
+
+import dataclasses
+import pathlib
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax
+from jax.sharding import Mesh
+
+from jaxmeta import base, estimators, models, optimizers, tasks
+
+
+class ProblemSplits(NamedTuple):
+    """Problems for meta-training (and validation), and for the test."""
+
+    train: base.OptimizationProblem
+    test: base.OptimizationProblem
+
+
+@dataclasses.dataclass(frozen=True)
+class QuadraticProblem:
+    """Random quadratics."""
+
+    dim: int = 10
+    """Parameters."""
+    distribution: Literal["uniform", "gaussian"] = "uniform"
+    """Of the entries of W and y: that of the paper's figure, or of its text."""
+
+    def splits(self) -> ProblemSplits:
+        """Builds the problems; train and test differ in their keys."""
+        problem = tasks.quadratics(self.dim, distribution=self.distribution)
+        return ProblemSplits(problem, problem)
+
+
+@dataclasses.dataclass(frozen=True)
+class MnistProblem:
+    """Training small perceptrons on MNIST."""
+
+    data_dir: pathlib.Path | None = None
+    """Where tensorflow-datasets keeps its data; its own default when left out."""
+    units: int = 20
+    """Of a hidden layer."""
+    layers: int = 1
+    """Hidden layers."""
+    activation: Literal["sigmoid", "relu", "tanh"] = "sigmoid"
+    """After each hidden layer."""
+    batch_size: int = 128
+    """Images a step."""
+
+    def splits(self) -> ProblemSplits:
+        """Loads the images: one half of the training set to meta-train, one to test."""
+        images, labels = tasks.load_mnist(self.data_dir).train
+        model = models.MLP(
+            [*[self.units] * self.layers, 10],
+            activation=getattr(jax.nn, self.activation),
+        )
+
+        def problem(half):
+            return tasks.classification(
+                images[half::2],
+                labels[half::2],
+                model,
+                batch_size=self.batch_size,
+                init_scale=0.01,
+            )
+
+        return ProblemSplits(problem(0), problem(1))
+
+
+Problem: TypeAlias = QuadraticProblem | MnistProblem
+
+
+@dataclasses.dataclass(frozen=True)
+class LstmOptimizer:
+    """The coordinatewise LSTM, with averaging cells or without."""
+
+    hidden_size: int = 20
+    """Units of a layer."""
+    num_layers: int = 2
+    """Layers."""
+    num_averaged: int = 0
+    """Global averaging cells of each layer."""
+    preprocess: Literal["log", "scale"] = "log"
+    """What it sees of a gradient: logarithm and sign, or the gradient times --scale."""
+    p: float = 10.0
+    """Of the logarithm: gradients under exp(-p) count as small."""
+    scale: float = 1.0
+    """Of the gradient."""
+    output_scale: float = 0.1
+    """Of the update."""
+
+    def make(self) -> base.LearnedOptimizer:
+        """Builds the optimizer."""
+        log, scale = optimizers.log_gradient, optimizers.scaled_gradient
+        settings = {
+            "preprocess": log(self.p)
+            if self.preprocess == "log"
+            else scale(self.scale),
+            "output_scale": self.output_scale,
+        }
+        sizes = self.hidden_size, self.num_layers
+        if not self.num_averaged:
+            return optimizers.lstm(*sizes, **settings)
+        return optimizers.lstm_gac(*sizes, num_averaged=self.num_averaged, **settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class NtmBfgsOptimizer:
+    """The LSTM with an external memory."""
+
+    hidden_size: int = 20
+    """Units of a layer."""
+    num_layers: int = 2
+    """Layers."""
+    num_averaged: int = 2
+    """Global averaging cells of each layer."""
+    num_reads: int = 1
+    """Read heads."""
+    num_writes: int = 3
+    """Write heads."""
+    window: int | None = None
+    """Steps that the memory goes back; the whole matrix when left out."""
+    scale: float = 1.0
+    """Of the gradient and of what is read, as the network sees them."""
+    output_scale: float = 1.0
+    """Of the update."""
+
+    def make(self) -> base.LearnedOptimizer:
+        """Builds the optimizer."""
+        return optimizers.ntm_bfgs(
+            self.hidden_size,
+            self.num_layers,
+            num_reads=self.num_reads,
+            num_writes=self.num_writes,
+            num_averaged=self.num_averaged,
+            window=self.window,
+            preprocess=optimizers.scaled_gradient(self.scale),
+            output_scale=self.output_scale,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RnnpropOptimizer:
+    """The LSTM over normalised gradients."""
+
+    hidden_size: int = 20
+    """Units of a layer."""
+    num_layers: int = 2
+    """Layers."""
+    output_scale: float = 0.1
+    """The largest update."""
+
+    def make(self) -> base.LearnedOptimizer:
+        """Builds the optimizer."""
+        return optimizers.rnnprop(
+            self.hidden_size, self.num_layers, output_scale=self.output_scale
+        )
+
+
+Optimizer: TypeAlias = LstmOptimizer | NtmBfgsOptimizer | RnnpropOptimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedBptt:
+    """Back-propagation through stretches of runs."""
+
+    unroll: int = 20
+    """Updates a meta-step."""
+    horizon: int = 100
+    """Updates a run."""
+    num_problems: int = 16
+    """Runs side by side."""
+    second_order: bool = True
+    """Differentiate the gradients that the optimizer sees."""
+
+    def make(
+        self, lopt: base.LearnedOptimizer, problem: base.OptimizationProblem, mesh: Mesh
+    ) -> base.GradientEstimator:
+        """Builds the estimator."""
+        return estimators.truncated_bptt(
+            lopt,
+            problem,
+            unroll=self.unroll,
+            horizon=self.horizon,
+            num_problems=self.num_problems,
+            second_order=self.second_order,
+            mesh=mesh,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pes:
+    """Persistent evolution strategies."""
+
+    unroll: int = 20
+    """Updates a meta-step."""
+    horizon: int = 100
+    """Updates a run."""
+    num_problems: int = 16
+    """Pairs of runs side by side."""
+    sigma: float = 0.01
+    """Standard deviation of the noise."""
+    noise: Literal["persistent", "shared", "fresh"] = "persistent"
+    """Which perturbations."""
+
+    def make(
+        self, lopt: base.LearnedOptimizer, problem: base.OptimizationProblem, mesh: Mesh
+    ) -> base.GradientEstimator:
+        """Builds the estimator."""
+        return estimators.pes(
+            lopt,
+            problem,
+            unroll=self.unroll,
+            horizon=self.horizon,
+            num_problems=self.num_problems,
+            sigma=self.sigma,
+            noise=self.noise,
+            staggered=True,
+            mesh=mesh,
+        )
+
+
+Estimator: TypeAlias = TruncatedBptt | Pes
