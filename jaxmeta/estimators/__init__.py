@@ -6,6 +6,10 @@ from jaxmeta.estimators._evolution import (
     es as es,
     pes as pes,
 )
+from jaxmeta.estimators._imitation import (
+    ImitationCarry as ImitationCarry,
+    imitation as imitation,
+)
 from jaxmeta.estimators._over_tasks import (
     default_chunk as default_chunk,
     over_tasks as over_tasks,

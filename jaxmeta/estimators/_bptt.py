@@ -52,7 +52,8 @@ def bptt(
     _runs.check_counts(num_problems, 1, horizon, mesh)
     go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
 
-    def run_loss(theta, problem, key):
+    def run_loss(theta, problem, meta_step, key):
+        del meta_step
         start_key, run_key = jax.random.split(key)
         run = _runs.start(start_key, theta, lopt, problem, horizon)
         run, losses = go(run_key, problem, theta, run, horizon)
@@ -60,10 +61,10 @@ def bptt(
 
     over_runs = _runs.mean_over_runs(jax.grad(run_loss, has_aux=True), mesh)
 
-    def estimate(problem, key, meta_params, carry, **extra):
+    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
-        grads, info = over_runs(meta_params, problem, keys)
+        grads, info = over_runs(meta_params, problem, step, keys)
         return grads, carry, info
 
     def init(key):
@@ -95,8 +96,9 @@ def truncated_bptt(
       lopt: the learned optimizer.
       problem: the family of problems.
       unroll: updates a meta-step, and the reach of the derivative. Static.
-      horizon: updates a run, a multiple of `unroll`; of a pair (least, most) each run
-        draws its own, log-uniformly. Static.
+      horizon: updates a run, a multiple of `unroll`. Of a pair (least, most) each run
+        draws its own, log-uniformly. A function `(meta_step) -> updates` is a
+        curriculum: a run has the horizon of the meta-step in which it starts. Static.
       num_problems: runs side by side. Static.
       weight: as for `bptt`.
       staggered: let the first runs end one after the other, so that each meta-step sees
@@ -125,29 +127,29 @@ def truncated_bptt(
     _runs.check_counts(num_problems, unroll, horizon, mesh)
     go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
 
-    def start(key, theta, problem):
-        return _runs.start(key, theta, lopt, problem, horizon, unroll)
+    def start(key, theta, problem, meta_step):
+        return _runs.start(key, theta, lopt, problem, horizon, unroll, meta_step)
 
-    def stretch_loss(theta, problem, key, run):
+    def stretch_loss(theta, problem, meta_step, key, run):
         start_key, run_key = jax.random.split(key)
         # Inside the derivative: a rule may learn the state that it starts from.
-        run = _runs.restart_if_over(run, start(start_key, theta, problem))
+        run = _runs.restart_if_over(run, start(start_key, theta, problem, meta_step))
         run, losses = go(run_key, problem, theta, run, unroll)
         loss, info = _runs.meta_loss(losses, run, weight)
         return loss, (run, info)
 
     over_runs = _runs.mean_over_runs(jax.grad(stretch_loss, has_aux=True), mesh)
 
-    def estimate(problem, key, meta_params, carry, **extra):
+    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
-        grads, (runs, info) = over_runs(meta_params, problem, keys, carry)
+        grads, (runs, info) = over_runs(meta_params, problem, step, keys, carry)
         return grads, runs, info
 
     def init(key):
         theta_key, run_key = jax.random.split(key)
         theta = _runs.init_theta(theta_key, lopt, problem)
-        make = lambda key: start(key, theta, problem)
+        make = lambda key: start(key, theta, problem, 0)
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return theta, runs
 

@@ -72,7 +72,8 @@ def es(
     _checks.check_positive("sigma", sigma)
     start, pair_gradient = _pairs(lopt, horizon, horizon, sigma, weight)
 
-    def one_run(theta, problem, key):
+    def one_run(theta, problem, meta_step, key):
+        del meta_step
         start_key, noise_key, run_key = jax.random.split(key, 3)
         noise = _draw_noise(noise_key, theta, sigma)
         runs = start(start_key, problem, theta, noise)
@@ -81,10 +82,10 @@ def es(
 
     over_runs = _runs.mean_over_runs(one_run, mesh)
 
-    def estimate(problem, key, meta_params, carry, **extra):
+    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
-        grads, info = over_runs(meta_params, problem, keys)
+        grads, info = over_runs(meta_params, problem, step, keys)
         return grads, carry, info
 
     def init(key):
@@ -128,8 +129,7 @@ def pes(
       lopt: the learned optimizer.
       problem: the family of problems. Its loss need not have a second derivative.
       unroll: updates a meta-step. Static.
-      horizon: updates a run, a multiple of `unroll`; of a pair (least, most) each run
-        draws its own, log-uniformly. Static.
+      horizon: as for `truncated_bptt`. Static.
       num_problems: N, pairs of runs, each on a problem of its own. Static.
       sigma: standard deviation of the noise.
       noise: which perturbations. Static.
@@ -160,7 +160,7 @@ def pes(
     _checks.check_choice("noise", noise, _NOISES)
     start, pair_gradient = _pairs(lopt, unroll, horizon, sigma, weight)
 
-    def one_run(theta, problem, key, carry):
+    def one_run(theta, problem, meta_step, key, carry):
         start_key, noise_key, run_key = jax.random.split(key, 3)
         drawn = _draw_noise(noise_key, theta, sigma)
         is_over = carry.runs.step[0] >= carry.runs.horizon[0]
@@ -174,7 +174,7 @@ def pes(
         else:
             perturbation = total = drawn
         at_start = none if noise == "fresh" else perturbation
-        fresh = start(start_key, problem, theta, at_start)
+        fresh = start(start_key, problem, theta, at_start, meta_step)
         runs = jax.vmap(_runs.restart_if_over)(carry.runs, fresh)
         grads, after, info = pair_gradient(
             run_key, problem, theta, perturbation, total, runs
@@ -185,10 +185,10 @@ def pes(
 
     over_runs = _runs.mean_over_runs(one_run, mesh)
 
-    def estimate(problem, key, meta_params, carry, **extra):
+    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
         del extra
         keys = jax.random.split(key, num_problems)
-        grads, (carry, info) = over_runs(meta_params, problem, keys, carry)
+        grads, (carry, info) = over_runs(meta_params, problem, step, keys, carry)
         return grads, carry, info
 
     def init(key):
@@ -217,10 +217,10 @@ def _pairs(lopt, length, horizon, sigma, weight):
     go = _runs.advance(lopt, second_order=False, rematerialize=False)
     signs = jnp.array([1.0, -1.0])
 
-    def start(key, problem, theta, perturbation):
+    def start(key, problem, theta, perturbation, meta_step=0):
         def one(sign):
             moved = optax.tree.add_scale(theta, sign, perturbation)
-            return _runs.start(key, moved, lopt, problem, horizon, length)
+            return _runs.start(key, moved, lopt, problem, horizon, length, meta_step)
 
         return jax.vmap(one)(signs)
 

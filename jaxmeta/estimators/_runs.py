@@ -14,7 +14,8 @@ from jaxmeta import _checks, _inner_loop, base
 
 _SAVED = "jaxmeta_run_grads"
 
-Horizon: TypeAlias = int | tuple[int, int]
+# A number, (least, most) for log-uniform ones, or a function of the meta-step.
+Horizon: TypeAlias = int | tuple[int, int] | Callable[[jax.Array], jax.Array]
 Weight: TypeAlias = Callable[[jax.Array], jax.Array]  # steps [H], from 1 -> [H]
 
 
@@ -38,6 +39,8 @@ def check_counts(num_problems: int, unroll: int, horizon: Horizon, mesh: Any) ->
     """Raises unless these arguments of an estimator go together."""
     _checks.check_int("num_problems", num_problems)
     _checks.check_int("unroll", unroll)
+    if callable(horizon):
+        horizon = unroll  # Whatever it returns is rounded up to whole stretches.
     if isinstance(horizon, tuple) and len(horizon) != 2:
         raise ValueError(f"`horizon` must be an int or (least, most), got {horizon!r}.")
     for value in horizon if isinstance(horizon, tuple) else (horizon,):
@@ -63,8 +66,9 @@ def start(
     problem: base.OptimizationProblem,
     horizon: Horizon,
     unroll: int = 1,
+    meta_step: Any = 0,
 ) -> Run:
-    """Draws an instance, where to start and, of a pair, a log-uniform horizon."""
+    """Draws an instance, where to start, and how long to go on."""
     sample_key, init_key, horizon_key = jax.random.split(key, 3)
     instance = problem.sample(sample_key)
     params = problem.init(init_key, instance)
@@ -72,13 +76,18 @@ def start(
     opt_state = lopt.transform(theta).init(params)
     if isinstance(horizon, tuple):
         least, most = horizon
-        uniform = jax.random.uniform(horizon_key)
-        log_uniform = least * (most / least) ** uniform
-        stretches = jnp.ceil(log_uniform / unroll).astype(jnp.int32)
-        length = jnp.clip(stretches * unroll, least, most)
+        length = least * (most / least) ** jax.random.uniform(horizon_key)
+        length = jnp.minimum(length, most)  # Rounding aside.
     else:
-        length = jnp.array(horizon, jnp.int32)
-    return Run(instance, params, opt_state, jnp.zeros((), jnp.int32), length)
+        length = horizon(jnp.asarray(meta_step)) if callable(horizon) else horizon
+    stretches = jnp.ceil(jnp.asarray(length) / unroll).astype(jnp.int32)
+    return Run(
+        instance=instance,
+        params=params,
+        opt_state=opt_state,
+        step=jnp.zeros((), jnp.int32),
+        horizon=stretches * unroll,
+    )
 
 
 def start_all(
@@ -188,20 +197,19 @@ def advance(
 
 
 def mean_over_runs(one_run: Callable[..., Any], mesh: Mesh | None) -> Callable:
-    """Vectorises `(theta, problem, *args) -> (grads, rest)` over runs.
+    """Vectorises `(theta, problem, meta_step, *args) -> (grads, rest)` over runs.
 
     Args:
       one_run: of one run.
       mesh: shards the runs over this mesh's first axis.
 
     Returns:
-      `(theta, problem, *args) -> (grads, rest)`, leaves of `args` and `rest` [N, ...],
-      and `grads` their mean.
+      The same, leaves of `args` and `rest` [N, ...], and `grads` their mean.
     """
 
-    def all_runs(theta, problem, *args):
-        in_axes = (None, None, *[0] * len(args))
-        grads, rest = jax.vmap(one_run, in_axes)(theta, problem, *args)
+    def all_runs(theta, problem, meta_step, *args):
+        in_axes = (None, None, None, *[0] * len(args))
+        grads, rest = jax.vmap(one_run, in_axes)(theta, problem, meta_step, *args)
         return jax.tree.map(lambda g: jnp.mean(g, 0), grads), rest
 
     if mesh is None:
@@ -212,15 +220,15 @@ def mean_over_runs(one_run: Callable[..., Any], mesh: Mesh | None) -> Callable:
         grads, rest = all_runs(*args)
         return jax.lax.pmean(grads, axis), rest
 
-    def sharded(theta, problem, *args):
+    def sharded(theta, problem, meta_step, *args):
         everywhere, over = PartitionSpec(), PartitionSpec(axis)
         return jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(everywhere, everywhere, *[over] * len(args)),
+            in_specs=(*[everywhere] * 3, *[over] * len(args)),
             out_specs=(everywhere, over),
             check_vma=False,  # As in `over_tasks`.
-        )(theta, problem, *args)
+        )(theta, problem, meta_step, *args)
 
     return sharded
 

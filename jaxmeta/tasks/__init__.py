@@ -19,4 +19,5 @@ from jaxmeta.tasks._labelled import (
 )
 from jaxmeta.tasks._omniglot import load_omniglot as load_omniglot
 from jaxmeta.tasks._quadratics import quadratics as quadratics
+from jaxmeta.tasks._scaling import random_scaling as random_scaling
 from jaxmeta.tasks._sinusoid import sinusoid as sinusoid

@@ -30,5 +30,6 @@ from jaxmeta.training._optimizers import (
 )
 from jaxmeta.training._step import (
     TrainStep as TrainStep,
+    alternate as alternate,
     make_train_step as make_train_step,
 )

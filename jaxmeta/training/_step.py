@@ -1,10 +1,11 @@
 """One meta-training step over any estimator."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import Partial
 
@@ -78,3 +79,79 @@ def make_train_step(
         return state, info
 
     return TrainStep(init, Partial(step, estimator.estimate))
+
+
+def alternate(
+    sources: Sequence[tuple[base.GradientEstimator, optax.GradientTransformation]],
+    probabilities: Sequence[float],
+) -> TrainStep:
+    """Returns `(init, step)`: each step follows one of several estimators, at random.
+
+    Each has an outer update with a state of its own, as gradients of different losses
+    want: say back-propagation most of the time, and imitation of Adam now and then.
+
+    Args:
+      sources: pairs of estimator and outer update, for the same meta-parameters, which
+        the first one draws. Their infos must have the same structure.
+      probabilities: of each.
+
+    Raises:
+      ValueError: if probabilities are negative, do not sum to 1, or are not as many.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> lopt, problem = jm.optimizers.lstm(4), jm.tasks.quadratics(dim=2)
+      >>> runs = {"unroll": 5, "horizon": 10, "num_problems": 3}
+      >>> init, step = alternate(
+      ...     [(jm.estimators.truncated_bptt(lopt, problem, **runs), optax.adam(1e-3)),
+      ...      (jm.estimators.imitation(lopt, problem, optax.adam(0.1), **runs),
+      ...       optax.adam(1e-3))],
+      ...     probabilities=[0.7, 0.3])
+      >>> state, info = jax.jit(step)(init(jax.random.key(0)))
+      >>> int(state.step)
+      1
+    """
+    shares = np.asarray(probabilities, float)
+    if (
+        shares.shape != (len(sources),)
+        or (shares < 0).any()
+        or abs(shares.sum() - 1) > 1e-6
+    ):
+        raise ValueError(
+            f"`probabilities` must be {len(sources)} numbers >= 0 that sum to 1, got "
+            f"{list(probabilities)}."
+        )
+    steps = [make_train_step(*source) for source in sources]
+
+    def init(key):
+        run_key, *keys = jax.random.split(key, 1 + len(steps))
+        states = [part.init(k) for part, k in zip(steps, keys, strict=True)]
+        return base.TrainState(
+            step=jnp.zeros((), jnp.int32),
+            meta_params=states[0].meta_params,
+            carry=tuple(state.carry for state in states),
+            opt_state=tuple(state.opt_state for state in states),
+            key=run_key,
+        )
+
+    def step(parts, state):
+        next_key, choice_key, step_key = jax.random.split(state.key, 3)
+
+        def follow(i):
+            def branch(state):
+                own = state._replace(
+                    carry=state.carry[i], opt_state=state.opt_state[i], key=step_key
+                )
+                own, info = parts[i](own)
+                put = lambda old, new: (*old[:i], new, *old[i + 1 :])
+                carry = put(state.carry, own.carry)
+                opt_state = put(state.opt_state, own.opt_state)
+                return own._replace(carry=carry, opt_state=opt_state), info
+
+            return branch
+
+        chosen = jax.random.choice(choice_key, len(parts), p=jnp.asarray(shares))
+        state, info = jax.lax.switch(chosen, [*map(follow, range(len(parts)))], state)
+        return state._replace(key=next_key), info
+
+    return TrainStep(init, Partial(step, [part.step for part in steps]))

@@ -1,0 +1,130 @@
+"""Imitation of an analytic optimizer.
+
+References:
+  Chen et al., "Training stronger baselines for learning to optimize", NeurIPS 2020,
+  Section 3.2. https://arxiv.org/abs/2010.09089
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from jaxmeta import base
+from jaxmeta.estimators import _runs
+
+
+class ImitationCarry(NamedTuple):
+    """Runs of the teacher, and its own states."""
+
+    runs: _runs.Run  # the learned optimizer's state, along the teacher's path
+    teacher_state: Any
+
+
+def imitation(
+    lopt: base.LearnedOptimizer,
+    problem: base.OptimizationProblem,
+    teacher: optax.GradientTransformation,
+    *,
+    unroll: int,
+    horizon: _runs.Horizon,
+    num_problems: int,
+    mesh: Mesh | None = None,
+) -> base.GradientEstimator:
+    r"""Teaches a learned optimizer to make the updates of another one.
+
+    The teacher runs; along its path, the learned optimizer sees the same gradients, and
+    its updates :math:`g_t` are compared with the teacher's :math:`\hat g_t`:
+
+    .. math::
+      \sum_t \tfrac12 \operatorname{mean}_k (g_{t,k} - \hat g_{t,k})^2
+
+    The mean is over all parameters k. The path does not depend on the learned
+    optimizer, so that training is stable however long runs are. It goes beside training
+    on the loss itself: see `jaxmeta.training.alternate`.
+
+    Args:
+      lopt: the learned optimizer.
+      problem: the family of problems.
+      teacher: say `optax.adam(0.01)`.
+      unroll: updates a meta-step, and the reach of the derivative. Static.
+      horizon: as for `truncated_bptt`.
+      num_problems: runs side by side. Static.
+      mesh: as for `bptt`.
+
+    Returns:
+      A `GradientEstimator` whose carry are the runs. Its info has the mean loss of the
+      problem along the teacher's stretch.
+
+    Raises:
+      ValueError: as `truncated_bptt`.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> lopt = jm.optimizers.lstm(4)
+      >>> estimator = imitation(lopt, jm.tasks.quadratics(dim=2), optax.adam(0.01),
+      ...                       unroll=5, horizon=10, num_problems=3)
+      >>> init, step = jm.training.make_train_step(estimator, optax.adam(1e-3))
+      >>> state, info = jax.jit(step)(init(jax.random.key(0)))
+      >>> info.loss.shape
+      (3,)
+    """
+    _runs.check_counts(num_problems, unroll, horizon, mesh)
+    teacher = optax.with_extra_args_support(teacher)
+
+    def start(key, theta, problem, meta_step):
+        run = _runs.start(key, theta, lopt, problem, horizon, unroll, meta_step)
+        return ImitationCarry(run, teacher.init(run.params))
+
+    def stretch_loss(theta, problem, meta_step, key, carry):
+        start_key, run_key = jax.random.split(key)
+        fresh = start(start_key, theta, problem, meta_step)
+        is_over = carry.runs.step >= carry.runs.horizon
+        run, teacher_state = jax.tree.map(
+            lambda a, b: jnp.where(is_over, a, b), fresh, carry
+        )
+        tx = optax.with_extra_args_support(lopt.transform(theta))
+
+        def step(state, step_key):
+            params, opt_state, teacher_state = state
+            value, grads = jax.value_and_grad(problem.loss)(
+                params, run.instance, step_key
+            )
+            told = {"value": value}
+            updates, opt_state = tx.update(grads, opt_state, params, **told)
+            expected, teacher_state = teacher.update(
+                grads, teacher_state, params, **told
+            )
+            count = sum(x.size for x in jax.tree.leaves(params))
+            miss = optax.tree.norm(optax.tree.sub(updates, expected), squared=True)
+            params = optax.apply_updates(params, expected)
+            return (params, opt_state, teacher_state), (value, 0.5 * miss / count)
+
+        keys = jax.random.split(run_key, unroll)
+        # All that a step needs again is what went in.
+        step = jax.checkpoint(step, prevent_cse=False)
+        state = (run.params, run.opt_state, teacher_state)
+        state, (values, misses) = jax.lax.scan(step, state, keys)
+        params, opt_state, teacher_state = state
+        run = run._replace(params=params, opt_state=opt_state, step=run.step + unroll)
+        info = _runs.RunInfo(jnp.mean(values))
+        return jnp.sum(misses), (ImitationCarry(run, teacher_state), info)
+
+    over_runs = _runs.mean_over_runs(jax.grad(stretch_loss, has_aux=True), mesh)
+
+    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
+        del extra
+        keys = jax.random.split(key, num_problems)
+        grads, (carry, info) = over_runs(meta_params, problem, step, keys, carry)
+        return grads, carry, info
+
+    def init(key):
+        theta_key, run_key = jax.random.split(key)
+        theta = _runs.init_theta(theta_key, lopt, problem)
+        make = lambda key: start(key, theta, problem, 0)
+        return theta, jax.vmap(make)(jax.random.split(run_key, num_problems))
+
+    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
