@@ -274,3 +274,13 @@ def test_second_order_is_finite_at_zero_gradients(key):
         estimator = jm.estimators.bptt(lopt, problem, horizon=3, num_problems=1)
         theta, _ = estimator.init(key)
         chex.assert_tree_all_finite(estimator.estimate(key, theta, None)[0])
+
+
+def test_a_curriculum_decides_when_a_run_starts(key):
+    estimator = _truncated(horizon=lambda step: jnp.where(step < 2, 2, 5))
+    theta, runs = estimator.init(key)
+    horizons = []
+    for step in range(4):
+        _, runs, _ = jax.jit(estimator.estimate)(key, theta, runs, step=step)
+        horizons.append(int(runs.horizon[0]))
+    assert horizons == [2, 2, 6, 6]  # Whole stretches.

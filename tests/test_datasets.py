@@ -466,8 +466,8 @@ def test_with_nothing_prepared_and_no_network_the_error_is_quick(tmp_path, offli
         _omniglot.load_omniglot(tmp_path)
     assert time.perf_counter() - start < 5
     assert str(caught.value) == (
-        f"Omniglot is not at {tmp_path}/omniglot/3.0.0, and "
-        "https://github.com/brendenlake/omniglot cannot be reached to download it. "
+        f"omniglot is not at {tmp_path}/omniglot/3.0.0, and "
+        "http://127.0.0.1:1/a.zip cannot be reached to download it. "
         "With a network, `python -m jaxmeta.tasks.download omniglot --data-dir "
         f"{tmp_path}` fetches it."
     )
@@ -480,7 +480,7 @@ def test_the_default_folder_is_that_of_tfds(tmp_path, offline, monkeypatch):
 
 
 def test_the_command_line_exits_with_the_message(tmp_path, offline):
-    with pytest.raises(SystemExit, match="Omniglot is not at") as caught:
+    with pytest.raises(SystemExit, match="omniglot is not at") as caught:
         download.main(["omniglot", "--data-dir", os.fspath(tmp_path)])
     assert isinstance(caught.value.code, str)  # So the exit status is 1.
 

@@ -21,6 +21,7 @@ from jaxmeta.optimizers._ntm_bfgs import (
     NtmBfgsState as NtmBfgsState,
     ntm_bfgs as ntm_bfgs,
 )
+from jaxmeta.optimizers._partition import partition as partition
 from jaxmeta.optimizers._preprocess import (
     log_gradient as log_gradient,
     scaled_gradient as scaled_gradient,
@@ -29,4 +30,11 @@ from jaxmeta.optimizers._rnnprop import (
     RnnpropState as RnnpropState,
     RnnpropTheta as RnnpropTheta,
     rnnprop as rnnprop,
+)
+from jaxmeta.optimizers._weights import (
+    Pretrained as Pretrained,
+    load as load,
+    load_pretrained as load_pretrained,
+    pretrained as pretrained,
+    save as save,
 )

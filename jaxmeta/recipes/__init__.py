@@ -9,6 +9,8 @@ from jaxmeta.recipes._config import (
     to_json as to_json,
 )
 from jaxmeta.recipes._optimizer_settings import (
+    Cifar10Problem as Cifar10Problem,
+    ConvFcLstmOptimizer as ConvFcLstmOptimizer,
     LstmOptimizer as LstmOptimizer,
     MnistProblem as MnistProblem,
     NtmBfgsOptimizer as NtmBfgsOptimizer,

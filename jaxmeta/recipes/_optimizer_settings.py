@@ -67,7 +67,34 @@ class MnistProblem:
         return ProblemSplits(problem(0), problem(1))
 
 
-Problem: TypeAlias = QuadraticProblem | MnistProblem
+@dataclasses.dataclass(frozen=True)
+class Cifar10Problem:
+    """Training a small convolutional network on CIFAR-10, or on some of its classes."""
+
+    data_dir: pathlib.Path | None = None
+    """Where tensorflow-datasets keeps its data; its own default when left out."""
+    classes: tuple[int, ...] = tuple(range(10))
+    """Those to tell apart."""
+    batch_size: int = 128
+    """Images a step."""
+
+    def splits(self) -> ProblemSplits:
+        """Loads the images: one half of the training set to meta-train, one to test."""
+        data = tasks.load_cifar10(self.data_dir).train.take_classes(self.classes)
+        model = models.ConvNet(len(self.classes))
+
+        def problem(half):
+            return tasks.classification(
+                data.images[half::2],
+                data.labels[half::2],
+                model,
+                batch_size=self.batch_size,
+            )
+
+        return ProblemSplits(problem(0), problem(1))
+
+
+Problem: TypeAlias = QuadraticProblem | MnistProblem | Cifar10Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +184,35 @@ class RnnpropOptimizer:
         )
 
 
-Optimizer: TypeAlias = LstmOptimizer | NtmBfgsOptimizer | RnnpropOptimizer
+@dataclasses.dataclass(frozen=True)
+class ConvFcLstmOptimizer:
+    """Two LSTMs: one for convolutions' kernels, one for all other parameters."""
+
+    hidden_size: int = 20
+    """Units of a layer."""
+    num_layers: int = 2
+    """Layers."""
+    p: float = 10.0
+    """Of the gradient's logarithm: gradients under exp(-p) count as small."""
+    output_scale: float = 0.1
+    """Of the update."""
+
+    def make(self) -> base.LearnedOptimizer:
+        """Builds the optimizer."""
+        lopt = LstmOptimizer(
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            p=self.p,
+            output_scale=self.output_scale,
+        ).make()
+        is_kernel = lambda p: "conv" if p.ndim == 4 else "fc"
+        label = lambda params: jax.tree.map(is_kernel, params)
+        return optimizers.partition({"conv": lopt, "fc": lopt}, label)
+
+
+Optimizer: TypeAlias = (
+    LstmOptimizer | ConvFcLstmOptimizer | NtmBfgsOptimizer | RnnpropOptimizer
+)
 
 
 @dataclasses.dataclass(frozen=True)

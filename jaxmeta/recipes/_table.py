@@ -4,6 +4,8 @@ import dataclasses
 
 from jaxmeta.recipes._config import OptimizerRecipe, Recipe
 from jaxmeta.recipes._optimizer_settings import (
+    Cifar10Problem,
+    ConvFcLstmOptimizer,
     LstmOptimizer,
     MnistProblem,
     QuadraticProblem,
@@ -106,14 +108,36 @@ _lstm_mnist = OptimizerRecipe(
     "grid. Ours: exact second order",
     problem=MnistProblem(),
     optimizer=LstmOptimizer(),
-    estimator=TruncatedBptt(num_problems=4),
+    estimator=TruncatedBptt(num_problems=2),
     outer_learning_rate=3e-3,
     cosine=True,
-    steps=5000,
+    clip=1.0,
+    steps=2500,
     log_every=25,
     validate_every=250,
     validation_problems=16,
     test_problems=64,
+)
+
+_lstm_cifar10 = OptimizerRecipe(
+    summary="Two LSTM optimizers on a convolutional network, CIFAR-10",
+    published="loss 0.822 after 1,000 updates; best other optimizer 0.793 "
+    "(Andrychowicz et al. 2016, Figure 5, read off its curves)",
+    protocol="three convolutions with batch norm, ReLU and pooling, 32 dense units, "
+    "batches of 128; meta-trained on one half of the 50,000 training images, tested on "
+    "the other; 16 starts, which all optimizers share; the others' rates tuned on one "
+    "grid. Ours: first order, as the paper; the network's own He start",
+    problem=Cifar10Problem(),
+    optimizer=ConvFcLstmOptimizer(),
+    estimator=TruncatedBptt(num_problems=1, second_order=False),
+    outer_learning_rate=3e-3,
+    cosine=True,
+    clip=1.0,
+    steps=2000,
+    log_every=20,
+    validate_every=200,
+    validation_problems=4,
+    test_problems=16,
 )
 
 RECIPES: dict[str, Recipe | OptimizerRecipe] = {
@@ -157,4 +181,5 @@ RECIPES: dict[str, Recipe | OptimizerRecipe] = {
     ),
     "lstm-quadratic": _lstm_quadratic,
     "lstm-mnist": _lstm_mnist,
+    "lstm-cifar10": _lstm_cifar10,
 }

@@ -1,0 +1,170 @@
+"""Weights of learned optimizers in files: safetensors, with a card in JSON."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors
+import safetensors.numpy
+
+from jaxmeta import base
+from jaxmeta.optimizers import _lstm, _preprocess
+
+_FOLDER = pathlib.Path(__file__).parent / "weights"
+
+# What each was meta-trained as.
+_PRETRAINED: dict[str, Callable[[], base.LearnedOptimizer]] = {
+    "lstm-quadratic": lambda: _lstm.lstm(
+        preprocess=_preprocess.scaled_gradient(), output_scale=1.0
+    ),
+    "lstm-mlp": _lstm.lstm,
+}
+
+
+class Pretrained(NamedTuple):
+    """Meta-trained weights that ship with the package."""
+
+    lopt: base.LearnedOptimizer
+    theta: Any
+    card: Mapping[str, Any]  # how trained, on what, where it works and where it fails
+
+
+def pretrained(name: str) -> optax.GradientTransformationExtraArgs:
+    """Returns a meta-trained optimizer, complete, like `optax.adam(1e-3)`.
+
+    Args:
+      name: "lstm-mlp", for small networks; or "lstm-quadratic", for quadratics of ten
+        dimensions. `load_pretrained(name).card` tells how they were trained, and where
+        they fail.
+
+    Raises:
+      ValueError: if `name` is unknown.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), pretrained("lstm-mlp"))
+      >>> params = jnp.ones(3)
+      >>> updates, state = tx.update(params, tx.init(params), params)
+      >>> bool((updates < 0).all())
+      True
+    """
+    found = load_pretrained(name)
+    return found.lopt.transform(found.theta)
+
+
+def load_pretrained(name: str) -> Pretrained:
+    """Returns a meta-trained optimizer's family, weights and card, to train it on.
+
+    Args:
+      name: as in `pretrained`.
+
+    Raises:
+      ValueError: if `name` is unknown.
+
+    Example:
+      >>> sorted(load_pretrained("lstm-mlp").card)[:2]
+      ['fails', 'name']
+    """
+    if name not in _PRETRAINED:
+        choices = ", ".join(map(repr, _PRETRAINED))
+        raise ValueError(f"`name` must be one of {choices}, got {name!r}.")
+    lopt = _PRETRAINED[name]()
+    like = jax.eval_shape(lopt.init, jax.random.key(0))
+    path = _FOLDER / f"{name}.safetensors"
+    theta, card = load(path, like=like)
+    return Pretrained(lopt, theta, card)
+
+
+def save(
+    path: str | os.PathLike[str], theta: Any, card: Mapping[str, Any] | None = None
+) -> None:
+    """Saves a theta in a new file `path`, and `card` beside it as JSON.
+
+    Args:
+      path: ends in ".safetensors".
+      theta: a pytree of arrays.
+      card: what users should know of it.
+
+    Raises:
+      ValueError: if `path` has another ending or exists; nothing is overwritten.
+      OSError: if it cannot be written.
+
+    Example:
+      >>> import jax.numpy as jnp, pathlib, tempfile
+      >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.safetensors"
+      >>> save(path, {"w": jnp.ones(2)}, {"trained on": "nothing"})
+      >>> theta, card = load(path, like={"w": jnp.zeros(2)})
+      >>> print(theta["w"], card["trained on"])
+      [1. 1.] nothing
+    """
+    path = _checked(path)
+    card_path = path.with_suffix(".json")
+    for taken in (path, card_path):
+        if taken.exists():
+            raise ValueError(f"`path` exists already, choose another: {taken}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.asarray(leaf) for name, leaf in _named(theta)}
+    for target, content in (
+        (card_path, (json.dumps(dict(card or {}), indent=1) + "\n").encode()),
+        (path, safetensors.numpy.save(arrays)),
+    ):
+        new = target.with_suffix(".tmp")
+        new.write_bytes(content)
+        os.replace(new, target)
+
+
+def load(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Loads what `save` wrote.
+
+    Args:
+      path: of the file.
+      like: a theta with the structure and shapes to expect, say `lopt.init(key)` or its
+        `jax.eval_shape`.
+
+    Returns:
+      Theta, in the float types of `like`, and the card.
+
+    Raises:
+      ValueError: if there is no such file, or it is damaged or of another architecture.
+    """
+    path = _checked(path)
+    try:
+        arrays = safetensors.numpy.load(path.read_bytes())
+        card_path = path.with_suffix(".json")
+        card = json.loads(card_path.read_text()) if card_path.exists() else {}
+    except FileNotFoundError as error:
+        raise ValueError(f"`path` holds no weights: there is no {path}.") from error
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"`path` is damaged: {path} ({error}).") from error
+    expected = {name: np.shape(leaf) for name, leaf in _named(like)}
+    found = {name: array.shape for name, array in arrays.items()}
+    if found != expected:
+        raise ValueError(
+            f"`path` is of another architecture: {path} has {found}, expected "
+            f"{expected}."
+        )
+    leaves = [
+        jnp.asarray(arrays[name], dtype=leaf.dtype) for name, leaf in _named(like)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves), card
+
+
+def _named(tree):
+    """Pairs of a leaf's path, such as "layers.0.kernel", and the leaf."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+
+
+def _checked(path):
+    path = pathlib.Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"`path` must end in .safetensors, got {path}.")
+    return path
