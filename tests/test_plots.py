@@ -4,8 +4,10 @@ import dataclasses
 import json
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jaxmeta as jm
@@ -378,3 +380,31 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
     ):
         with pytest.raises(ImportError, match="pip install matplotlib"):
             draw()
+
+
+def test_optimizer_curves_are_what_was_evaluated():
+    family = jm.optimizers.learned_rate(optax.sgd)
+    curves = jm.training.evaluate_optimizer(
+        family,
+        0.01,
+        jm.tasks.quadratics(dim=2),
+        num_steps=3,
+        num_problems=4,
+        key=jax.random.key(0),
+    )
+    ax = plots.optimizer_curves({"ours": curves, "theirs": curves})
+    assert [line.get_label() for line in ax.lines] == ["ours", "ours, median", "theirs"]
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), curves.at_step.mean)
+    np.testing.assert_allclose(ax.lines[1].get_ydata(), curves.median)
+    with pytest.raises(ValueError, match="at least one optimizer"):
+        plots.optimizer_curves({})
+
+
+def test_an_optimizer_that_diverges_does_not_squeeze_the_others():
+    def told(values):
+        return {"loss": {"mean": values, "interval": [0] * 3, "median": values}}
+
+    ax = plots.optimizer_curves(
+        {"ours": told([3.0, 1.0, 0.5]), "theirs": told([3.0, 1e9, np.nan])}
+    )
+    assert ax.get_ylim()[1] < 10

@@ -68,7 +68,7 @@ def bptt(
         return grads, carry, info
 
     def init(key):
-        return _runs.init_theta(key, lopt, problem), None
+        return _runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
     return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
 
@@ -151,6 +151,6 @@ def truncated_bptt(
         theta = _runs.init_theta(theta_key, lopt, problem)
         make = lambda key: start(key, theta, problem, 0)
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
-        return theta, runs
+        return _runs.place(theta, runs, mesh)
 
     return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))

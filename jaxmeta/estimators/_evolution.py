@@ -89,7 +89,7 @@ def es(
         return grads, carry, info
 
     def init(key):
-        return _runs.init_theta(key, lopt, problem), None
+        return _runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
     return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
 
@@ -203,7 +203,7 @@ def pes(
             return start(key, problem, theta, optax.tree.zeros_like(theta))
 
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
-        return theta, EvolutionCarry(runs, kept)
+        return _runs.place(theta, EvolutionCarry(runs, kept), mesh)
 
     return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
 

@@ -125,6 +125,7 @@ def imitation(
         theta_key, run_key = jax.random.split(key)
         theta = _runs.init_theta(theta_key, lopt, problem)
         make = lambda key: start(key, theta, problem, 0)
-        return theta, jax.vmap(make)(jax.random.split(run_key, num_problems))
+        runs = jax.vmap(make)(jax.random.split(run_key, num_problems))
+        return _runs.place(theta, runs, mesh)
 
     return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from jaxmeta import _checks, _inner_loop, base
@@ -231,6 +231,16 @@ def mean_over_runs(one_run: Callable[..., Any], mesh: Mesh | None) -> Callable:
         )(theta, problem, meta_step, *args)
 
     return sharded
+
+
+def place(theta: Any, runs: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+    """Puts what a run starts with where the steps will leave it: compiles them once."""
+    if mesh is None:
+        return theta, runs
+    constrain = jax.lax.with_sharding_constraint
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    over = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return constrain(theta, everywhere), constrain(runs, over)
 
 
 def init_theta(

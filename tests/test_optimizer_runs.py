@@ -1,0 +1,167 @@
+"""Recipes of learned optimizers, from the command line to plots."""
+
+import dataclasses
+import json
+import shlex
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jaxmeta as jm
+from jaxmeta import cli, recipes
+from jaxmeta.recipes import _optimizer_run, _run
+
+TINY = shlex.split(
+    "--steps 8 --log-every 2 --validate-every 4 --dim 2 --hidden-size 3 --unroll 2 "
+    "--horizon 4 --num-problems 4 --validation-problems 6 --test-problems 8 "
+    "--test-steps 5"
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_devices(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # As the tests' own JAX has.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_NUM_CPU_DEVICES", "4")
+        assert (
+            cli.main(["train", "lstm-quadratic", "--out", str(directory), *TINY]) == 0
+        )
+    return directory
+
+
+def test_train_leaves_a_run_folder(run):
+    names = {path.relative_to(run).as_posix() for path in run.rglob("*.*")}
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "plots/learning_curve.png",
+        "plots/optimizer_curves.png",
+    } <= names
+    found = json.loads((run / "summary.json").read_text())["test"]
+    assert (found["num_problems"], found["num_steps"]) == (8, 5)
+    assert list(found["optimizers"]) == ["learned", *_optimizer_run.BASELINES]
+    for name, curves in found["optimizers"].items():
+        assert len(curves["loss"]["mean"]) == 6
+        assert ("rate" in curves) == (name != "learned")
+        np.testing.assert_allclose(curves["final"]["mean"], curves["loss"]["mean"][-1])
+
+
+def test_the_summary_is_the_evaluation_of_the_best_checkpoint(run):
+    """By hand, through the public API."""
+    opened = recipes.open_run(run)
+    theta = _run.best_meta_params(opened, _run.build(opened.recipe))
+    key = jax.random.split(jax.random.key(0), 3)[2]
+    curves = jm.training.evaluate_optimizer(
+        opened.recipe.optimizer.make(),
+        theta,
+        jm.tasks.quadratics(dim=2),
+        num_steps=5,
+        num_problems=8,
+        key=key,
+    )
+    found = json.loads((run / "summary.json").read_text())["test"]["optimizers"]
+    np.testing.assert_allclose(
+        found["learned"]["loss"]["mean"], curves.at_step.mean, rtol=1e-4
+    )
+    rate = found["nag"]["rate"]
+    nag = jm.optimizers.learned_rate(lambda r: optax.sgd(r, 0.9, nesterov=True))
+    curves = jm.training.evaluate_optimizer(
+        nag, rate, jm.tasks.quadratics(dim=2), num_steps=5, num_problems=8, key=key
+    )
+    np.testing.assert_allclose(found["nag"]["final"]["mean"], curves.final.mean, 1e-4)
+
+
+def test_evaluate_prints_a_row_for_each_optimizer(run, capsys):
+    options = ["--tasks", "3", "--inner-steps", "2", "--seed", "5"]
+    assert cli.main(["evaluate", str(run), *options]) == 0
+    out = capsys.readouterr().out
+    assert "test over 3 problems, 2 updates each" in out
+    assert all(name in out for name in ("learned", "adam", "rmsprop", "nag"))
+
+
+def test_an_interrupted_run_is_gone_on_with(run, tmp_path):
+    name, recipe = "lstm-quadratic", recipes.open_run(run).recipe
+
+    class Killed(Exception):
+        pass
+
+    def kill(record):
+        if record["step"] == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        recipes.train_run(name, recipe, tmp_path / "parts", kill)
+    summary = recipes.train_run(name, recipe, tmp_path / "parts")
+    assert summary["test"] == json.loads((run / "summary.json").read_text())["test"]
+
+
+def test_adapt_says_that_it_needs_images(run, capsys, tmp_path):
+    assert cli.main(["adapt", str(run), str(tmp_path)]) == 2
+    assert "was not trained on images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--horizon", "5"], "`horizon` must be a multiple of `unroll`, 2, got 5"),
+        (["--test-steps", "0"], "`test_steps` must be an int >= 1, got 0"),
+        (["--clip", "-1"], "`clip` must be positive"),
+        (["--hidden-size", "0"], "`hidden_size` must be an int >= 1, got 0"),
+        (["--num-averaged", "9"], "`num_averaged` must be at most `hidden_size`, 3"),
+        (["--num-problems", "0"], "`num_problems` must be an int >= 1, got 0"),
+        (["--p", "0", "--preprocess", "log"], "`p` must be positive"),
+    ],
+)
+def test_wrong_settings_are_named(options, message, capsys, tmp_path):
+    out = tmp_path / "run"
+    command = ["train", "lstm-quadratic", "--out", str(out), *TINY, *options]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+def test_weights_of_another_optimizer_in_a_run(run, capsys, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["recipe"]["optimizer"]["hidden_size"] = 5
+    (copy / "config.json").write_text(json.dumps(config))
+    assert cli.main(["evaluate", str(copy)]) == 2
+    assert "of another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"optimizer": recipes.LstmOptimizer(4, preprocess="log", num_averaged=1)},
+        {"optimizer": recipes.NtmBfgsOptimizer(4)},
+        {"optimizer": recipes.NtmBfgsOptimizer(4, window=2)},
+        {"optimizer": recipes.RnnpropOptimizer(4)},
+        {"optimizer": recipes.ConvFcLstmOptimizer(4)},
+        {"estimator": recipes.Pes(unroll=2, horizon=4, num_problems=4)},
+        {"estimator": recipes.TruncatedBptt(2, 4, 4, second_order=False)},
+        {"clip": 1.0},
+    ],
+)
+def test_every_setting_makes_a_step(part, key):
+    recipe = dataclasses.replace(
+        recipes.RECIPES["lstm-quadratic"],
+        estimator=recipes.TruncatedBptt(unroll=2, horizon=4, num_problems=4),
+        problem=recipes.QuadraticProblem(dim=2),
+    )
+    parts = _run.build(dataclasses.replace(recipe, **part))
+    init, step = parts.train_step
+    state, info = jax.jit(step)(init(key))
+    assert np.isfinite(info.loss).all()
+    assert state.step == 1
