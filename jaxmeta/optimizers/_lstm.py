@@ -20,6 +20,7 @@ def lstm(
     preprocess: _preprocess.Preprocess | None = None,
     output_scale: float | jax.Array = 0.1,
     state_dtype: DTypeLike | None = None,
+    block_size: int | None = None,
 ) -> base.LearnedOptimizer:
     r"""An LSTM that makes the updates, the same for every coordinate.
 
@@ -42,6 +43,9 @@ def lstm(
       output_scale: of the update; the paper's is 0.1 on MNIST, 1 on quadratics.
       state_dtype: of the state; None is that of the meta-parameters. The network
         computes in float32, or in what the meta-parameters have if that is more.
+      block_size: how many coordinates of a larger leaf go through the network at once,
+        which needs some hundred numbers each; None is all. Not for sharded leaves.
+        Static.
 
     Returns:
       A `LearnedOptimizer`. Its state is 2 H numbers a layer and parameter.
@@ -62,7 +66,11 @@ def lstm(
       >>> optax.apply_updates(params, updates).shape
       (3,)
     """
-    return _make(hidden_size, num_layers, 0, preprocess, output_scale, state_dtype)
+    if block_size is not None:
+        _checks.check_int("block_size", block_size)
+    return _make(
+        hidden_size, num_layers, 0, preprocess, output_scale, state_dtype, block_size
+    )
 
 
 def lstm_gac(
@@ -125,7 +133,15 @@ def check_averaged(num_averaged: int, hidden_size: int) -> None:
         )
 
 
-def _make(hidden_size, num_layers, num_averaged, preprocess, output_scale, state_dtype):
+def _make(
+    hidden_size,
+    num_layers,
+    num_averaged,
+    preprocess,
+    output_scale,
+    state_dtype,
+    block_size=None,
+):
     _checks.check_int("hidden_size", hidden_size)
     _checks.check_int("num_layers", num_layers)
     if preprocess is None:
@@ -148,8 +164,7 @@ def _make(hidden_size, num_layers, num_averaged, preprocess, output_scale, state
             _checks.check_real("params", params)
             return _coordinates.init_stack_state(params, theta, dtype)
 
-        def update(updates, state, params=None, **extra_args):
-            del params, extra_args
+        def step(updates, state):
             inputs = jax.tree.map(lambda g: preprocess(g.astype(compute)), updates)
             outputs, state = _coordinates.apply_stack(
                 theta, inputs, state, num_averaged
@@ -157,6 +172,38 @@ def _make(hidden_size, num_layers, num_averaged, preprocess, output_scale, state
             scaled = lambda g, out: (output_scale * out[..., 0]).astype(g.dtype)
             return jax.tree.map(scaled, updates, outputs), state
 
+        def step_in_blocks(grads, *states):
+            """Of one leaf; returns its update and the state's leaves."""
+            if grads.size <= block_size:
+                return _flat(*step(grads, _nested(states)))
+            flat = [x.reshape(-1, *x.shape[grads.ndim :]) for x in (grads, *states)]
+            results = jax.lax.map(
+                lambda xs: _flat(*step(xs[0], _nested(xs[1:]))),
+                flat,
+                batch_size=block_size,
+            )
+            whole = zip(results, (grads, *states), strict=True)
+            return tuple(x.reshape(like.shape) for x, like in whole)
+
+        def update(updates, state, params=None, **extra_args):
+            del params, extra_args
+            if block_size is None:
+                return step(updates, state)
+            trees = _flat(updates, state)
+            updates, *states = _coordinates.map_unzipped(
+                step_in_blocks, len(trees), *trees
+            )
+            return updates, _nested(states)
+
         return optax.GradientTransformationExtraArgs(init_state, update)
 
     return base.LearnedOptimizer(init, transform)
+
+
+def _flat(updates, state):
+    return (updates, *state.hidden, *state.cell)
+
+
+def _nested(states):
+    half = len(states) // 2
+    return _coordinates.LstmState(tuple(states[:half]), tuple(states[half:]))

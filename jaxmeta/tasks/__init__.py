@@ -21,3 +21,7 @@ from jaxmeta.tasks._omniglot import load_omniglot as load_omniglot
 from jaxmeta.tasks._quadratics import quadratics as quadratics
 from jaxmeta.tasks._scaling import random_scaling as random_scaling
 from jaxmeta.tasks._sinusoid import sinusoid as sinusoid
+from jaxmeta.tasks._synthetic import (
+    language_model as language_model,
+    softmax_regression as softmax_regression,
+)
