@@ -28,12 +28,10 @@ def reproduce(name, seeds, runs, data_dir, overrides):
     summaries = []
     for seed in range(seeds):
         recipe = dataclasses.replace(recipes.RECIPES[name], seed=seed, **overrides)
-        if data_dir is not None and isinstance(recipe.tasks, recipes.OmniglotTasks):
-            tasks = dataclasses.replace(recipe.tasks, data_dir=data_dir)
-            recipe = dataclasses.replace(recipe, tasks=tasks)
+        recipe = with_data(recipe, data_dir)
         directory = runs / f"{name}-{seed}"
         summary = recipes.train_run(name, recipe, directory, _report(name, seed))
-        if isinstance(recipe.tasks, recipes.SinusoidTasks):
+        if isinstance(getattr(recipe, "tasks", None), recipes.SinusoidTasks):
             more = dataclasses.replace(recipe.tasks, test_shots=10)
             summary["test_10_shots"] = recipes.evaluate_run(
                 directory, task_settings=more
@@ -52,10 +50,21 @@ def reproduce(name, seeds, runs, data_dir, overrides):
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
+def with_data(recipe, data_dir):
+    """The recipe, reading its data from `data_dir` if it has any."""
+    part = "problem" if isinstance(recipe, recipes.OptimizerRecipe) else "tasks"
+    found = getattr(recipe, part)
+    if data_dir is None or not hasattr(found, "data_dir"):
+        return recipe
+    found = dataclasses.replace(found, data_dir=data_dir)
+    return dataclasses.replace(recipe, **{part: found})
+
+
 def settings(recipe):
     """The recipe as JSON, without words and without where this machine's data are."""
     told = recipes.to_json(recipe)
-    told["tasks"].pop("data_dir", None)
+    for part in ("tasks", "problem"):
+        told.get(part, {}).pop("data_dir", None)
     return {
         k: v for k, v in told.items() if k not in ("summary", "published", "protocol")
     }
@@ -86,7 +95,9 @@ def table():
 def _row(result):
     runs = result["runs"]
     first = runs[0]
-    if "accuracy" in first["test"]:
+    if "optimizers" in first["test"]:
+        ours, inductive = _optimizers([run["test"]["optimizers"] for run in runs]), ""
+    elif "accuracy" in first["test"]:
         ours = _percent([run["test"]["accuracy"] for run in runs])
         inductive = _percent([run["test"]["inductive"]["accuracy"] for run in runs])
     else:
@@ -109,6 +120,23 @@ def _errors(values):
     means = np.mean([v["mean"] for v in values], 0)
     intervals = np.mean([v["interval"] for v in values], 0)
     return " / ".join(f"{means[k]:.2f} ± {intervals[k]:.2f}" for k in (1, 5, 10))
+
+
+def _optimizers(tests):
+    """The learned one's final and summed loss, and the best other's."""
+
+    def both(name):
+        final, summed = (
+            np.mean([test[name][k]["mean"] for test in tests])
+            for k in ("final", "summed")
+        )
+        return f"final {final:.4f}, summed {summed:.2f}"
+
+    others = [name for name in tests[0] if name != "learned"]
+    best = min(
+        others, key=lambda name: np.mean([t[name]["final"]["mean"] for t in tests])
+    )
+    return f"{both('learned')}; {best} {both(best)}"
 
 
 def main():

@@ -40,7 +40,7 @@ def optimizer_curves(
     """
     if not curves:
         raise ValueError("`curves` must be of at least one optimizer, got none.")
-    ax = _axes.figure().subplots() if ax is None else ax
+    ax = _axes.figure(width=7).subplots() if ax is None else ax
     drawn = []
     for i, (name, found) in enumerate(curves.items()):
         mean, interval, median = _numbers(found)
@@ -64,7 +64,7 @@ def optimizer_curves(
     # A baseline that diverges must not squeeze the others.
     best = min(np.nanmax(curve) for curve in drawn)
     lowest = min(np.nanmin(curve[curve > 0], initial=np.inf) for curve in drawn)
-    _axes.finish(ax, "loss", drawn)
+    _axes.finish(ax, "loss", drawn, loc="center left", bbox_to_anchor=(1, 0.5))
     if np.isfinite(lowest):
         ax.set_ylim(lowest * 0.7, best * 2)
     return ax
