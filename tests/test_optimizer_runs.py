@@ -115,6 +115,9 @@ def test_adapt_says_that_it_needs_images(run, capsys, tmp_path):
         (["--horizon", "5"], "`horizon` must be a multiple of `unroll`, 2, got 5"),
         (["--test-steps", "0"], "`test_steps` must be an int >= 1, got 0"),
         (["--clip", "-1"], "`clip` must be positive"),
+        (["--imitation", "1.5"], "`imitation` must be a share in [0, 1], got 1.5"),
+        (["--scaling", "0"], "`reach` must be positive"),
+        (["--curriculum", "4", "0"], "`curriculum` must be an int >= 1, got 0"),
         (["--hidden-size", "0"], "`hidden_size` must be an int >= 1, got 0"),
         (["--num-averaged", "9"], "`num_averaged` must be at most `hidden_size`, 3"),
         (["--num-problems", "0"], "`num_problems` must be an int >= 1, got 0"),
@@ -152,6 +155,7 @@ def test_weights_of_another_optimizer_in_a_run(run, capsys, tmp_path):
         {"estimator": recipes.Pes(unroll=2, horizon=4, num_problems=4)},
         {"estimator": recipes.TruncatedBptt(2, 4, 4, second_order=False)},
         {"clip": 1.0},
+        {"curriculum": (4, 8), "imitation": 0.5, "scaling": 1.0},
     ],
 )
 def test_every_setting_makes_a_step(part, key):

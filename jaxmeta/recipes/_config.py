@@ -6,9 +6,11 @@ Every field is a command-line option.
 import dataclasses
 import pathlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 import tyro
 
@@ -119,12 +121,40 @@ class OptimizerRecipe(Training):
     """Problems of the test."""
     test_steps: int = 100
     """Updates of a run in validation and test."""
+    curriculum: tuple[int, ...] = ()
+    """Horizons, each for an equal share of the meta-steps; none is --horizon all along.
+    """
+    imitation: float = 0.0
+    """Share of meta-steps that imitate Adam instead."""
+    teacher_rate: float = 0.01
+    """Learning rate of that Adam."""
+    scaling: float | None = None
+    """Meta-train on randomly scaled problems, factors up to exp of this."""
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot be."""
         super().check()
         for name in ("validation_problems", "test_problems", "test_steps"):
             _checks.check_int(name, getattr(self, name))
+        for horizon in self.curriculum:
+            _checks.check_int("curriculum", horizon)
+        if not 0 <= self.imitation <= 1:
+            raise ValueError(
+                f"`imitation` must be a share in [0, 1], got {self.imitation}."
+            )
+        _checks.check_positive("teacher_rate", self.teacher_rate)
+
+    def horizon(self) -> Callable[[jax.Array], jax.Array] | None:
+        """The curriculum as a function of the meta-step, if there is one."""
+        if not self.curriculum:
+            return None
+        num_stages = len(self.curriculum)
+
+        def horizon(step):
+            stage = jnp.minimum(step * num_stages // self.steps, num_stages - 1)
+            return jnp.array(self.curriculum)[stage]
+
+        return horizon
 
 
 _KINDS = {

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxmeta import optimizers, training
+from jaxmeta import estimators, optimizers, tasks, training
 from jaxmeta.recipes import _config, _parts
 
 # Others that the test shows beside, each with the rate that suits it best.
@@ -26,8 +26,7 @@ def build(recipe: _config.OptimizerRecipe) -> _parts.Parts:
     lopt = recipe.optimizer.make()
     splits = recipe.problem.splits()
     mesh = _parts.mesh_for(recipe.estimator.num_problems)
-    estimator = recipe.estimator.make(lopt, splits.train, mesh)
-    train_step = training.make_train_step(estimator, recipe.make_outer_tx())
+    train_step = _make_train_step(recipe, lopt, splits.train, mesh)
     train_key, validation_key, test_key = jax.random.split(
         jax.random.key(recipe.seed), 3
     )
@@ -71,6 +70,27 @@ def build(recipe: _config.OptimizerRecipe) -> _parts.Parts:
     # Traces the optimizer and the problem: wrong settings come out here.
     like = jax.eval_shape(train_step.init, train_key)
     return _parts.Parts(train_step, like, mesh, train_key, validate, test)
+
+
+def _make_train_step(recipe, lopt, problem, mesh):
+    """On the loss; some of the time, if the recipe says so, by imitation."""
+    if recipe.scaling is not None:
+        problem = tasks.random_scaling(problem, recipe.scaling)
+    curriculum = recipe.horizon()
+    estimator = recipe.estimator.make(lopt, problem, mesh, curriculum)
+    if not recipe.imitation:
+        return training.make_train_step(estimator, recipe.make_outer_tx())
+    imitation = estimators.imitation(
+        lopt,
+        problem,
+        optax.adam(recipe.teacher_rate),
+        unroll=recipe.estimator.unroll,
+        horizon=recipe.estimator.horizon if curriculum is None else curriculum,
+        num_problems=recipe.estimator.num_problems,
+        mesh=mesh,
+    )
+    sources = [(estimator, recipe.make_outer_tx()), (imitation, recipe.make_outer_tx())]
+    return training.alternate(sources, [1 - recipe.imitation, recipe.imitation])
 
 
 def summarize(curves: training.LossCurves) -> dict:

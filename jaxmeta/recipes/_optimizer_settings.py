@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 import jax
@@ -215,6 +216,9 @@ Optimizer: TypeAlias = (
 )
 
 
+Curriculum: TypeAlias = Callable[[jax.Array], jax.Array]  # of the meta-step
+
+
 @dataclasses.dataclass(frozen=True)
 class TruncatedBptt:
     """Back-propagation through stretches of runs."""
@@ -229,14 +233,18 @@ class TruncatedBptt:
     """Differentiate the gradients that the optimizer sees."""
 
     def make(
-        self, lopt: base.LearnedOptimizer, problem: base.OptimizationProblem, mesh: Mesh
+        self,
+        lopt: base.LearnedOptimizer,
+        problem: base.OptimizationProblem,
+        mesh: Mesh,
+        curriculum: Curriculum | None = None,
     ) -> base.GradientEstimator:
         """Builds the estimator."""
         return estimators.truncated_bptt(
             lopt,
             problem,
             unroll=self.unroll,
-            horizon=self.horizon,
+            horizon=self.horizon if curriculum is None else curriculum,
             num_problems=self.num_problems,
             second_order=self.second_order,
             mesh=mesh,
@@ -259,14 +267,18 @@ class Pes:
     """Which perturbations."""
 
     def make(
-        self, lopt: base.LearnedOptimizer, problem: base.OptimizationProblem, mesh: Mesh
+        self,
+        lopt: base.LearnedOptimizer,
+        problem: base.OptimizationProblem,
+        mesh: Mesh,
+        curriculum: Curriculum | None = None,
     ) -> base.GradientEstimator:
         """Builds the estimator."""
         return estimators.pes(
             lopt,
             problem,
             unroll=self.unroll,
-            horizon=self.horizon,
+            horizon=self.horizon if curriculum is None else curriculum,
             num_problems=self.num_problems,
             sigma=self.sigma,
             noise=self.noise,
