@@ -2,11 +2,13 @@
 
   maml                a learner: `MetaLearner`, five pure functions of one task
   losses, models      what learners are made of
-  tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...
-  estimators          meta-gradients over batches of tasks: over_tasks
-  training            make_train_step, evaluate, fit, save, load
-  optimizers          rules for inner loops, as optax transformations
-  plots               learning and adaptation curves, sheets of tasks
+  optimizers          rules for inner loops, and learned optimizers: `LearnedOptimizer`
+  tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...; and
+                      problems to optimize: quadratics, classification, ...
+  estimators          meta-gradients: over_tasks for learners; bptt, truncated_bptt, es,
+                      pes, imitation for learned optimizers
+  training            make_train_step, evaluate, evaluate_optimizer, fit, save, load
+  plots               learning, adaptation and loss curves, sheets of tasks
   recipes, cli        named experiments and the command line
 
 Example:

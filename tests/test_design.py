@@ -73,6 +73,57 @@ def test_b_any_optax_chain_inside(key):
         assert np.isfinite(optax.tree.norm(grads))
 
 
+def test_c_a_learned_optimizer_is_an_optax_transformation(key):
+    params = {"conv": np.ones((2, 2), np.float32), "fc": np.ones(3, np.float32)}
+    labels = {"conv": "conv", "fc": "fc"}
+    theta_key, theta_conv_key, theta_fc_key = jax.random.split(key, 3)
+    lopt = jm.optimizers.lstm(hidden_size=20, num_layers=2)
+    theta = lopt.init(theta_key)
+    theta_conv, theta_fc = lopt.init(theta_conv_key), lopt.init(theta_fc_key)
+    for tx in (
+        optax.chain(optax.clip_by_global_norm(1.0), lopt.transform(theta)),
+        optax.partition(
+            {"conv": lopt.transform(theta_conv), "fc": lopt.transform(theta_fc)}, labels
+        ),
+        jm.optimizers.pretrained("lstm-mlp"),
+    ):
+        updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+        moved = optax.apply_updates(params, updates)
+        assert np.isfinite(optax.tree.norm(moved))
+        assert optax.tree.norm(updates) > 0
+
+
+def test_d_a_learned_optimizer_inside(key):
+    lopt = jm.optimizers.lstm(hidden_size=20, num_layers=2)
+    learner = jm.maml(
+        jm.models.MLP([10, 1]), jm.losses.squared_error, inner_tx=lopt, inner_steps=5
+    )
+    task = jm.tasks.sinusoid()(key)
+    meta_params = learner.init(key, task)
+    assert isinstance(meta_params, jm.MamlParams)
+    grads, _ = jax.jit(learner.meta_grad)(key, meta_params, task)
+    assert np.isfinite(optax.tree.norm(grads))
+    assert optax.tree.norm(grads.theta) > 0
+
+
+def test_e_meta_training_an_optimizer():
+    lopt = jm.optimizers.lstm(hidden_size=20, num_layers=2)
+    problem = jm.tasks.quadratics(dim=10)
+    for estimator in (
+        jm.estimators.truncated_bptt(
+            lopt, problem, unroll=20, horizon=100, num_problems=16
+        ),
+        jm.estimators.pes(
+            lopt, problem, unroll=20, horizon=1000, sigma=0.01, num_problems=16
+        ),
+    ):
+        init, step = jm.training.make_train_step(estimator, optax.adam(1e-3))
+        state, info = jax.jit(step)(init(jax.random.key(0)))
+        assert info.loss.shape == (16,)
+        assert np.isfinite(info.loss).all()
+        assert state.step == 1
+
+
 @pytest.mark.skipif(
     not DATA.exists(), reason="Omniglot is not prepared beside the clone"
 )

@@ -25,6 +25,7 @@ class Row(NamedTuple):
     is_whole: bool = False  # Has state over all coordinates together.
     needs_value: bool = False  # Cannot do without the loss.
     is_for_one_tree: bool = False  # Theta is shaped like the parameters.
+    keeps_moments: bool = False  # Through optax's own functions.
 
 
 def _scaled_lstm():
@@ -43,7 +44,7 @@ OPTIMIZERS = {
     "lstm_gac": Row(lambda: jm.optimizers.lstm_gac(4, num_averaged=1), coupled=True),
     "ntm_bfgs": Row(lambda: jm.optimizers.ntm_bfgs(4), coupled=True, is_whole=True),
     "ntm_bfgs, limited": Row(lambda: jm.optimizers.ntm_bfgs(4, window=2), coupled=True),
-    "rnnprop": Row(lambda: jm.optimizers.rnnprop(4)),
+    "rnnprop": Row(lambda: jm.optimizers.rnnprop(4), keeps_moments=True),
     "mlp": Row(lambda: jm.optimizers.mlp(4), coupled_in_leaf=True),
     "learned_sgd": Row(jm.optimizers.learned_sgd),
     "learned_sgd, a rate a leaf": Row(
@@ -382,6 +383,21 @@ def test_theta_of_another_architecture_is_named(lopt, key):
         ValueError, match=r"`theta` (is of another arch|must have rates)"
     ):
         _run(lopt.transform(other), _params())
+
+
+@pytest.mark.parametrize("other", ["shape", "tree"])
+def test_a_state_of_another_tree_is_named(row, tx, other):
+    params = _params()
+    if len(jax.tree.leaves(tx.init(params))) < 2:
+        pytest.skip("the state is a count")
+    changed = {
+        "shape": params | {"w": jnp.ones((4, 3))},
+        "tree": params | {"new": jnp.ones(2)},
+    }[other]
+    with pytest.raises((ValueError, TypeError)) as caught:
+        _update(tx, changed, tx.init(params))
+    if not row.keeps_moments:  # Where optax's own tree functions speak first.
+        assert "must be of the same parameters" in str(caught.value)
 
 
 def test_a_maml_learns_it_together_with_the_initialisation(lopt, key):

@@ -38,10 +38,30 @@ def map_unzipped(
     have whole subtrees at their places.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    others = [treedef.flatten_up_to(other) for other in rest]
+    others = [_flatten_like(treedef, leaves, other) for other in rest]
     results = [fn(*xs) for xs in zip(leaves, *others, strict=True)]
     columns = zip(*results, strict=True) if results else [()] * num_results
     return tuple(treedef.unflatten(column) for column in columns)
+
+
+def _flatten_like(treedef: Any, leaves: list[Any], other: Any) -> list[Any]:
+    """Flattens a tree that goes with `leaves`: their state, or the parameters."""
+
+    def goes_with(leaf, x):
+        """[...] with [...] or [..., H], [..., F] with [..., H]."""
+        ours, theirs = jnp.shape(leaf), jnp.shape(x)
+        return theirs[:-1] == (ours if len(theirs) > len(ours) else ours[:-1])
+
+    try:
+        found = treedef.flatten_up_to(other)
+    except (TypeError, ValueError):
+        found = None
+    if found is None or not all(map(goes_with, leaves, found)):
+        raise ValueError(
+            "`updates`, `state` and `params` must be of the same parameters: say "
+            "`state = tx.init(params)` with these."
+        )
+    return found
 
 
 def compute_dtype(theta: Any) -> DTypeLike:

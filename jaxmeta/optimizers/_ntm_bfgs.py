@@ -121,9 +121,9 @@ def ntm_bfgs(
 
             def see(grads, *reads):
                 seen = (grads.astype(compute), *reads)
-                return jnp.concatenate([preprocess(x) for x in seen], -1)
+                return (jnp.concatenate([preprocess(x) for x in seen], -1),)
 
-            inputs = jax.tree.map(see, updates, *state.reads)
+            (inputs,) = _coordinates.map_unzipped(see, 1, updates, *state.reads)
             outputs, lstm = _coordinates.apply_stack(
                 theta, inputs, state.lstm, num_averaged
             )

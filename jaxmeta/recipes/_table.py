@@ -8,6 +8,7 @@ from jaxmeta.recipes._optimizer_settings import (
     ConvFcLstmOptimizer,
     LstmOptimizer,
     MnistProblem,
+    NtmBfgsOptimizer,
     QuadraticProblem,
     TruncatedBptt,
 )
@@ -96,6 +97,19 @@ _lstm_quadratic = OptimizerRecipe(
     log_every=100,
     validate_every=1500,
     validation_problems=1000,
+)
+
+_gac_quadratic = dataclasses.replace(
+    _lstm_quadratic,
+    summary="The LSTM with global averaging cells on random quadratics",
+    published="none; compare lstm-quadratic",
+    optimizer=dataclasses.replace(_lstm_quadratic.optimizer, num_averaged=2),
+)
+
+_ntm_bfgs_quadratic = dataclasses.replace(
+    _gac_quadratic,
+    summary="NTM-BFGS, an LSTM with a matrix for memory, on random quadratics",
+    optimizer=NtmBfgsOptimizer(),
 )
 
 _lstm_mnist = OptimizerRecipe(
@@ -194,6 +208,8 @@ RECIPES: dict[str, Recipe | OptimizerRecipe] = {
         steps=30_000,
     ),
     "lstm-quadratic": _lstm_quadratic,
+    "lstm-gac-quadratic": _gac_quadratic,
+    "ntm-bfgs-quadratic": _ntm_bfgs_quadratic,
     "lstm-mnist": _lstm_mnist,
     "lstm-mnist-enhanced": _lstm_mnist_enhanced,
     "lstm-cifar10": _lstm_cifar10,
