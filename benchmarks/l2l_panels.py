@@ -27,6 +27,9 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "l2l_panels"
 # Andrychowicz et al. 2016, Figures 4 to 6, read off their curves.
 PAPER = {
     "quadratic": {"steps": 100, "learned": 0.0387, "best": 0.0511},
+    # Appendix D, without results.
+    "quadratic, averaging cells": {"steps": 100, "learned": "–", "best": "–"},
+    "quadratic, NTM-BFGS": {"steps": 100, "learned": "–", "best": "–"},
     "mnist": {"steps": 100, "learned": 0.245, "best": 0.3235},
     "mnist-200": {"steps": 200, "learned": 0.215, "best": 0.252},
     "mnist-40-units": {"steps": 100, "learned": 0.192, "best": 0.299},
@@ -36,6 +39,8 @@ PAPER = {
 }
 GROUPS = {
     "quadratic": ("lstm-quadratic", {"quadratic": {}}),
+    "gac": ("lstm-gac-quadratic", {"quadratic, averaging cells": {}}),
+    "ntm": ("ntm-bfgs-quadratic", {"quadratic, NTM-BFGS": {}}),
     "mnist": (
         "lstm-mnist",
         {
@@ -76,6 +81,10 @@ def panel(name, problem, lopt, thetas, recipe):
     return {"learned": learned, "others": others}
 
 
+def _path(name):
+    return RESULTS / f"{name.replace(', ', '-').replace(' ', '-').lower()}.json"
+
+
 def draw(name, result, path):
     """The first meta-seed's curves beside the others'."""
     ax = plots.optimizer_curves({"LSTM": result["learned"][0], **result["others"]})
@@ -91,7 +100,7 @@ def table():
         "|---|---|---|---|---|---|---|",
     ]
     for name, paper in PAPER.items():
-        path = RESULTS / f"{name}.json"
+        path = _path(name)
         if not path.exists():
             continue
         result = json.loads(path.read_text())
@@ -137,7 +146,7 @@ def main():
             result = panel(name, problem, lopt, thetas, recipe)
             packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
             result["environment"] = _timing.environment(packages)
-            path = RESULTS / f"{name}.json"
+            path = _path(name)
             path.write_text(json.dumps(result, indent=1) + "\n")
             draw(name, result, path.with_suffix(".png"))
             print(table(), flush=True)
