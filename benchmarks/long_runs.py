@@ -2,9 +2,9 @@
 
     python -m benchmarks.long_runs --runs runs --data-dir DIR
 
-The plain and the enhanced LSTM (`lstm-mnist`, `lstm-mnist-enhanced`) and Adam, tuned for
-the least loss at the end, on the network that the LSTMs were meta-trained on, and with
-ReLU in it.
+The plain and the enhanced LSTM (`lstm-mnist`, `lstm-mnist-enhanced`) and Adam, tuned
+for the least loss at the end, on the network that the LSTMs were meta-trained on, and
+with ReLU in it.
 """
 
 import argparse

@@ -5,6 +5,7 @@ import re
 
 import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
 
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    adapt, own_data = others
+    adapt, own_data, learned = others
     exec(adapt, names)
     assert names["outputs"].shape == (10, 1)
     assert (tmp_path / "adaptation.png").stat().st_size > 0
@@ -31,6 +32,10 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
     assert names["sample_task"](names["key"]).query.targets.shape == (25, 5)
     exec(own_data, names)
     chex.assert_shape(names["sample_task"](names["key"]).support.inputs, (10, 1))
+    exec(learned, names)
+    assert names["info"].loss.shape == (16,)
+    updates, _ = names["tx"].update(jnp.ones(3), names["tx"].init(jnp.ones(3)))
+    assert (updates != 0).all()
 
 
 def test_the_table_names_files_and_recipes_that_exist():
