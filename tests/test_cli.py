@@ -381,4 +381,4 @@ def test_adapt_of_a_sinusoid(capsys, images, tmp_path):
         "recipe": recipes.to_json(recipes.RECIPES["maml-sinusoid"]),
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "needs images" in _said(capsys, ["adapt", tmp_path, images])
+    assert "not trained on images" in _said(capsys, ["adapt", tmp_path, images])

@@ -73,9 +73,8 @@ class Checkpoints(NamedTuple):
         """
         args = ocp.args.StandardRestore(_abstract(like))
         path = self.directory / str(step)
-        state = _restored(lambda: self.manager.restore(step, args=args), path)
-        _check_dtypes(self.manager.item_metadata(step), like, path)
-        return state
+        _check_metadata(path / "default", like, path)
+        return _restored(lambda: self.manager.restore(step, args=args), path)
 
     def close(self) -> None:
         """Releases orbax's threads."""
@@ -148,8 +147,8 @@ def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
         raise ValueError(f"`path` holds no saved parameters: {path} is no folder.")
     target = {"meta_params": like}
     with ocp.StandardCheckpointer() as checkpointer:
+        _check_metadata(path, target, path)
         saved = _restored(lambda: checkpointer.restore(path, _abstract(target)), path)
-        _check_dtypes(checkpointer.metadata(path).item_metadata, target, path)
     return saved["meta_params"]
 
 
@@ -164,16 +163,6 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(abstract, tree)
 
 
-def _restored(restore, path):
-    try:
-        return restore()
-    except Exception as error:  # Orbax raises many kinds; users need one.
-        raise ValueError(
-            f"The checkpoint {path} cannot be restored: it is damaged or of another "
-            f"model ({_first_line(error)}). It was left as it is."
-        ) from error
-
-
 def _check_savable(tree):
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if not np.size(leaf):
@@ -183,17 +172,51 @@ def _check_savable(tree):
             )
 
 
-def _check_dtypes(metadata, like, path):
-    """Raises if orbax has cast: what is saved is of other types than `like`."""
-    saved = {leaf.name: leaf.dtype for leaf in jax.tree.leaves(metadata.tree)}
-    for keys, leaf in jax.tree_util.tree_leaves_with_path(like):
-        name = jax.tree_util.keystr(keys, simple=True, separator=".")
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        if not is_key and saved.get(name, leaf.dtype) != leaf.dtype:
+def _check_metadata(folder, like, path):
+    """Raises if what is saved is of another structure, other shapes or other types.
+
+    Orbax would cast silently, or find out about shapes while it is reading.
+    """
+    with ocp.StandardCheckpointer() as checkpointer:
+        read = lambda: checkpointer.metadata(folder).item_metadata
+        metadata = _restored(read, path)
+    if metadata is None:
+        raise _not_restored(path, "it has no description")
+    saved = {leaf.name: leaf for leaf in jax.tree.leaves(metadata.tree)}
+    expected = {
+        jax.tree_util.keystr(keys, simple=True, separator="."): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(like)
+    }
+    for name in sorted(saved.keys() | expected.keys()):
+        if name not in saved or name not in expected:
+            where = "only there" if name in saved else "not there"
+            raise _not_restored(path, f"{name} is {where}")
+        found, leaf = saved[name], expected[name]
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue  # Saved as its numbers.
+        if found.shape != leaf.shape:
+            raise _not_restored(
+                path, f"{name} has shape {found.shape}, expected {leaf.shape}"
+            )
+        if found.dtype != leaf.dtype:
             raise ValueError(
-                f"The checkpoint {path} has {name} in {saved[name]}, expected "
+                f"The checkpoint {path} has {name} in {found.dtype}, expected "
                 f"{leaf.dtype}. Switch x64 as it was, or give `like` those types."
             )
+
+
+def _restored(restore, path):
+    try:
+        return restore()
+    except Exception as error:  # Orbax raises many kinds; users need one.
+        raise _not_restored(path, _first_line(error)) from error
+
+
+def _not_restored(path, why):
+    return ValueError(
+        f"The checkpoint {path} cannot be restored: it is damaged or of another model "
+        f"({why}). It was left as it is."
+    )
 
 
 def _first_line(error: Exception) -> str:
