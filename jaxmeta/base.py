@@ -11,10 +11,11 @@ whoever calls decides on `jit`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import jax
 import optax
+from jax.tree_util import Partial
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = PyTree
@@ -207,6 +208,14 @@ class OptimizationProblem(NamedTuple):
     sample: Callable[[jax.Array], PyTree]
     init: Callable[[jax.Array, PyTree], Params]
     loss: Callable[[Params, PyTree, jax.Array], jax.Array]
+
+
+def as_pytree(problem: OptimizationProblem) -> OptimizationProblem:
+    """The problem with `jax.tree_util.Partial`s, so that its data are leaves."""
+    sample, init, loss = (
+        fn if isinstance(fn, Partial) else Partial(fn) for fn in problem
+    )
+    return OptimizationProblem(cast(Any, sample), cast(Any, init), cast(Any, loss))
 
 
 class EstimateFn(Protocol):

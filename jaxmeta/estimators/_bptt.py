@@ -70,7 +70,7 @@ def bptt(
     def init(key):
         return _runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
+    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
 
 
 def truncated_bptt(
@@ -153,4 +153,4 @@ def truncated_bptt(
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return _runs.place(theta, runs, mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
+    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))

@@ -91,7 +91,7 @@ def es(
     def init(key):
         return _runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
+    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
 
 
 def pes(
@@ -205,7 +205,7 @@ def pes(
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return _runs.place(theta, EvolutionCarry(runs, kept), mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
+    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
 
 
 def _draw_noise(key, theta, sigma):

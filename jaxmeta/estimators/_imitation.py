@@ -128,4 +128,4 @@ def imitation(
         runs = jax.vmap(make)(jax.random.split(run_key, num_problems))
         return _runs.place(theta, runs, mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, _runs.as_pytree(problem)))
+    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))

@@ -1,14 +1,13 @@
 """Optimization runs in progress, which estimators for learned optimizers advance."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import Partial
 
 from jaxmeta import _checks, _inner_loop, base
 
@@ -130,14 +129,6 @@ def meta_loss(
         return jnp.sum(losses), info
     steps = run.step + jnp.arange(1 - losses.size, 1)
     return jnp.sum(weight(steps) * losses), info
-
-
-def as_pytree(problem: base.OptimizationProblem) -> base.OptimizationProblem:
-    """The problem with `jax.tree_util.Partial`s, so that its data are leaves."""
-    sample, init, loss = (
-        fn if isinstance(fn, Partial) else Partial(fn) for fn in problem
-    )
-    return base.OptimizationProblem(cast(Any, sample), cast(Any, init), cast(Any, loss))
 
 
 def advance(

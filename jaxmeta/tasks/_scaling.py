@@ -35,7 +35,7 @@ def random_scaling(
       (2,)
     """
     _checks.check_positive("reach", reach)
-    problem = base.OptimizationProblem(*map(_as_partial, problem))
+    problem = base.as_pytree(problem)
 
     def sample(problem, key):
         instance_key, scale_key, init_key = jax.random.split(key, 3)
@@ -64,7 +64,3 @@ def random_scaling(
     return base.OptimizationProblem(
         Partial(sample, problem), Partial(init, problem), Partial(loss, problem)
     )
-
-
-def _as_partial(fn):
-    return fn if isinstance(fn, Partial) else Partial(fn)

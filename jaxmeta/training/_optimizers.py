@@ -91,7 +91,7 @@ def evaluate_optimizer(
     _checks.check_int("num_problems", num_problems)
     if problems_per_chunk is not None:
         _checks.check_int("problems_per_chunk", problems_per_chunk)
-    arrays = jax.tree.map(jnp.asarray, theta), _runs.as_pytree(problem), key
+    arrays = jax.tree.map(jnp.asarray, theta), base.as_pytree(problem), key
     if mesh is not None:
         arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
     return LossCurves(
