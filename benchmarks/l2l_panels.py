@@ -60,7 +60,11 @@ def panel(name, problem, lopt, thetas, recipe):
     steps = PAPER[name]["steps"]
     splits = problem.splits()
     mesh = training.task_mesh()
-    options = {"num_steps": steps, "mesh": mesh}
+    options = {
+        "num_steps": steps,
+        "mesh": mesh,
+        "problems_per_chunk": recipe.problems_per_chunk,
+    }
     test = options | {"num_problems": recipe.test_problems, "key": jax.random.key(1)}
     tuning = options | {
         "num_problems": recipe.validation_problems,

@@ -80,3 +80,45 @@ def test_a_learned_rate_has_a_gradient(key):
     theta, _ = estimator.init(key)
     assert theta == jnp.float32(1e-3)
     assert estimator.estimate(key, theta, None)[0] < 0  # A larger rate would help.
+
+
+def test_responses_are_the_optimizers_own_updates():
+    """Momentum's, by hand: -rate * (decay * trace + gradient) for the coordinate."""
+    momentum = jm.optimizers.learned_rate(lambda rate: optax.sgd(rate, 0.9))
+    options = {"steps": [0, 2, 5], "num_problems": 4, "key": jax.random.key(3)}
+    gradients = [-3.0, 0.0, 7.0]
+    found = jm.training.update_responses(
+        momentum, 0.01, PROBLEM, gradients=gradients, **options
+    )
+    assert found.updates.shape == (4, 3, 3)
+    # Of a zero gradient: what the trace alone does. None at first.
+    of_trace = found.updates[:, :, 1]
+    np.testing.assert_array_equal(of_trace[:, 0], 0)
+    assert (np.abs(of_trace[:, 1:]) > 0).all()
+    np.testing.assert_allclose(
+        found.updates - of_trace[..., None],
+        np.broadcast_to(-0.01 * np.array(gradients), (4, 3, 3)),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": [2, 1]}, "`steps` must be ascending"),
+        ({"steps": []}, "`steps` must be ascending, at least one"),
+        ({"steps": [-1]}, "`steps` must be an int >= 0, got -1"),
+        ({"gradients": []}, r"`gradients` must be of shape \[G\], not empty"),
+        ({"num_problems": 0}, "`num_problems` must be an int >= 1"),
+    ],
+)
+def test_responses_name_bad_input(options, message):
+    settings = {
+        "gradients": [1.0],
+        "steps": [0],
+        "num_problems": 1,
+        "key": jax.random.key(0),
+    }
+    with pytest.raises(ValueError, match=message):
+        jm.training.update_responses(SGD, 0.1, PROBLEM, **settings | options)

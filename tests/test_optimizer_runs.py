@@ -45,6 +45,7 @@ def test_train_leaves_a_run_folder(run):
         "summary.json",
         "plots/learning_curve.png",
         "plots/optimizer_curves.png",
+        "plots/update_against_gradient.png",
     } <= names
     found = json.loads((run / "summary.json").read_text())["test"]
     assert (found["num_problems"], found["num_steps"]) == (8, 5)
@@ -78,6 +79,15 @@ def test_the_summary_is_the_evaluation_of_the_best_checkpoint(run):
         nag, rate, jm.tasks.quadratics(dim=2), num_steps=5, num_problems=8, key=key
     )
     np.testing.assert_allclose(found["nag"]["final"]["mean"], curves.final.mean, 1e-4)
+
+
+def test_the_summary_says_what_a_gradient_becomes(run):
+    found = json.loads((run / "summary.json").read_text())["test"]["responses"]
+    assert found["steps"] == [0, 2]  # Shares of five updates.
+    assert np.shape(found["updates"]) == (8, 2, len(found["gradients"]))
+    # A state of zeros and a gradient of either sign: this LSTM is not far from odd.
+    first = np.array(found["updates"])[:, 0]
+    assert np.isfinite(first).all() and first.std() > 0
 
 
 def test_evaluate_prints_a_row_for_each_optimizer(run, capsys):

@@ -408,3 +408,50 @@ def test_an_optimizer_that_diverges_does_not_squeeze_the_others():
         {"ours": told([3.0, 1.0, 0.5]), "theirs": told([3.0, 1e9, np.nan])}
     )
     assert ax.get_ylim()[1] < 10
+
+
+def test_a_horizon_sweep_is_a_smoothed_curve_on_logarithmic_axes():
+    mean = np.r_[5.0, np.linspace(2, 1, 100), np.ones(900)]
+    told = {"loss": {"mean": mean, "interval": 0 * mean, "median": mean}}
+    ax = plots.horizon_sweep({"ours": told}, horizon=100)
+    ends, losses = ax.lines[0].get_data()
+    assert (ends[0], ends[-1]) == (1, 1000)
+    np.testing.assert_allclose(losses[0], mean[1])
+    np.testing.assert_allclose(losses[-1], mean[900:].mean())
+    assert ax.lines[1].get_xdata()[0] == 100
+    assert ax.get_xscale() == "log"
+    with pytest.raises(ValueError, match="at least one optimizer"):
+        plots.horizon_sweep({})
+
+
+def test_a_width_depth_grid_names_what_does_not_fit():
+    losses = np.array([[0.4, 0.3, 0.2], [0.6, 0.5, 0.1]])
+    ax = plots.width_depth_grid(
+        {"ours": losses, "adam": 2 * losses}, [5, 9, 20], [1, 2]
+    )
+    np.testing.assert_allclose(ax.lines[3].get_ydata(), 2 * losses[1])
+    assert [line.get_marker() for line in ax.lines] == ["o", "s", "o", "s"]
+    with pytest.raises(ValueError, match=r"'ours' must be of shape.*\(2, 2\)"):
+        plots.width_depth_grid({"ours": losses}, [5, 9], [1, 2])
+    with pytest.raises(ValueError, match="at least one optimizer"):
+        plots.width_depth_grid({}, [5], [1])
+
+
+def test_an_update_is_drawn_against_its_gradient():
+    """Adam's first update is its rate against the gradient's sign."""
+    found = jm.training.update_responses(
+        jm.optimizers.learned_rate(optax.adam),
+        0.1,
+        jm.tasks.quadratics(dim=2),
+        gradients=[2.0, -1.0, 0.5],
+        steps=[0, 4],
+        num_problems=3,
+        key=jax.random.key(0),
+    )
+    ax = plots.update_against_gradient(found)
+    assert [line.get_label() for line in ax.lines[:2]] == [
+        "after 0 updates",
+        "after 4 updates",
+    ]
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), [-1, 0.5, 2])
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.1, -0.1, -0.1], rtol=1e-5)

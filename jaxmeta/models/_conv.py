@@ -1,4 +1,4 @@
-"""The convolution's lowering, chosen by platform in this one place.
+"""Convolution and pooling, their lowerings chosen by platform in this one place.
 
 On a CPU a small convolution is fastest as shifted slices and one matrix product
 (im2col); under `vmap` over kernels, which is what adapting a network to every task
@@ -75,3 +75,26 @@ def im2col_conv(
     ]
     patches = jnp.concatenate(patches, axis=-1)  # [N, H', W', h * w * I]
     return patches @ kernel.reshape(height * width * channels, features)
+
+
+def max_pool(inputs: jax.Array) -> jax.Array:
+    """Takes the maximum of each 2x2 window; an odd last row or column is left out.
+
+    On a CPU the derivative of a maximum over axes is several times faster than that of
+    `lax.reduce_window`.
+
+    Args:
+      inputs: [N, H, W, C].
+
+    Returns:
+      [N, H // 2, W // 2, C].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> max_pool(jnp.arange(8.0).reshape(1, 2, 4, 1))[0, :, :, 0].tolist()
+      [[5.0, 7.0]]
+    """
+    n, height, width, channels = inputs.shape
+    height, width = height // 2, width // 2
+    x = inputs[:, : 2 * height, : 2 * width]
+    return jnp.max(x.reshape(n, height, 2, width, 2, channels), (2, 4))

@@ -90,4 +90,4 @@ class Block(nn.Module):
             shape = (1, 1, 1, self.filters)
             x = x + self.param("bias", nn.initializers.zeros, shape, dtype)
         x = nn.relu(_norm.normalize(self.norm, x))
-        return x if self.strided else nn.max_pool(x, (2, 2), (2, 2))
+        return x if self.strided else _conv.max_pool(x)

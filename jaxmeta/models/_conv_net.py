@@ -55,12 +55,15 @@ class ConvNet(nn.Module):
             kernel = self.param(
                 f"kernel_{i}", nn.initializers.he_normal(), shape, dtype
             )
-            x = _conv.conv(x, kernel, strides=(1, 1), padding="SAME")
+            # Few networks, many large images: `_conv.conv` would be slower here.
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
             if self.norm is None:
                 zeros, shape = nn.initializers.zeros, (1, 1, 1, filters)
                 x = x + self.param(f"bias_{i}", zeros, shape, dtype)
             x = nn.relu(_norm.normalize(self.norm, x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
+            x = _conv.max_pool(x)
         x = x.reshape(x.shape[0], -1)
         for width in self.hidden:
             x = nn.Dense(width, use_bias=self.norm is None, param_dtype=dtype)(x)

@@ -9,6 +9,11 @@ from jaxmeta.plots._curves import (
     adaptation_curve as adaptation_curve,
     learning_curve as learning_curve,
 )
-from jaxmeta.plots._optimizers import optimizer_curves as optimizer_curves
+from jaxmeta.plots._optimizers import (
+    horizon_sweep as horizon_sweep,
+    optimizer_curves as optimizer_curves,
+    update_against_gradient as update_against_gradient,
+    width_depth_grid as width_depth_grid,
+)
 from jaxmeta.plots._run import plot_run as plot_run
 from jaxmeta.plots._sheet import task_sheet as task_sheet

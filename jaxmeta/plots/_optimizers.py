@@ -1,6 +1,6 @@
-"""Loss curves of optimizers side by side."""
+"""Optimizers side by side: their losses, and what they make of a gradient."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,11 +44,7 @@ def optimizer_curves(
     drawn = []
     for i, (name, found) in enumerate(curves.items()):
         mean, interval, median = _numbers(found)
-        if not i:
-            color, style = _axes.DARK, "-"
-        else:
-            color = str(0.2 + 0.5 * (i - 1) / max(1, len(curves) - 2))
-            style = _STYLES[(i - 1) % len(_STYLES)]
+        color, style = _look(i, len(curves))
         steps = np.arange(len(mean))
         rate = found.get("rate") if isinstance(found, Mapping) else None
         label = name if rate is None else f"{name}, rate {rate:g}"
@@ -68,6 +64,155 @@ def optimizer_curves(
     if np.isfinite(lowest):
         ax.set_ylim(lowest * 0.7, best * 2)
     return ax
+
+
+def horizon_sweep(
+    curves: Mapping[str, training.LossCurves | Mapping[str, Any]],
+    *,
+    horizon: int | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws losses against the number of updates, far beyond the trained horizon.
+
+    Both axes are logarithmic. Each point is the mean over runs and over the last tenth
+    of the updates up to it, which takes out the minibatches' noise.
+
+    Args:
+      curves: as for `optimizer_curves`; the runs may differ in length.
+      horizon: of the meta-training; a vertical line marks it.
+      ax: where to draw; None makes a figure.
+
+    Raises:
+      ValueError: if there are no curves.
+      ImportError: without matplotlib.
+
+    Example:
+      >>> loss = {"mean": [2.0, 1.0, 0.5], "interval": [0] * 3, "median": [0] * 3}
+      >>> ax = horizon_sweep({"learned": {"loss": loss}}, horizon=1)
+      >>> print(ax.lines[0].get_xdata(), ax.lines[0].get_ydata())
+      [1 2] [1.  0.5]
+    """
+    if not curves:
+        raise ValueError("`curves` must be of at least one optimizer, got none.")
+    ax = _axes.figure(width=7).subplots() if ax is None else ax
+    drawn = []
+    for i, (name, found) in enumerate(curves.items()):
+        mean, _, _ = _numbers(found)
+        ends = np.unique(np.geomspace(1, len(mean) - 1, 60).astype(int))
+        smooth = np.array([mean[end - end // 10 : end + 1].mean() for end in ends])
+        color, style = _look(i, len(curves))
+        ax.plot(ends, smooth, color=color, linestyle=style, label=name)
+        drawn.append(smooth)
+    if horizon is not None:
+        ax.axvline(horizon, color="0.6", lw=1, label="meta-trained horizon")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter("{x:,.0f}")
+    ax.set_xlabel("updates")
+    _axes.finish(ax, "loss", drawn, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def width_depth_grid(
+    losses: Mapping[str, Any],
+    widths: Sequence[int],
+    depths: Sequence[int],
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws final losses on networks of several widths and depths.
+
+    Args:
+      losses: of each optimizer, [D, W].
+      widths: [W], units of a hidden layer.
+      depths: [D], hidden layers; each has its own markers.
+      ax: where to draw; None makes a figure.
+
+    Raises:
+      ValueError: if losses are not of shape [D, W], or there are none.
+      ImportError: without matplotlib.
+
+    Example:
+      >>> ax = width_depth_grid({"learned": [[0.4, 0.3], [0.6, 0.5]]}, [5, 20], [1, 2])
+      >>> [line.get_label() for line in ax.lines]
+      ['learned, 1 layer', 'learned, 2 layers']
+    """
+    if not losses:
+        raise ValueError("`losses` must be of at least one optimizer, got none.")
+    ax = _axes.figure(width=7).subplots() if ax is None else ax
+    for i, (name, of_optimizer) in enumerate(losses.items()):
+        of_optimizer = np.asarray(of_optimizer, float)
+        if of_optimizer.shape != (len(depths), len(widths)):
+            raise ValueError(
+                f"`losses` of {name!r} must be of shape [D, W], "
+                f"{(len(depths), len(widths))}, got {of_optimizer.shape}."
+            )
+        color, style = _look(i, len(losses))
+        for depth, row, marker in zip(depths, of_optimizer, _markers(), strict=False):
+            label = f"{name}, {depth} layer{'s' * (depth > 1)}"
+            ax.plot(widths, row, color=color, linestyle=style, label=label, **marker)
+    ax.set_xlabel("units of a hidden layer")
+    rows = [row for found in losses.values() for row in np.asarray(found, float)]
+    _axes.finish(ax, "loss", rows, loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def update_against_gradient(
+    responses: training.UpdateResponses | Mapping[str, Any],
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws the update that a coordinate gets against its gradient, along runs.
+
+    One line for each number of updates made before: the median over runs, with a band
+    from the first to the third quartile. A straight line through the origin is gradient
+    descent, its slope minus the learning rate; a step is a sign rule, clipped; a line
+    beside the origin is momentum.
+
+    Args:
+      responses: what `jaxmeta.training.update_responses` returned; or the dict under
+        `responses` in a run's `summary.json`.
+      ax: where to draw; None makes a figure.
+
+    Raises:
+      ImportError: without matplotlib.
+
+    Example:
+      >>> responses = {"steps": [0, 9], "gradients": [-1.0, 1.0],
+      ...              "updates": [[[0.1, -0.1], [0.2, -0.2]]]}
+      >>> ax = update_against_gradient(responses)
+      >>> print(ax.lines[1].get_label(), ax.lines[1].get_ydata())
+      after 9 updates [ 0.2 -0.2]
+    """
+    told = responses if isinstance(responses, Mapping) else responses._asdict()
+    gradients = np.asarray(told["gradients"], float)
+    updates = np.asarray(told["updates"], float)
+    order = np.argsort(gradients)
+    ax = _axes.figure(width=6).subplots() if ax is None else ax
+    steps = np.asarray(told["steps"]).tolist()
+    for i, step in enumerate(steps):
+        low, middle, high = np.percentile(updates[:, i, order], [25, 50, 75], axis=0)
+        color, style = _look(i, len(steps))
+        label = f"after {step} update{'s' * (step != 1)}"
+        ax.plot(gradients[order], middle, color=color, linestyle=style, label=label)
+        ax.fill_between(gradients[order], low, high, color=color, alpha=0.15, lw=0)
+    ax.axhline(0, color="0.6", lw=0.5, zorder=0)
+    if np.all(gradients):
+        ax.set_xscale("symlog", linthresh=float(np.min(np.abs(gradients))))
+    ax.set_xlabel("gradient of the coordinate")
+    _axes.finish(ax, "its update")
+    return ax
+
+
+def _look(i, count):
+    """The first is the one that matters: dark; the rest in greys."""
+    if not i:
+        return _axes.DARK, "-"
+    grey = str(0.2 + 0.5 * (i - 1) / max(1, count - 2))
+    return grey, _STYLES[(i - 1) % len(_STYLES)]
+
+
+def _markers():
+    return ({"marker": marker, "markersize": 4} for marker in "os^vDP*X")
 
 
 def _numbers(found):

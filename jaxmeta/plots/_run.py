@@ -16,7 +16,7 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
 
     They go to its `plots/` as PNG, each whole or not at all. The adaptation curve needs
     a tested run; `tasks` shows three test tasks. A learned optimizer's run has
-    `optimizer_curves` instead of these two.
+    `optimizer_curves` and `update_against_gradient` instead of these two.
 
     Returns:
       The files.
@@ -54,33 +54,34 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
         figure.suptitle(run.name)
         return figure
 
-    def draw_optimizers(test):
-        figure = _axes.figure(width=7)
-        _optimizers.optimizer_curves(test["optimizers"], ax=figure.subplots())
-        figure.suptitle(f"{run.name}, {test['num_problems']:,} problems")
-        return figure
+    def draw_test(test):
+        """Returns a figure for each name, the main one first."""
+        if not of_optimizer:
+            return {"adaptation_curve": draw_panels(_curves.adaptation_curve, test)}
+        curves = _axes.figure(width=7)
+        _optimizers.optimizer_curves(test["optimizers"], ax=curves.subplots())
+        curves.suptitle(f"{run.name}, {test['num_problems']:,} problems")
+        responses = _axes.figure(width=6)
+        _optimizers.update_against_gradient(test["responses"], ax=responses.subplots())
+        responses.suptitle(f"{run.name}: the update of one parameter")
+        return {"optimizer_curves": curves, "update_against_gradient": responses}
 
-    figure = draw_panels(_curves.learning_curve, records)
-    paths = [_save(figure, folder / "learning_curve.png")]
+    figures = {"learning_curve": draw_panels(_curves.learning_curve, records)}
     if (path := run.directory / "summary.json").exists():
         try:
             summary = _json.loads(path.read_text())
-            if of_optimizer:
-                figure = draw_optimizers(summary["test"])
-            else:
-                figure = draw_panels(_curves.adaptation_curve, summary["test"])
+            drawn = draw_test(summary["test"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read: {error}.") from error
         if published := summary.get("published"):
             note = textwrap.fill(f"published: {published}", 75 * len(metrics))
-            figure.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
-        name = "optimizer_curves.png" if of_optimizer else "adaptation_curve.png"
-        paths.append(_save(figure, folder / name))
-    if of_optimizer:
-        return paths
-    figure = _draw_tasks(run.recipe)
-    figure.suptitle(f"{run.name}: three test tasks")
-    return [*paths, _save(figure, folder / "tasks.png")]
+            main = next(iter(drawn.values()))
+            main.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
+        figures |= drawn
+    if not of_optimizer:
+        figures["tasks"] = _draw_tasks(run.recipe)
+        figures["tasks"].suptitle(f"{run.name}: three test tasks")
+    return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
 def _draw_tasks(recipe):

@@ -121,6 +121,8 @@ class OptimizerRecipe(Training):
     """Problems of the test."""
     test_steps: int = 100
     """Updates of a run in validation and test."""
+    problems_per_chunk: int | None = None
+    """Problems that a device validates or tests side by side; all when left out."""
     curriculum: tuple[int, ...] = ()
     """Horizons, each for an equal share of the meta-steps; none is --horizon all along.
     """
@@ -136,6 +138,8 @@ class OptimizerRecipe(Training):
         super().check()
         for name in ("validation_problems", "test_problems", "test_steps"):
             _checks.check_int(name, getattr(self, name))
+        if self.problems_per_chunk is not None:
+            _checks.check_int("problems_per_chunk", self.problems_per_chunk)
         for horizon in self.curriculum:
             _checks.check_int("curriculum", horizon)
         if not 0 <= self.imitation <= 1:

@@ -17,6 +17,13 @@ BASELINES = {
     "momentum": functools.partial(optax.sgd, momentum=0.9),
     "nag": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
 }
+# What a summary says of the updates: after a share of the steps, for these gradients.
+SHARES = (0, 0.1, 0.5)
+GRADIENTS = tuple(
+    float(f"{sign * size:.3g}")
+    for sign in (-1, 1)
+    for size in 10 ** np.arange(-4, 1.01, 0.25)
+)
 RATES = tuple(float(f"{rate:.2g}") for rate in 10 ** np.arange(-4, 1.01, 0.25))
 
 
@@ -30,7 +37,11 @@ def build(recipe: _config.OptimizerRecipe) -> _parts.Parts:
     train_key, validation_key, test_key = jax.random.split(
         jax.random.key(recipe.seed), 3
     )
-    evaluate = functools.partial(training.evaluate_optimizer, mesh=mesh)
+    side_by_side = {
+        "problems_per_chunk": recipe.problems_per_chunk,
+        "mesh": training.task_mesh(),
+    }
+    evaluate = functools.partial(training.evaluate_optimizer, **side_by_side)
 
     def validate(theta):
         found = evaluate(
@@ -54,10 +65,19 @@ def build(recipe: _config.OptimizerRecipe) -> _parts.Parts:
         }
         tuning = {"num_problems": recipe.validation_problems, "key": validation_key}
         found = {"learned": summarize(evaluate(lopt, theta, splits.test, **options))}
+        responses = training.update_responses(
+            lopt,
+            theta,
+            splits.test,
+            gradients=GRADIENTS,
+            steps=sorted({int(share * num_steps) for share in SHARES}),
+            num_problems=min(8, num_problems),
+            key=options["key"],
+        )
         for name, make_tx in BASELINES.items():
             family = optimizers.learned_rate(make_tx)
             rate = training.tune(
-                family, RATES, splits.train, mesh=mesh, **options | tuning
+                family, RATES, splits.train, **options | tuning | side_by_side
             ).rate
             curves = evaluate(family, rate, splits.test, **options)
             found[name] = {"rate": rate, **summarize(curves)}
@@ -65,6 +85,7 @@ def build(recipe: _config.OptimizerRecipe) -> _parts.Parts:
             "num_problems": num_problems,
             "num_steps": num_steps,
             "optimizers": found,
+            "responses": {k: x.tolist() for k, x in responses._asdict().items()},
         }
 
     # Traces the optimizer and the problem: wrong settings come out here.

@@ -130,6 +130,7 @@ _lstm_mnist = OptimizerRecipe(
     log_every=25,
     validate_every=250,
     validation_problems=16,
+    problems_per_chunk=1,
     test_problems=64,
 )
 
@@ -158,14 +159,15 @@ _lstm_cifar10 = OptimizerRecipe(
     problem=Cifar10Problem(),
     optimizer=ConvFcLstmOptimizer(),
     estimator=TruncatedBptt(num_problems=1, second_order=False),
-    outer_learning_rate=3e-3,
+    outer_learning_rate=1e-2,
     cosine=True,
     clip=1.0,
-    steps=2000,
-    log_every=20,
-    validate_every=200,
-    validation_problems=4,
+    steps=1000,
+    log_every=10,
+    validate_every=100,
+    validation_problems=2,
     test_problems=16,
+    problems_per_chunk=1,
 )
 
 RECIPES: dict[str, Recipe | OptimizerRecipe] = {

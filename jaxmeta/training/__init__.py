@@ -28,6 +28,10 @@ from jaxmeta.training._optimizers import (
     evaluate_optimizer as evaluate_optimizer,
     tune as tune,
 )
+from jaxmeta.training._responses import (
+    UpdateResponses as UpdateResponses,
+    update_responses as update_responses,
+)
 from jaxmeta.training._step import (
     TrainStep as TrainStep,
     alternate as alternate,
