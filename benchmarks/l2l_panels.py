@@ -1,7 +1,7 @@
 """The panels of "Learning to learn by gradient descent by gradient descent".
 
     python -m benchmarks.reproduce lstm-quadratic lstm-mnist --seeds 3 --data-dir DIR
-    python -m benchmarks.l2l_panels quadratic mnist --data-dir DIR
+    python -m benchmarks.l2l_panels lstm-quadratic lstm-mnist --data-dir DIR
 
 Takes the runs that `benchmarks.reproduce` left, one a meta-seed, to each panel's
 problem, beside other optimizers whose rates are tuned on one grid for the least loss at
@@ -14,6 +14,8 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,48 +26,62 @@ from jaxmeta import optimizers, plots, recipes, training
 from jaxmeta.recipes import _optimizer_run, _run
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "l2l_panels"
-# Andrychowicz et al. 2016, Figures 4 to 6, read off their curves.
-PAPER = {
-    "quadratic": {"steps": 100, "learned": 0.0387, "best": 0.0511},
-    # Appendix D, without results.
-    "quadratic, averaging cells": {"steps": 100, "learned": "–", "best": "–"},
-    "quadratic, NTM-BFGS": {"steps": 100, "learned": "–", "best": "–"},
-    "mnist": {"steps": 100, "learned": 0.245, "best": 0.3235},
-    "mnist-200": {"steps": 200, "learned": 0.215, "best": 0.252},
-    "mnist-40-units": {"steps": 100, "learned": 0.192, "best": 0.299},
-    "mnist-2-layers": {"steps": 100, "learned": 0.321, "best": 0.696},
-    "mnist-relu": {"steps": 100, "learned": 2.585, "best": 0.350},
-    "cifar10": {"steps": 1000, "learned": 0.822, "best": 0.793},
-}
-GROUPS = {
-    "quadratic": ("lstm-quadratic", {"quadratic": {}}),
-    "gac": ("lstm-gac-quadratic", {"quadratic, averaging cells": {}}),
-    "ntm": ("ntm-bfgs-quadratic", {"quadratic, NTM-BFGS": {}}),
-    "mnist": (
-        "lstm-mnist",
-        {
-            "mnist": {},
-            "mnist-200": {},
-            "mnist-40-units": {"units": 40},
-            "mnist-2-layers": {"layers": 2},
-            "mnist-relu": {"activation": "relu"},
-        },
+RATES = _optimizer_run.RATES
+
+
+class Panel(NamedTuple):
+    """A problem for the learned optimizer of a recipe, and what the paper found."""
+
+    recipe: str
+    changes: Mapping[str, Any] = {}  # of the problem that it was meta-trained on
+    steps: int = 100
+    paper: tuple[float, float] | None = None  # final losses: LSTM, best other
+    rates: Sequence[float] = RATES
+    others: Sequence[str] = tuple(_optimizer_run.BASELINES)
+    num_tests: int | None = None  # None is the recipe's
+
+
+# The paper's numbers: Andrychowicz et al. 2016, Figures 4 to 6, read off their curves.
+# Appendix D has no results.
+HALF = RATES[::2]
+PANELS = {
+    "quadratic": Panel("lstm-quadratic", paper=(0.0387, 0.0511)),
+    "quadratic, averaging cells": Panel("lstm-gac-quadratic"),
+    "quadratic, NTM-BFGS": Panel("ntm-bfgs-quadratic"),
+    "mnist": Panel("lstm-mnist", paper=(0.245, 0.3235)),
+    "mnist, 200 steps": Panel("lstm-mnist", steps=200, paper=(0.215, 0.252)),
+    "mnist, 40 units": Panel("lstm-mnist", {"units": 40}, paper=(0.192, 0.299)),
+    "mnist, 2 layers": Panel("lstm-mnist", {"layers": 2}, paper=(0.321, 0.696)),
+    "mnist, relu": Panel("lstm-mnist", {"activation": "relu"}, paper=(2.585, 0.350)),
+    "cifar10": Panel("lstm-cifar10", paper=(1.426, 1.637), rates=HALF),
+    "cifar5": Panel(
+        "lstm-cifar10", {"classes": tuple(range(5))}, paper=(0.698, 1.445), rates=HALF
     ),
-    "cifar10": ("lstm-cifar10", {"cifar10": {}}),
+    "cifar2": Panel(
+        "lstm-cifar10", {"classes": (0, 1)}, paper=(0.21, 0.292), rates=HALF
+    ),
+    "cifar10, 1,000 steps": Panel(
+        "lstm-cifar10",
+        steps=1000,
+        paper=(0.822, 0.793),
+        rates=(0.001, 0.0032, 0.01, 0.032, 0.1),
+        others=("adam", "nag"),
+        num_tests=4,
+    ),
 }
 
 
-def panel(name, problem, lopt, thetas, recipe):
+def compare(panel, recipe, thetas):
     """Returns summaries of the learned optimizer, one a theta, and of the others."""
-    steps = PAPER[name]["steps"]
-    splits = problem.splits()
-    mesh = training.task_mesh()
+    splits = dataclasses.replace(recipe.problem, **panel.changes).splits()
+    lopt = recipe.optimizer.make()
     options = {
-        "num_steps": steps,
-        "mesh": mesh,
+        "num_steps": panel.steps,
+        "mesh": training.task_mesh(),
         "problems_per_chunk": recipe.problems_per_chunk,
     }
-    test = options | {"num_problems": recipe.test_problems, "key": jax.random.key(1)}
+    num_tests = panel.num_tests or recipe.test_problems
+    test = options | {"num_problems": num_tests, "key": jax.random.key(1)}
     tuning = options | {
         "num_problems": recipe.validation_problems,
         "key": jax.random.key(2),
@@ -77,16 +93,25 @@ def panel(name, problem, lopt, thetas, recipe):
         for theta in thetas
     ]
     others = {}
-    for other, make_tx in _optimizer_run.BASELINES.items():
-        family = optimizers.learned_rate(make_tx)
-        tuned = training.tune(family, _optimizer_run.RATES, splits.train, **tuning)
+    for other in panel.others:
+        family = optimizers.learned_rate(_optimizer_run.BASELINES[other])
+        tuned = training.tune(family, panel.rates, splits.train, **tuning)
         curves = training.evaluate_optimizer(family, tuned.rate, splits.test, **test)
         others[other] = {"rate": tuned.rate} | _optimizer_run.summarize(curves)
     return {"learned": learned, "others": others}
 
 
+def meta_trained(recipe_name, seeds, runs, data_dir):
+    """Returns a recipe and the best theta of each of its runs."""
+    opened = [recipes.open_run(runs / f"{recipe_name}-{seed}") for seed in range(seeds)]
+    recipe = with_data(opened[0].recipe, data_dir)
+    parts = _run.build(recipe)
+    return recipe, [_run.best_meta_params(run, parts) for run in opened]
+
+
 def _path(name):
-    return RESULTS / f"{name.replace(', ', '-').replace(' ', '-').lower()}.json"
+    plain = name.replace(", ", "-").replace(",", "").replace(" ", "-").lower()
+    return RESULTS / f"{plain}.json"
 
 
 def draw(name, result, path):
@@ -103,7 +128,7 @@ def table():
         "| median | summed | best other, rate: final, summed |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, paper in PAPER.items():
+    for name, panel in PANELS.items():
         path = _path(name)
         if not path.exists():
             continue
@@ -115,8 +140,9 @@ def table():
         best = min(others, key=lambda other: others[other]["final"]["mean"])
         found = others[best]
         each = ", ".join(f"{x:.3g}" for x in finals)
+        paper = " / ".join(f"{x:g}" for x in panel.paper or ()) or "–"
         lines.append(
-            f"| {name} | {paper['steps']} | {paper['learned']} / {paper['best']} | "
+            f"| {name} | {panel.steps} | {paper} | "
             f"{np.mean(finals):.4f} ({each}) | {np.mean(medians):.4f} | "
             f"{np.mean(sums):.2f} | {best}, {found['rate']:g}: "
             f"{found['final']['mean']:.4f}, {found['summed']['mean']:.2f} |"
@@ -126,28 +152,21 @@ def table():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("groups", nargs="*", choices=GROUPS, metavar="GROUP")
+    parser.add_argument("recipes", nargs="*", help="of which panels there are")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--data-dir", type=pathlib.Path)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    if args.groups:
+    if args.recipes:
         jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
         RESULTS.mkdir(parents=True, exist_ok=True)
-    for group in args.groups:
-        recipe_name, panels = GROUPS[group]
-        runs = [
-            recipes.open_run(args.runs / f"{recipe_name}-{seed}")
-            for seed in range(args.seeds)
-        ]
-        recipe = with_data(runs[0].recipe, args.data_dir)
-        parts = _run.build(recipe)
-        thetas = [_run.best_meta_params(run, parts) for run in runs]
-        lopt = recipe.optimizer.make()
-        for name, changes in panels.items():
-            problem = dataclasses.replace(recipe.problem, **changes)
-            result = panel(name, problem, lopt, thetas, recipe)
+    for recipe_name in args.recipes:
+        recipe, thetas = meta_trained(recipe_name, args.seeds, args.runs, args.data_dir)
+        for name, panel in PANELS.items():
+            if panel.recipe != recipe_name:
+                continue
+            result = compare(panel, recipe, thetas)
             packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
             result["environment"] = _timing.environment(packages)
             path = _path(name)

@@ -50,15 +50,24 @@ def _plain_loss(key, theta, lopt, num_problems, horizon, second_order):
     return jnp.mean(jax.vmap(one)(jax.random.split(key, num_problems)))
 
 
+@pytest.mark.parametrize("num_problems", [1, 3])
 @pytest.mark.parametrize("rematerialize", [True, False])
 @pytest.mark.parametrize("second_order", [True, False])
-def test_gradient_agrees_with_a_plain_loop(second_order, rematerialize, key):
+def test_gradient_agrees_with_a_plain_loop(
+    second_order, rematerialize, num_problems, key
+):
+    """One run alone goes without `vmap`."""
     with jax.enable_x64(True):
         lopt = _lstm()
-        estimator = _bptt(second_order=second_order, rematerialize=rematerialize)
+        estimator = _bptt(
+            second_order=second_order,
+            rematerialize=rematerialize,
+            num_problems=num_problems,
+        )
         theta, carry = estimator.init(key)
         grads, _, info = jax.jit(estimator.estimate)(key, theta, carry)
-        arguments = (key, theta, lopt, 3, 6, second_order)
+        assert info.loss.shape == (num_problems,)
+        arguments = (key, theta, lopt, num_problems, 6, second_order)
         expected = jax.grad(_plain_loss, argnums=1)(*arguments)
         chex.assert_trees_all_close(grads, expected, rtol=1e-10)
         np.testing.assert_allclose(info.loss.mean() * 6, _plain_loss(*arguments))
@@ -237,6 +246,29 @@ def test_weights_are_those_of_the_steps(key):
         one, other = (lambda t: 1.0 * (t <= 3)), (lambda t: 1.0 * (t > 3))
         parts = optax.tree.add(last_loss(one), last_loss(other))
         chex.assert_trees_all_close(parts, last_loss(None), rtol=1e-10)
+
+
+def test_rematerialization_keeps_the_problems_gradients(key):
+    """Of a problem far dearer than its optimizer, nothing is computed twice."""
+    inputs = jnp.ones((10, 50))
+    problem = jm.tasks.classification(
+        inputs, np.arange(10), jm.models.MLP([2, 10]), batch_size=2000
+    )
+
+    def flops(rematerialize):
+        estimator = jm.estimators.bptt(
+            jm.optimizers.learned_sgd(),
+            problem,
+            horizon=3,
+            num_problems=1,
+            second_order=False,
+            rematerialize=rematerialize,
+        )
+        arguments = jax.eval_shape(estimator.init, key)
+        lowered = jax.jit(estimator.estimate).lower(key, *arguments)
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert flops(rematerialize=True) < 1.1 * flops(rematerialize=False)
 
 
 @pytest.mark.parametrize("make", [_bptt, _truncated])

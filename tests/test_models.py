@@ -132,6 +132,52 @@ def test_the_platform_chooses_the_lowering(platform, convolves):
     assert ("stablehlo.convolution" in lowered.as_text()) == convolves
 
 
+@pytest.mark.parametrize(
+    ("platform", "convolves"), [("cpu", False), ("tpu", True), ("cuda", True)]
+)
+def test_batch_last_conv_is_the_convolution_on_each_platform(platform, convolves, x64):
+    """Value and both derivatives, an even kernel side among them."""
+    x, kernel, out = _normal(
+        [
+            jax.ShapeDtypeStruct(shape, jnp.float64)
+            for shape in ((4, 6, 5, 2), (3, 2, 2, 7), (4, 6, 5, 7))
+        ]
+    )
+
+    def both(conv):
+        def run(x, kernel):
+            value, pull = jax.vjp(conv, x, kernel)
+            return value, pull(out)
+
+        return jax.jit(run)
+
+    expected = both(lambda x, k: _lax_conv(x, k, strides=(1, 1), padding="SAME"))
+
+    def turned(x, kernel):
+        y = _conv.batch_last_conv(x.transpose(3, 1, 2, 0), kernel)
+        return y.transpose(3, 1, 2, 0)
+
+    lowered = both(turned).trace(x, kernel).lower(lowering_platforms=(platform,))
+    assert ("stablehlo.convolution" in lowered.as_text()) == convolves
+    _assert_same(both(turned)(x, kernel), expected(x, kernel), 1e-12)
+
+
+def test_max_pool_is_the_windows_maximum(key):
+    """To second order, where no two entries of a window are alike; odd sizes too."""
+    x = jax.random.normal(key, (2, 7, 6, 3))
+
+    def pool(x):
+        ones = (1, 2, 2, 1)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, ones, ones, "VALID")
+
+    tangent = jax.random.normal(jax.random.key(1), x.shape)
+    cube = lambda f: jax.grad(lambda x: jnp.sum(f(x) ** 3))
+    twice = lambda f: jax.grad(lambda x: jnp.vdot(cube(f)(x), tangent))
+    for derivative in (lambda f: f, cube, twice):
+        got, expected = derivative(_conv.max_pool)(x), derivative(pool)(x)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
 # Batch normalisation.
 
 

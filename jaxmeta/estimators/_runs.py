@@ -199,6 +199,10 @@ def mean_over_runs(one_run: Callable[..., Any], mesh: Mesh | None) -> Callable:
     """
 
     def all_runs(theta, problem, meta_step, *args):
+        if jax.tree.leaves(args)[0].shape[0] == 1:  # `vmap` would be slower.
+            one = jax.tree.map(lambda x: x[0], args)
+            grads, rest = one_run(theta, problem, meta_step, *one)
+            return grads, jax.tree.map(lambda x: x[None], rest)
         in_axes = (None, None, None, *[0] * len(args))
         grads, rest = jax.vmap(one_run, in_axes)(theta, problem, meta_step, *args)
         return jax.tree.map(lambda g: jnp.mean(g, 0), grads), rest
@@ -258,6 +262,8 @@ def _first_order_gradient(loss):
 
     def forward(params, key, data):
         value, grads = jax.value_and_grad(loss)(params, key, data)
+        # Named here too: else rematerialization computes what is kept once more.
+        grads = checkpoint_name(grads, _SAVED)
         return (value, grads), grads
 
     def backward(grads, cotangents):

@@ -49,22 +49,19 @@ class ConvNet(nn.Module):
         for name in ("num_outputs", "kernel_size"):
             _checks.check_int(name, getattr(self, name))
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
-        x = inputs
+        x = inputs.transpose(3, 1, 2, 0)  # [channels, H, W, N]
         for i, filters in enumerate(self.filters):
-            shape = (self.kernel_size, self.kernel_size, x.shape[-1], filters)
+            shape = (self.kernel_size, self.kernel_size, x.shape[0], filters)
             kernel = self.param(
                 f"kernel_{i}", nn.initializers.he_normal(), shape, dtype
             )
-            # Few networks, many large images: `_conv.conv` would be slower here.
-            x = jax.lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            )
+            x = _conv.batch_last_conv(x, kernel)
             if self.norm is None:
-                zeros, shape = nn.initializers.zeros, (1, 1, 1, filters)
+                zeros, shape = nn.initializers.zeros, (filters, 1, 1, 1)
                 x = x + self.param(f"bias_{i}", zeros, shape, dtype)
-            x = nn.relu(_norm.normalize(self.norm, x))
+            x = nn.relu(_norm.normalize(self.norm, x, axis=0))
             x = _conv.max_pool(x)
-        x = x.reshape(x.shape[0], -1)
+        x = x.transpose(3, 1, 2, 0).reshape(inputs.shape[0], -1)
         for width in self.hidden:
             x = nn.Dense(width, use_bias=self.norm is None, param_dtype=dtype)(x)
             x = nn.relu(_norm.normalize(self.norm, x))

@@ -16,26 +16,28 @@ STATISTICS = ("batch", "support")
 
 
 class BatchNorm(nn.Module):
-    """Normalises over all axes but the last, then scales and shifts.
+    """Normalises over all axes but one, then scales and shifts.
 
     Uses the collection "batch_stats" when it is there, else the batch; stores the
     batch's statistics when that collection is mutable. Never updates a running mean.
     """
 
     epsilon: float = 1e-5
+    axis: int = -1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, ..., D] to the same shape."""
+        """Maps any shape, D features along `axis`, to the same shape."""
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], dtype)
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], dtype)
+        size = (x.shape[self.axis],)
+        scale = self.param("scale", nn.initializers.ones, size, dtype)
+        bias = self.param("bias", nn.initializers.zeros, size, dtype)
+        axes = tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
         writing = self.is_mutable_collection("batch_stats")
         if self.has_variable("batch_stats", "mean") and not writing:
             mean = self.get_variable("batch_stats", "mean")
             variance = self.get_variable("batch_stats", "variance")
         else:
-            axes = tuple(range(x.ndim - 1))
             mean = jnp.mean(x, axes)
             # Two passes: E[x^2] - E[x]^2 cancels, and its derivatives more so.
             variance = jnp.mean(jnp.square(x - jnp.expand_dims(mean, axes)), axes)
@@ -43,14 +45,14 @@ class BatchNorm(nn.Module):
             self.put_variable("batch_stats", "mean", mean)
             self.put_variable("batch_stats", "variance", variance)
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)  # [D]
-        shape = (1,) * (x.ndim - 1) + factor.shape
-        return (x - mean.reshape(shape)) * factor.reshape(shape) + bias.reshape(shape)
+        mean, factor, bias = (jnp.expand_dims(v, axes) for v in (mean, factor, bias))
+        return (x - mean) * factor + bias
 
 
-def normalize(norm: str | None, x: jax.Array) -> jax.Array:
+def normalize(norm: str | None, x: jax.Array, axis: int = -1) -> jax.Array:
     """Applies the normalisation named `norm` inside a compact module."""
     _checks.check_choice("norm", norm, NORMS)
-    return BatchNorm()(x) if norm == "batch" else x
+    return BatchNorm(axis=axis)(x) if norm == "batch" else x
 
 
 def with_statistics(module, params, inputs):

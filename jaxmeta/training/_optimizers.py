@@ -147,7 +147,9 @@ def _run_all(lopt, theta, problem, key, num_steps, num_problems, chunk, mesh):
 
     def all_runs(theta, problem, keys):
         run = lambda key: one_run(theta, problem, key)
-        return jax.lax.map(run, keys, batch_size=chunk or on_one_device)
+        # One at a time without `vmap`, which is slower around convolutions.
+        size = None if chunk == 1 else chunk or on_one_device
+        return jax.lax.map(run, keys, batch_size=size)
 
     if mesh is not None:
         everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
