@@ -17,7 +17,14 @@ import zipfile
 import numpy as np
 import pytest
 
-from jaxmeta.tasks import _datasets, _omniglot, _omniglot_builder, _tfds, download
+from jaxmeta.tasks import (
+    _cache,
+    _datasets,
+    _omniglot,
+    _omniglot_builder,
+    _tfds,
+    download,
+)
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -396,10 +403,10 @@ def test_an_unwritable_cache_is_no_error(made_dir, cache_dir):
 
 def test_a_changed_dataset_has_another_cache(other_dir, cache_dir):
     folder = other_dir / "omniglot" / "3.0.0"
-    before = _omniglot._cache_path(folder)
-    assert _omniglot._cache_path(folder) == before
+    before = _cache.cache_path("omniglot", folder)
+    assert _cache.cache_path("omniglot", folder) == before
     os.utime(folder / "omniglot-train.array_record-00000-of-00001", (0, 0))
-    assert _omniglot._cache_path(folder) != before
+    assert _cache.cache_path("omniglot", folder) != before
 
 
 def test_half_a_file_of_records_is_an_error_that_says_what_to_do(other_dir, cache_dir):

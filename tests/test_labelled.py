@@ -6,11 +6,12 @@ import os
 import pathlib
 import tarfile
 
+import chex
 import numpy as np
 import pytest
 
 import jaxmeta as jm
-from jaxmeta.tasks import _labelled_builder, download
+from jaxmeta.tasks import _labelled, _labelled_builder, download
 from tests.test_datasets import _serve
 
 REAL = pathlib.Path(__file__).parents[2] / "shared" / "data"
@@ -62,6 +63,12 @@ def made_dir(tmp_path_factory):
     return data_dir
 
 
+@pytest.fixture(autouse=True)
+def cache_dir(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "cache"))
+    return tmp_path / "cache" / "jaxmeta"
+
+
 def _assert_same(got, images, labels):
     """The same examples; tensorflow-datasets shuffles them."""
     expected = sorted(
@@ -84,6 +91,14 @@ def test_cifar10_comes_as_it_was_written(made_dir):
     images, labels = zip(*(_photographs(4, seed) for seed in range(5)), strict=True)
     _assert_same(splits.train, np.concatenate(images), np.concatenate(labels))
     _assert_same(splits.test, *_photographs(4, 5))
+
+
+@pytest.mark.parametrize("load", [jm.tasks.load_mnist, jm.tasks.load_cifar10])
+def test_a_second_load_decodes_nothing(load, made_dir, cache_dir, monkeypatch):
+    first = load(made_dir)
+    assert len(list(cache_dir.iterdir())) == 1
+    monkeypatch.setattr(_labelled, "_read", None)
+    chex.assert_trees_all_equal(load(made_dir), first)
 
 
 def test_what_is_prepared_here_is_read_by_stock_tfds(made_dir):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmeta.tasks import _datasets, _labelled_builder, _tfds
+from jaxmeta.tasks import _cache, _datasets, _labelled_builder, _tfds
 
 
 class LabelledImages(NamedTuple):
@@ -48,7 +48,9 @@ class LabelledSplits(NamedTuple):
 def load_mnist(data_dir: str | os.PathLike[str] | None = None) -> LabelledSplits:
     """Loads MNIST: 60,000 and 10,000 digits, [N, 28, 28, 1].
 
-    The first call downloads and prepares the data set if there is none in `data_dir`.
+    The first call downloads and prepares the data set if there is none in `data_dir`,
+    and decodes it; the decoded images are cached in `$XDG_CACHE_HOME/jaxmeta`
+    (`~/.cache/jaxmeta`).
 
     Args:
       data_dir: tensorflow-datasets' folder; by default `$TFDS_DATA_DIR`, or
@@ -82,7 +84,23 @@ def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> LabelledSpli
     return _load("cifar10", _labelled_builder.prepare_cifar10(data_dir))
 
 
+class _Arrays(NamedTuple):
+    """Both splits, in a file's shape."""
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
 def _load(name: str, folder: pathlib.Path) -> LabelledSplits:
+    read = lambda folder: _read(name, folder)
+    found = _cache.cached(f"{name}-{folder.name}", folder, read, _Arrays)
+    return LabelledSplits(LabelledImages(*found[:2]), LabelledImages(*found[2:]))
+
+
+def _read(name: str, folder: pathlib.Path) -> _Arrays:
+    """Reads and decodes a prepared data set."""
     tfds = _datasets.import_extra("tensorflow_datasets")
     _datasets.import_extra("array_record")
     pil = _datasets.import_extra("PIL.Image")
@@ -93,11 +111,11 @@ def _load(name: str, folder: pathlib.Path) -> LabelledSplits:
         images = [np.asarray(pil.open(io.BytesIO(r["image"]))) for r in records]
         labels = np.array([r["label"] for r in records], np.int32)
         stacked = np.stack(images)
-        return LabelledImages(stacked.reshape(*stacked.shape[:3], -1), labels)
+        return stacked.reshape(*stacked.shape[:3], -1), labels
 
     try:
         builder = tfds.builder_from_directory(folder)
-        return LabelledSplits(read(builder, "train"), read(builder, "test"))
+        return _Arrays(*read(builder, "train"), *read(builder, "test"))
     # The records, their descriptions and Pillow each have exceptions of their own.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,26 +1,21 @@
 """Omniglot through tensorflow-datasets, without TensorFlow."""
 
 import collections
-import contextlib
-import hashlib
 import io
-import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmeta.tasks import _datasets, _omniglot_builder, _tfds
+from jaxmeta.tasks import _cache, _datasets, _omniglot_builder, _tfds
 
 SPLITS = ("vinyals", "random", "lake")
 
 _CHARACTERS = 1623
 _DRAWERS = 20
 _SIZE = 28
-_CACHE_FORMAT = 1
 
 _VINYALS_VALIDATION = (
     "Armenian",
@@ -116,11 +111,8 @@ def load_omniglot(
         choices = ", ".join(map(repr, SPLITS))
         raise ValueError(f"`split` must be one of {choices}, got {split!r}.")
     folder = _omniglot_builder.prepare_omniglot(data_dir)
-    cache = _cache_path(folder)
-    characters = _read_cache(cache)
-    if characters is None:
-        characters = _read_records(folder)
-        _write_cache(cache, characters)
+    name = f"omniglot-{_omniglot_builder.VERSION}"
+    characters = _cache.cached(name, folder, _read_records, _Characters)
     classes = _datasets.image_classes(characters.images, characters.names.tolist())
     parts = _assign(split, characters)
     return _datasets.Splits(
@@ -201,35 +193,3 @@ def _assign(split: str, characters: _Characters) -> np.ndarray:
         return np.where(background, np.isin(alphabets, _LAKE_VALIDATION), 2)
     test = np.isin(alphabets, _VINYALS_TEST) | np.isin(names, _VINYALS_TEST_GURMUKHI)
     return np.where(test, 2, np.isin(alphabets, _VINYALS_VALIDATION))
-
-
-def _cache_path(folder: pathlib.Path) -> pathlib.Path:
-    """Names the cache of a dataset after its place and the state of its files."""
-    files = sorted(
-        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
-        for path in folder.iterdir()
-    )
-    key = json.dumps([_CACHE_FORMAT, os.fspath(folder), files])
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return root / "jaxmeta" / f"omniglot-{_omniglot_builder.VERSION}-{digest}.npz"
-
-
-def _read_cache(path: pathlib.Path) -> _Characters | None:
-    try:
-        # Given a path, np.load leaves a truncated file open.
-        with open(path, "rb") as file, np.load(file) as arrays:
-            return _Characters(**arrays)
-    # Whatever is wrong with a cache, it can be written again.
-    except Exception:
-        return None
-
-
-def _write_cache(path: pathlib.Path, characters: _Characters) -> None:
-    # Without a cache the next call takes longer, and that is all.
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Renaming is atomic, so another process never reads half a file.
-        with tempfile.TemporaryDirectory(dir=path.parent) as partial:
-            np.savez_compressed(f"{partial}/{path.name}", **characters._asdict())
-            os.replace(f"{partial}/{path.name}", path)

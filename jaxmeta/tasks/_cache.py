@@ -1,0 +1,63 @@
+"""Decoded data sets, kept so that only the first load decodes them."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+# Raised when what is decoded changes: caches of older releases are then left alone.
+_FORMAT = 1
+
+T = TypeVar("T", bound=tuple)
+
+
+def cached(
+    name: str, folder: pathlib.Path, read: Callable[[pathlib.Path], T], cls: type[T]
+) -> T:
+    """Returns `read(folder)`, a NamedTuple `cls` of arrays, decoding once.
+
+    A cache that cannot be read is written anew; one that cannot be written is no error.
+
+    Args:
+      name: of the data set and its version, for the file's name.
+      folder: of the prepared data set; another one, or a changed one, is read anew.
+      read: decodes it.
+      cls: of what `read` returns.
+    """
+    path = cache_path(name, folder)
+    # Whatever is wrong with a cache, it can be written again. Given a path, np.load
+    # leaves a truncated file open.
+    with (
+        contextlib.suppress(Exception),
+        open(path, "rb") as file,
+        np.load(file) as arrays,
+    ):
+        return cls(**arrays)
+    found = read(folder)
+    # Without a cache the next call takes longer, and that is all.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Renaming is atomic, so another process never reads half a file.
+        with tempfile.TemporaryDirectory(dir=path.parent) as partial:
+            arrays = dict(zip(cls._fields, found, strict=True))
+            np.savez_compressed(f"{partial}/{path.name}", **arrays)
+            os.replace(f"{partial}/{path.name}", path)
+    return found
+
+
+def cache_path(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """Names the cache of a data set after its place and the state of its files."""
+    files = sorted(
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in folder.iterdir()
+    )
+    key = json.dumps([_FORMAT, os.fspath(folder), files])
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return root / "jaxmeta" / f"{name}-{digest}.npz"
