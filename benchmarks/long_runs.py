@@ -19,7 +19,7 @@ import optax
 
 from benchmarks import _timing
 from benchmarks.reproduce import with_data
-from jaxmeta import optimizers, recipes, training
+from jaxmeta import optimizers, plots, recipes, training
 from jaxmeta.recipes import _run
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "long_runs.json"
@@ -44,6 +44,7 @@ def main():
     options = {
         "num_steps": args.steps,
         "num_problems": args.problems,
+        "problems_per_chunk": 1,
         "mesh": training.task_mesh(),
     }
     for network, changes in PROBLEMS.items():
@@ -66,6 +67,9 @@ def main():
                 recipe.optimizer.make(), theta, splits.test, **test
             )
         result[network] = {name: _table(curves) for name, curves in found.items()}
+        ax = plots.horizon_sweep(found, horizon=100)
+        ax.set_title(f"MNIST perceptron, {network}")
+        ax.figure.savefig(RESULTS.with_name(f"long_runs-{network.lower()}.png"))
         print(network, json.dumps(result[network], indent=1), flush=True)
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 

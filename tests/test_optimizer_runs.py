@@ -127,6 +127,7 @@ def test_adapt_says_that_it_needs_images(run, capsys, tmp_path):
         (["--clip", "-1"], "`clip` must be positive"),
         (["--imitation", "1.5"], "`imitation` must be a share in [0, 1], got 1.5"),
         (["--scaling", "0"], "`reach` must be positive"),
+        (["--problems-per-chunk", "0"], "`problems_per_chunk` must be an int >= 1"),
         (["--curriculum", "4", "0"], "`curriculum` must be an int >= 1, got 0"),
         (["--hidden-size", "0"], "`hidden_size` must be an int >= 1, got 0"),
         (["--num-averaged", "9"], "`num_averaged` must be at most `hidden_size`, 3"),

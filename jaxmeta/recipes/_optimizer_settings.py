@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 from jax.sharding import Mesh
@@ -220,15 +220,29 @@ Curriculum: TypeAlias = Callable[[jax.Array], jax.Array]  # of the meta-step
 
 
 @dataclasses.dataclass(frozen=True)
-class TruncatedBptt:
-    """Back-propagation through stretches of runs."""
+class _Stretches:
+    """Runs that meta-steps advance a stretch at a time."""
 
     unroll: int = 20
     """Updates a meta-step."""
     horizon: int = 100
     """Updates a run."""
     num_problems: int = 16
-    """Runs side by side."""
+    """Runs side by side; pairs of them where they are perturbed."""
+
+    def _options(self, mesh: Mesh, curriculum: Curriculum | None) -> dict[str, Any]:
+        return {
+            "unroll": self.unroll,
+            "horizon": self.horizon if curriculum is None else curriculum,
+            "num_problems": self.num_problems,
+            "mesh": mesh,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class TruncatedBptt(_Stretches):
+    """Back-propagation through stretches of runs."""
+
     second_order: bool = True
     """Differentiate the gradients that the optimizer sees."""
 
@@ -240,27 +254,16 @@ class TruncatedBptt:
         curriculum: Curriculum | None = None,
     ) -> base.GradientEstimator:
         """Builds the estimator."""
+        options = self._options(mesh, curriculum)
         return estimators.truncated_bptt(
-            lopt,
-            problem,
-            unroll=self.unroll,
-            horizon=self.horizon if curriculum is None else curriculum,
-            num_problems=self.num_problems,
-            second_order=self.second_order,
-            mesh=mesh,
+            lopt, problem, second_order=self.second_order, **options
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Pes:
+class Pes(_Stretches):
     """Persistent evolution strategies."""
 
-    unroll: int = 20
-    """Updates a meta-step."""
-    horizon: int = 100
-    """Updates a run."""
-    num_problems: int = 16
-    """Pairs of runs side by side."""
     sigma: float = 0.01
     """Standard deviation of the noise."""
     noise: Literal["persistent", "shared", "fresh"] = "persistent"
@@ -274,16 +277,14 @@ class Pes:
         curriculum: Curriculum | None = None,
     ) -> base.GradientEstimator:
         """Builds the estimator."""
+        options = self._options(mesh, curriculum)
         return estimators.pes(
             lopt,
             problem,
-            unroll=self.unroll,
-            horizon=self.horizon if curriculum is None else curriculum,
-            num_problems=self.num_problems,
             sigma=self.sigma,
             noise=self.noise,
             staggered=True,
-            mesh=mesh,
+            **options,
         )
 
 

@@ -7,18 +7,26 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 # Raised when what is decoded changes: caches of older releases are then left alone.
 _FORMAT = 1
 
-T = TypeVar("T", bound=tuple)
+
+class _NamedArrays(Protocol):
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+T = TypeVar("T", bound=_NamedArrays)
 
 
 def cached(
-    name: str, folder: pathlib.Path, read: Callable[[pathlib.Path], T], cls: type[T]
+    name: str,
+    folder: pathlib.Path,
+    read: Callable[[pathlib.Path], T],
+    cls: Callable[..., T],
 ) -> T:
     """Returns `read(folder)`, a NamedTuple `cls` of arrays, decoding once.
 
@@ -45,8 +53,7 @@ def cached(
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renaming is atomic, so another process never reads half a file.
         with tempfile.TemporaryDirectory(dir=path.parent) as partial:
-            arrays = dict(zip(cls._fields, found, strict=True))
-            np.savez_compressed(f"{partial}/{path.name}", **arrays)
+            np.savez_compressed(f"{partial}/{path.name}", **found._asdict())
             os.replace(f"{partial}/{path.name}", path)
     return found
 
