@@ -126,7 +126,7 @@ _lstm_mnist = OptimizerRecipe(
     estimator=TruncatedBptt(num_problems=1, second_order=False),
     outer_learning_rate=1e-2,
     cosine=True,
-    steps=5000,
+    steps=8000,
     log_every=25,
     validate_every=250,
     validation_problems=16,
@@ -145,6 +145,7 @@ _lstm_mnist_enhanced = dataclasses.replace(
     curriculum=(100, 200, 500),
     imitation=0.3,
     scaling=1.0,
+    steps=5000,
     test_steps=500,
 )
 
