@@ -18,8 +18,9 @@ def check_int(name: str, value: Any, *, minimum: int = 1) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises if a Python number is not finite and positive; arrays pass unseen."""
-    if isinstance(value, int | float) and not 0 < value < float("inf"):
+    """Raises if a Python or NumPy number is not finite and positive."""
+    is_number = isinstance(value, int | float | np.number)
+    if is_number and not 0 < value < float("inf"):
         raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
 
 

@@ -205,9 +205,12 @@ def test_horizons_are_log_uniform(key):
     _, runs = jax.jit(estimator.init)(key)
     horizons = np.asarray(runs.horizon)
     assert set(horizons % 4) == {0}
-    assert (horizons.min(), horizons.max()) == (4 + 4, 64)  # Rounded up.
-    # Half of them under the geometric mean, 16.
-    assert abs((horizons <= 16).mean() - 0.5) < 4 * 0.5 / np.sqrt(4000)
+    assert (horizons.min(), horizons.max()) == (4, 64)
+    # Of s = 1 ... 16 stretches each has the share log((s + 1) / s) / log(17).
+    for s in (1, 2, 16):
+        expected = np.log((s + 1) / s) / np.log(17)
+        deviation = np.sqrt(expected * (1 - expected) / 4000)
+        assert abs((horizons == 4 * s).mean() - expected) < 4 * deviation
 
 
 def test_runs_end_at_their_own_horizon(key):
@@ -287,6 +290,12 @@ def test_a_mesh_changes_nothing(make, key):
     [
         ({"horizon": (8, 4)}, r"`horizon` must be \(least, most\), got \(8, 4\)"),
         ({"horizon": (2, 5)}, "`horizon` must be a multiple of `unroll`, 2, got 5"),
+        ({"horizon": lambda step: 8 if step > 3 else 4}, "choose by `jnp.where`"),
+        (
+            {"horizon": lambda step: jnp.array([4, 8])},
+            "must return a number of updates",
+        ),
+        ({"horizon": lambda step: 0 * step}, "at least 1, got 0 for meta-step 0"),
         ({"horizon": (2, 4, 6)}, r"an int or \(least, most\)"),
         ({"mesh": jm.training.task_mesh()}, "`num_problems` must be a multiple"),
     ],
@@ -294,6 +303,19 @@ def test_a_mesh_changes_nothing(make, key):
 def test_horizons_and_devices_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         _truncated(**options)
+
+
+@pytest.mark.parametrize("make", [jm.estimators.bptt, jm.estimators.es])
+def test_whole_runs_have_one_horizon(make):
+    with pytest.raises(
+        ValueError, match=r"`horizon` must be an int >= 1, got \(2, 4\)"
+    ):
+        make(_lstm(), PROBLEM, horizon=(2, 4), num_problems=2)
+
+
+def test_what_is_no_learned_optimizer_is_named():
+    with pytest.raises(ValueError, match=r"must be a `jaxmeta.LearnedOptimizer`.*rate"):
+        _truncated(optax.adam(1e-3))
 
 
 def test_second_order_is_finite_at_zero_gradients(key):
@@ -316,3 +338,83 @@ def test_a_curriculum_decides_when_a_run_starts(key):
         _, runs, _ = jax.jit(estimator.estimate)(key, theta, runs, step=step)
         horizons.append(int(runs.horizon[0]))
     assert horizons == [2, 2, 6, 6]  # Whole stretches.
+
+
+def _sometimes_broken():
+    """A quadratic, but for about half of the instances, whose loss is infinite."""
+    return jm.OptimizationProblem(
+        sample=jax.random.bernoulli,
+        init=lambda key, instance: jnp.ones(2),
+        loss=lambda x, broken, key: jnp.where(broken, jnp.inf, 1.0) * jnp.sum(x**2),
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **o: jm.estimators.bptt(_lstm(), horizon=4, **o),
+        lambda **o: jm.estimators.truncated_bptt(_lstm(), unroll=2, horizon=4, **o),
+        lambda **o: jm.estimators.es(_lstm(), horizon=4, **o),
+        lambda **o: jm.estimators.pes(_lstm(), unroll=2, horizon=4, **o),
+        lambda problem, **o: jm.estimators.imitation(
+            _lstm(), problem, optax.sgd(0.1), unroll=2, horizon=4, **o
+        ),
+    ],
+    ids=["bptt", "truncated_bptt", "es", "pes", "imitation"],
+)
+def test_a_run_that_diverges_does_not_count(make, key):
+    estimator = make(problem=_sometimes_broken(), num_problems=16)
+    theta, carry = estimator.init(key)
+    estimate = jax.jit(estimator.estimate)
+    for step_key in jax.random.split(key, 3):
+        grads, carry, info = estimate(step_key, theta, carry)
+        chex.assert_tree_all_finite(grads)
+        assert optax.tree.norm(grads) > 0
+        assert 0 < info.counts.sum() < 16
+        np.testing.assert_array_equal(np.isfinite(info.loss), info.counts)
+    runs = getattr(carry, "runs", carry)
+    if runs is not None:  # Those that broke are over, the others on their way.
+        steps = runs.step.reshape(16, -1)[:, 0]
+        np.testing.assert_array_equal(steps == 4, ~info.counts | (steps == 4))
+        assert (np.asarray(steps)[~np.asarray(info.counts)] == 4).all()
+
+
+def test_the_mean_is_over_the_runs_that_count(key):
+    """The same as of these alone, each estimated by itself."""
+    with jax.enable_x64(True):
+        problem = _sometimes_broken()
+        estimator = jm.estimators.bptt(_lstm(), problem, horizon=3, num_problems=6)
+        theta, _ = estimator.init(key)
+        grads, _, info = jax.jit(estimator.estimate)(key, theta, None)
+        alone = []
+        for run_key in jax.random.split(key, 6):
+            start_key, _ = jax.random.split(run_key)
+            if problem.sample(jax.random.split(start_key, 3)[0]):
+                continue
+
+            def loss(theta):
+                x, tx = jnp.ones(2), _lstm().transform(theta)
+                state, total = tx.init(x), 0.0
+                for _ in range(3):
+                    updates, state = tx.update(2 * x, state, x)
+                    x = optax.apply_updates(x, updates)
+                    total += jnp.sum(x**2)
+                return total
+
+            alone.append(jax.grad(loss)(theta))
+        assert len(alone) == info.counts.sum()
+        expected = jax.tree.map(lambda *g: sum(g) / len(g), *alone)
+        chex.assert_trees_all_close(grads, expected, rtol=1e-9)
+
+
+def test_training_records_the_share_of_lost_runs(key, tmp_path):
+    estimator = jm.estimators.truncated_bptt(
+        _lstm(), _sometimes_broken(), unroll=2, horizon=4, num_problems=16
+    )
+    train_step = jm.training.make_train_step(estimator, optax.adam(1e-3))
+    result = jm.training.fit(
+        train_step, num_steps=4, key=key, directory=tmp_path, log_every=2
+    )
+    chex.assert_tree_all_finite(result.state.meta_params)
+    records = jm.training.read_metrics(tmp_path / "metrics.jsonl")
+    assert all(0 < r["lost"] < 1 and np.isfinite(r["loss"]) for r in records)

@@ -127,6 +127,7 @@ def test_adapt_says_that_it_needs_images(run, capsys, tmp_path):
         (["--clip", "-1"], "`clip` must be positive"),
         (["--imitation", "1.5"], "`imitation` must be a share in [0, 1], got 1.5"),
         (["--scaling", "0"], "`reach` must be positive"),
+        (["--curriculum", "5"], "`curriculum` must be multiples of `unroll`, 2, got 5"),
         (["--problems-per-chunk", "0"], "`problems_per_chunk` must be an int >= 1"),
         (["--curriculum", "4", "0"], "`curriculum` must be an int >= 1, got 0"),
         (["--hidden-size", "0"], "`hidden_size` must be an int >= 1, got 0"),
@@ -180,3 +181,18 @@ def test_every_setting_makes_a_step(part, key):
     state, info = jax.jit(step)(init(key))
     assert np.isfinite(info.loss).all()
     assert state.step == 1
+
+
+def test_a_share_of_the_steps_ends_its_cosine_at_zero():
+    """Imitation makes three of ten meta-steps, and its outer rate ends with them."""
+    recipe = recipes.RECIPES["lstm-mnist-enhanced"]
+    recipe = dataclasses.replace(recipe, steps=100, clip=None)
+    for share in (0.3, 0.7, 1.0):
+        tx = recipe.make_outer_tx(share)
+        state, sizes = tx.init(0.0), []
+        for _ in range(round(100 * share) + 1):
+            updates, state = tx.update(1.0, state)
+            sizes.append(abs(float(updates)))
+        assert sizes[0] == pytest.approx(recipe.outer_learning_rate, rel=1e-3)
+        assert sizes[-2] > 0
+        assert sizes[-1] == 0

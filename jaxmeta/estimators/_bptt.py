@@ -7,9 +7,8 @@ References:
 
 import jax
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
-from jaxmeta import base
+from jaxmeta import _checks, base
 from jaxmeta.estimators import _runs
 
 
@@ -43,34 +42,31 @@ def bptt(
       mesh: shards the runs over this mesh's first axis (`training.task_mesh()`).
 
     Returns:
-      A `GradientEstimator` without carry. Its info has the mean loss of each run.
+      A `GradientEstimator` without carry. Its info has the mean loss of each run. A run
+      whose gradient is not finite does not count in the mean.
 
     Raises:
       ValueError: if a count is not a positive int, runs do not divide into devices, or
         the loss is not a scalar.
     """
+    _runs.check_optimizer(lopt)
+    _checks.check_int("horizon", horizon)
     _runs.check_counts(num_problems, 1, horizon, mesh)
     go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
 
-    def run_loss(theta, problem, meta_step, key):
+    def run_loss(theta, problem, meta_step, key, carry):
         del meta_step
         start_key, run_key = jax.random.split(key)
         run = _runs.start(start_key, theta, lopt, problem, horizon)
         run, losses = go(run_key, problem, theta, run, horizon)
-        return _runs.meta_loss(losses, run, weight)
-
-    over_runs = _runs.mean_over_runs(jax.grad(run_loss, has_aux=True), mesh)
-
-    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
-        del extra
-        keys = jax.random.split(key, num_problems)
-        grads, info = over_runs(meta_params, problem, step, keys)
-        return grads, carry, info
+        loss, info = _runs.meta_loss(losses, run, weight)
+        return loss, (carry, info)
 
     def init(key):
         return _runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
+    one_run = jax.grad(run_loss, has_aux=True)
+    return _runs.over_runs(one_run, init, problem, num_problems, mesh)
 
 
 def truncated_bptt(
@@ -109,7 +105,8 @@ def truncated_bptt(
 
     Returns:
       A `GradientEstimator` whose carry are the runs. Its info has each run's mean loss
-      over the stretch.
+      over the stretch. A run that diverges, or whose gradient does, does not count in
+      the mean, and a fresh one takes its place.
 
     Raises:
       ValueError: if a count is not a positive int, `horizon` is not a multiple of
@@ -124,6 +121,7 @@ def truncated_bptt(
       >>> print(state.carry.step, info.loss.shape)
       [5 5 5] (3,)
     """
+    _runs.check_optimizer(lopt)
     _runs.check_counts(num_problems, unroll, horizon, mesh)
     go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
 
@@ -138,14 +136,6 @@ def truncated_bptt(
         loss, info = _runs.meta_loss(losses, run, weight)
         return loss, (run, info)
 
-    over_runs = _runs.mean_over_runs(jax.grad(stretch_loss, has_aux=True), mesh)
-
-    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
-        del extra
-        keys = jax.random.split(key, num_problems)
-        grads, (runs, info) = over_runs(meta_params, problem, step, keys, carry)
-        return grads, runs, info
-
     def init(key):
         theta_key, run_key = jax.random.split(key)
         theta = _runs.init_theta(theta_key, lopt, problem)
@@ -153,4 +143,5 @@ def truncated_bptt(
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return _runs.place(theta, runs, mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
+    one_run = jax.grad(stretch_loss, has_aux=True)
+    return _runs.over_runs(one_run, init, problem, num_problems, mesh)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 from jaxmeta import _checks, base
 from jaxmeta.estimators import _runs
@@ -68,30 +67,24 @@ def es(
       ValueError: if a count or `sigma` is not positive, runs do not divide into
         devices, or the loss is not a scalar.
     """
+    _runs.check_optimizer(lopt)
+    _checks.check_int("horizon", horizon)
     _runs.check_counts(num_problems, 1, horizon, mesh)
     _checks.check_positive("sigma", sigma)
     start, pair_gradient = _pairs(lopt, horizon, horizon, sigma, weight)
 
-    def one_run(theta, problem, meta_step, key):
+    def one_run(theta, problem, meta_step, key, carry):
         del meta_step
         start_key, noise_key, run_key = jax.random.split(key, 3)
         noise = _draw_noise(noise_key, theta, sigma)
         runs = start(start_key, problem, theta, noise)
         grads, _, info = pair_gradient(run_key, problem, theta, noise, noise, runs)
-        return grads, info
-
-    over_runs = _runs.mean_over_runs(one_run, mesh)
-
-    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
-        del extra
-        keys = jax.random.split(key, num_problems)
-        grads, info = over_runs(meta_params, problem, step, keys)
-        return grads, carry, info
+        return grads, (carry, info)
 
     def init(key):
         return _runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
+    return _runs.over_runs(one_run, init, problem, num_problems, mesh)
 
 
 def pes(
@@ -155,6 +148,7 @@ def pes(
       >>> info.loss.shape
       (3,)
     """
+    _runs.check_optimizer(lopt)
     _runs.check_counts(num_problems, unroll, horizon, mesh)
     _checks.check_positive("sigma", sigma)
     _checks.check_choice("noise", noise, _NOISES)
@@ -183,14 +177,6 @@ def pes(
             _, after, _ = pair_gradient(run_key, problem, theta, none, none, runs)
         return grads, (EvolutionCarry(after, total), info)
 
-    over_runs = _runs.mean_over_runs(one_run, mesh)
-
-    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
-        del extra
-        keys = jax.random.split(key, num_problems)
-        grads, (carry, info) = over_runs(meta_params, problem, step, keys, carry)
-        return grads, carry, info
-
     def init(key):
         theta_key, run_key, noise_key = jax.random.split(key, 3)
         theta = _runs.init_theta(theta_key, lopt, problem)
@@ -205,7 +191,7 @@ def pes(
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return _runs.place(theta, EvolutionCarry(runs, kept), mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
+    return _runs.over_runs(one_run, init, problem, num_problems, mesh)
 
 
 def _draw_noise(key, theta, sigma):
@@ -232,6 +218,9 @@ def _pairs(lopt, length, horizon, sigma, weight):
 
         runs, (plus, minus), info = jax.vmap(one)(signs, runs)
         grads = optax.tree.scale((plus - minus) / (2 * sigma**2), total)
-        return grads, runs, jax.tree.map(jnp.mean, info)
+        # If one of the two broke, both are over.
+        runs = runs._replace(step=jnp.broadcast_to(jnp.max(runs.step), (2,)))
+        info = _runs.RunInfo(jnp.mean(info.loss), info.counts[0], info.miss[0])
+        return grads, runs, info
 
     return start, pair_gradient

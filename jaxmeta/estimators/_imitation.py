@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
-from jaxmeta import base
+from jaxmeta import _checks, base
 from jaxmeta.estimators import _runs
 
 
@@ -72,7 +71,13 @@ def imitation(
       >>> info.loss.shape
       (3,)
     """
+    _runs.check_optimizer(lopt)
     _runs.check_counts(num_problems, unroll, horizon, mesh)
+    if not hasattr(teacher, "update"):
+        raise ValueError(
+            f"`teacher` must be an optax transformation such as `optax.adam(0.01)`, "
+            f"got {teacher!r}."
+        )
     teacher = optax.with_extra_args_support(teacher)
 
     def start(key, theta, problem, meta_step):
@@ -88,15 +93,17 @@ def imitation(
         )
         tx = optax.with_extra_args_support(lopt.transform(theta))
 
+        def scalar_loss(params, key):
+            value = problem.loss(params, run.instance, key)
+            _checks.check_scalar_loss("problem.loss", value)
+            return value
+
         def step(state, step_key):
             params, opt_state, teacher_state = state
-            value, grads = jax.value_and_grad(problem.loss)(
-                params, run.instance, step_key
-            )
-            told = {"value": value}
-            updates, opt_state = tx.update(grads, opt_state, params, **told)
+            value, grads = jax.value_and_grad(scalar_loss)(params, step_key)
+            updates, opt_state = tx.update(grads, opt_state, params, value=value)
             expected, teacher_state = teacher.update(
-                grads, teacher_state, params, **told
+                grads, teacher_state, params, value=value
             )
             count = sum(x.size for x in jax.tree.leaves(params))
             miss = optax.tree.norm(optax.tree.sub(updates, expected), squared=True)
@@ -109,17 +116,10 @@ def imitation(
         state = (run.params, run.opt_state, teacher_state)
         state, (values, misses) = jax.lax.scan(step, state, keys)
         params, opt_state, teacher_state = state
-        run = run._replace(params=params, opt_state=opt_state, step=run.step + unroll)
-        info = _runs.RunInfo(jnp.mean(values))
+        run = run._replace(params=params, opt_state=opt_state)
+        run = _runs.go_on(run, values, unroll)
+        info = _runs.run_info(values, jnp.mean(misses))
         return jnp.sum(misses), (ImitationCarry(run, teacher_state), info)
-
-    over_runs = _runs.mean_over_runs(jax.grad(stretch_loss, has_aux=True), mesh)
-
-    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
-        del extra
-        keys = jax.random.split(key, num_problems)
-        grads, (carry, info) = over_runs(meta_params, problem, step, keys, carry)
-        return grads, carry, info
 
     def init(key):
         theta_key, run_key = jax.random.split(key)
@@ -128,4 +128,5 @@ def imitation(
         runs = jax.vmap(make)(jax.random.split(run_key, num_problems))
         return _runs.place(theta, runs, mesh)
 
-    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
+    one_run = jax.grad(stretch_loss, has_aux=True)
+    return _runs.over_runs(one_run, init, problem, num_problems, mesh)

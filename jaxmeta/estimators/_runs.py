@@ -1,5 +1,6 @@
 """Optimization runs in progress, which estimators for learned optimizers advance."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
 
 from jaxmeta import _checks, _inner_loop, base
 
@@ -31,7 +33,14 @@ class Run(NamedTuple):
 class RunInfo(NamedTuple):
     """Diagnostics of one stretch of a run."""
 
-    loss: jax.Array  # [] mean over the stretch
+    loss: jax.Array  # [] mean over the stretch; not a number where it does not count
+    counts: jax.Array  # [] bool: its gradient is finite, and in the mean
+    miss: jax.Array  # [] what imitation makes small, else 0
+
+    @property
+    def metrics(self) -> dict[str, jax.Array]:
+        """What a training record says beside the loss."""
+        return {"lost": 1.0 - self.counts, "miss": self.miss}
 
 
 def check_counts(num_problems: int, unroll: int, horizon: Horizon, mesh: Any) -> None:
@@ -39,6 +48,7 @@ def check_counts(num_problems: int, unroll: int, horizon: Horizon, mesh: Any) ->
     _checks.check_int("num_problems", num_problems)
     _checks.check_int("unroll", unroll)
     if callable(horizon):
+        _check_curriculum(horizon)
         horizon = unroll  # Whatever it returns is rounded up to whole stretches.
     if isinstance(horizon, tuple) and len(horizon) != 2:
         raise ValueError(f"`horizon` must be an int or (least, most), got {horizon!r}.")
@@ -58,6 +68,32 @@ def check_counts(num_problems: int, unroll: int, horizon: Horizon, mesh: Any) ->
         )
 
 
+def _check_curriculum(horizon):
+    """Raises unless `horizon` maps a meta-step to a number of updates."""
+    try:
+        shape = jax.eval_shape(horizon, jnp.zeros((), jnp.int32)).shape
+    except jax.errors.ConcretizationTypeError as error:
+        raise ValueError(
+            "`horizon`, a function of the meta-step, must be traceable: choose by "
+            "`jnp.where`, not by `if`."
+        ) from error
+    first = horizon(jnp.zeros((), jnp.int32))
+    if shape != () or not first >= 1:
+        raise ValueError(
+            "`horizon`, a function of the meta-step, must return a number of updates, "
+            f"at least 1, got {first} for meta-step 0."
+        )
+
+
+def check_optimizer(lopt: Any) -> None:
+    """Raises unless `lopt` is a learned optimizer."""
+    if not (hasattr(lopt, "init") and hasattr(lopt, "transform")):
+        raise ValueError(
+            f"`lopt` must be a `jaxmeta.LearnedOptimizer`, got {lopt!r}. Of an optax "
+            "optimizer `jaxmeta.optimizers.learned_rate(optax.adam)` makes one."
+        )
+
+
 def start(
     key: jax.Array,
     theta: Any,
@@ -74,12 +110,13 @@ def start(
     _checks.check_params(params)
     opt_state = lopt.transform(theta).init(params)
     if isinstance(horizon, tuple):
-        least, most = horizon
-        length = least * (most / least) ** jax.random.uniform(horizon_key)
-        length = jnp.minimum(length, most)  # Rounding aside.
+        # Whole stretches, from the least number to the most.
+        least, most = (length // unroll for length in horizon)
+        drawn = least * ((most + 1) / least) ** jax.random.uniform(horizon_key)
+        stretches = jnp.clip(jnp.floor(drawn), least, most).astype(jnp.int32)
     else:
         length = horizon(jnp.asarray(meta_step)) if callable(horizon) else horizon
-    stretches = jnp.ceil(jnp.asarray(length) / unroll).astype(jnp.int32)
+        stretches = jnp.ceil(jnp.asarray(length) / unroll).astype(jnp.int32)
     return Run(
         instance=instance,
         params=params,
@@ -124,7 +161,7 @@ def meta_loss(
     The first loss is that before the stretch, on which its updates have no influence.
     """
     losses = losses[1:]
-    info = RunInfo(jnp.mean(losses))
+    info = run_info(losses)
     if weight is None:
         return jnp.sum(losses), info
     steps = run.step + jnp.arange(1 - losses.size, 1)
@@ -181,51 +218,89 @@ def advance(
         (params, opt_state), losses = jax.lax.scan(step, carry, jnp.stack(step_keys))
         last = scalar_loss(params, last_key, data)
         losses = jnp.append(losses, last)
-        run = run._replace(params=params, opt_state=opt_state, step=run.step + length)
-        return run, losses
+        run = run._replace(params=params, opt_state=opt_state)
+        return go_on(run, losses, length), losses
 
     return go
 
 
-def mean_over_runs(one_run: Callable[..., Any], mesh: Mesh | None) -> Callable:
-    """Vectorises `(theta, problem, meta_step, *args) -> (grads, rest)` over runs.
+def go_on(run: Run, losses: jax.Array, length: int) -> Run:
+    """Counts `length` updates; a run that broke on the way is over."""
+    step = jnp.where(jnp.all(jnp.isfinite(losses)), run.step + length, run.horizon)
+    return run._replace(step=step)
+
+
+def run_info(losses: jax.Array, miss: jax.Array | float = 0.0) -> RunInfo:
+    """Diagnostics of a stretch with losses [H]."""
+    return RunInfo(jnp.mean(losses), jnp.array(True), jnp.asarray(miss, losses.dtype))
+
+
+def over_runs(
+    one_run: Callable[..., Any],
+    init: Callable[[jax.Array], tuple[Any, Any]],
+    problem: base.OptimizationProblem,
+    num_problems: int,
+    mesh: Mesh | None,
+) -> base.GradientEstimator:
+    """The estimator whose gradient is the mean over runs of `one_run`'s.
+
+    A run whose gradient is not finite does not count: one run of many that diverges
+    must not end the training.
 
     Args:
-      one_run: of one run.
+      one_run: `(theta, problem, meta_step, key, carry) -> (grads, (carry, info))`.
+      init: `(key) -> (theta, carry)`; leaves of the carry [N, ...].
+      problem: the family of problems.
+      num_problems: N.
       mesh: shards the runs over this mesh's first axis.
-
-    Returns:
-      The same, leaves of `args` and `rest` [N, ...], and `grads` their mean.
     """
 
-    def all_runs(theta, problem, meta_step, *args):
-        if jax.tree.leaves(args)[0].shape[0] == 1:  # `vmap` would be slower.
-            one = jax.tree.map(lambda x: x[0], args)
-            grads, rest = one_run(theta, problem, meta_step, *one)
-            return grads, jax.tree.map(lambda x: x[None], rest)
-        in_axes = (None, None, None, *[0] * len(args))
-        grads, rest = jax.vmap(one_run, in_axes)(theta, problem, meta_step, *args)
-        return jax.tree.map(lambda g: jnp.mean(g, 0), grads), rest
+    def all_runs(theta, problem, meta_step, keys, carry):
+        """Sum of the finite gradients, how many they are, and (carry, info)."""
+        if keys.shape[0] == 1:  # `vmap` would be slower.
+            one = jax.tree.map(lambda x: x[0], carry)
+            found = one_run(theta, problem, meta_step, keys[0], one)
+            grads, (carry, info) = jax.tree.map(lambda x: x[None], found)
+        else:
+            vectorized = jax.vmap(one_run, (None, None, None, 0, 0))
+            grads, (carry, info) = vectorized(theta, problem, meta_step, keys, carry)
+        finite = lambda g: jnp.all(jnp.isfinite(g.reshape(g.shape[0], -1)), 1)
+        flags = jax.tree.map(finite, jax.tree.leaves(grads))
+        counts = jnp.all(jnp.stack([jnp.isfinite(info.loss), *flags]), 0)  # [N]
 
-    if mesh is None:
-        return all_runs
-    axis = mesh.axis_names[0]
+        def add(g):
+            kept = counts.reshape(-1, *[1] * (g.ndim - 1))
+            return jnp.sum(jnp.where(kept, g, 0), 0)
 
-    def on_device(*args):
-        grads, rest = all_runs(*args)
-        return jax.lax.pmean(grads, axis), rest
+        loss = jnp.where(counts, info.loss, jnp.nan)
+        info = info._replace(loss=loss, counts=counts)
+        return jax.tree.map(add, grads), jnp.sum(counts), (carry, info)
 
-    def sharded(theta, problem, meta_step, *args):
+    def sharded(mesh, *args):
+        axis = mesh.axis_names[0]
+
+        def on_device(*args):
+            total, count, rest = all_runs(*args)
+            return *jax.lax.psum((total, count), axis), rest
+
         everywhere, over = PartitionSpec(), PartitionSpec(axis)
         return jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(*[everywhere] * 3, *[over] * len(args)),
-            out_specs=(everywhere, over),
+            in_specs=(everywhere, everywhere, everywhere, over, over),
+            out_specs=(everywhere, everywhere, over),
             check_vma=False,  # As in `over_tasks`.
-        )(theta, problem, meta_step, *args)
+        )(*args)
 
-    return sharded
+    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
+        del extra
+        keys = jax.random.split(key, num_problems)
+        run = all_runs if mesh is None else functools.partial(sharded, mesh)
+        total, count, (carry, info) = run(meta_params, problem, step, keys, carry)
+        mean = lambda g: (g / jnp.maximum(count, 1)).astype(g.dtype)
+        return jax.tree.map(mean, total), carry, info
+
+    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
 
 
 def place(theta: Any, runs: Any, mesh: Mesh | None) -> tuple[Any, Any]:

@@ -56,11 +56,11 @@ class Training:
         if self.clip is not None:
             _checks.check_positive("clip", self.clip)
 
-    def make_outer_tx(self) -> optax.GradientTransformation:
-        """Builds the outer update."""
+    def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
+        """Builds the outer update; it is made in a share of the meta-steps."""
         rate = self.outer_learning_rate
         if self.cosine:
-            rate = optax.cosine_decay_schedule(rate, self.steps)
+            rate = optax.cosine_decay_schedule(rate, max(1, round(share * self.steps)))
         adam = optax.adam(rate)
         if self.clip is None:
             return adam
@@ -142,6 +142,11 @@ class OptimizerRecipe(Training):
             _checks.check_int("problems_per_chunk", self.problems_per_chunk)
         for horizon in self.curriculum:
             _checks.check_int("curriculum", horizon)
+            if horizon % self.estimator.unroll:
+                raise ValueError(
+                    "`curriculum` must be multiples of `unroll`, "
+                    f"{self.estimator.unroll}, got {horizon}."
+                )
         if not 0 <= self.imitation <= 1:
             raise ValueError(
                 f"`imitation` must be a share in [0, 1], got {self.imitation}."

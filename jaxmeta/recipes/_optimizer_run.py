@@ -110,8 +110,11 @@ def _make_train_step(recipe, lopt, problem, mesh):
         num_problems=recipe.estimator.num_problems,
         mesh=mesh,
     )
-    sources = [(estimator, recipe.make_outer_tx()), (imitation, recipe.make_outer_tx())]
-    return training.alternate(sources, [1 - recipe.imitation, recipe.imitation])
+    shares = [1 - recipe.imitation, recipe.imitation]
+    # Each counts its own meta-steps.
+    outer_txs = [recipe.make_outer_tx(share) for share in shares]
+    sources = list(zip([estimator, imitation], outer_txs, strict=True))
+    return training.alternate(sources, shares)
 
 
 def summarize(curves: training.LossCurves) -> dict:

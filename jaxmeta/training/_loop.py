@@ -134,7 +134,10 @@ def _run_chunk(step, state, length):
     metrics = getattr(infos, "metrics", {})
     _checks.check_metric_names(metrics)
     metrics = {"loss": infos.loss, **metrics}
-    return state, {name: jnp.mean(x) for name, x in metrics.items()}
+    means = {name: jnp.mean(x) for name, x in metrics.items()}
+    if hasattr(infos, "counts"):  # Runs that diverged have no loss.
+        means["loss"] = jnp.nanmean(infos.loss)
+    return state, means
 
 
 @jax.jit
