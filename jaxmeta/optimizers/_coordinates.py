@@ -46,22 +46,46 @@ def map_unzipped(
 
 def _flatten_like(treedef: Any, leaves: list[Any], other: Any) -> list[Any]:
     """Flattens a tree that goes with `leaves`: their state, or the parameters."""
-
-    def goes_with(leaf, x):
-        """[...] with [...] or [..., H], [..., F] with [..., H]."""
-        ours, theirs = jnp.shape(leaf), jnp.shape(x)
-        return theirs[:-1] == (ours if len(theirs) > len(ours) else ours[:-1])
-
     try:
-        found = treedef.flatten_up_to(other)
-    except (TypeError, ValueError):
-        found = None
-    if found is None or not all(map(goes_with, leaves, found)):
-        raise ValueError(
-            "`updates`, `state` and `params` must be of the same parameters: say "
-            "`state = tx.init(params)` with these."
-        )
-    return found
+        return treedef.flatten_up_to(other)
+    except (TypeError, ValueError) as error:
+        raise ValueError(_OTHER_PARAMETERS) from error
+
+
+def check_state(
+    init_state: Callable[[Any], Any], updates: Any, state: Any, params: Any = None
+) -> None:
+    """Raises unless `state` is one of parameters like `updates`.
+
+    Args:
+      init_state: of the transformation.
+      updates: what is to be updated; of `state` and `params` that much is needed.
+      state: as given.
+      params: as given, where the rule needs them.
+    """
+    paths = lambda tree: {
+        jax.tree_util.keystr(path): jnp.shape(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for name, tree, like in (
+        ("state", state, lambda: jax.eval_shape(init_state, updates)),
+        ("params", params, lambda: updates),
+    ):
+        if tree is None and name == "params":
+            continue
+        found = paths(tree)
+        for path, shape in paths(like()).items():
+            if found.get(path) != shape:
+                got = f"shape {found[path]}" if path in found else "nothing"
+                raise ValueError(
+                    f"{_OTHER_PARAMETERS} `{name}` has {got} at {path}, not {shape}."
+                )
+
+
+_OTHER_PARAMETERS = (
+    "`updates`, `state` and `params` must be of the same parameters, the state of this "
+    "optimizer: `state = tx.init(params)` with these."
+)
 
 
 def compute_dtype(theta: Any) -> DTypeLike:
@@ -76,7 +100,9 @@ def hidden_like(params: Any, size: int, dtype: DTypeLike) -> Any:
     """
 
     def zeros(p):
-        return jnp.broadcast_to(jnp.zeros_like(p, dtype)[..., None], (*p.shape, size))
+        return jnp.broadcast_to(
+            jnp.zeros_like(p, dtype)[..., None], (*jnp.shape(p), size)
+        )
 
     return jax.tree.map(zeros, params)
 

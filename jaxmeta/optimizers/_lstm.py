@@ -32,8 +32,8 @@ def lstm(
     update is the paper's, sign included: it is *added*. Per-group LSTMs (convolutional
     and fully connected weights) are `optax.partition` of two transformations.
 
-    A gradient that is not finite makes the state of its coordinate, and all its later
-    updates, NaN; `optax.apply_if_finite` skips such steps.
+    A gradient that is NaN makes the state of its coordinate, and all its later updates,
+    NaN; `optax.apply_if_finite` skips such steps. An infinite one saturates the gates.
 
     Args:
       hidden_size: H, the units of a layer. Static.
@@ -187,6 +187,7 @@ def _make(
 
         def update(updates, state, params=None, **extra_args):
             del params, extra_args
+            _coordinates.check_state(init_state, updates, state)
             if block_size is None:
                 return step(updates, state)
             trees = _flat(updates, state)

@@ -132,6 +132,7 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
                     "`params` and `value` (the loss) must be given to the update of "
                     "`meta_lstm`: tx.update(grads, state, params, value=loss)."
                 )
+            _coordinates.check_state(init_state, updates, state, params)
             value = preprocess(jnp.asarray(value, compute))
             steps, *states = _coordinates.map_unzipped(
                 functools.partial(coordinate_step, value),

@@ -42,8 +42,9 @@ def mlp(
     It sees the gradient, six momenta of decays 0.1 ... 0.9999 and the parameter, each
     over its root mean square in the leaf, and eleven features of the time; it puts out
     a direction d and a logarithm of its length m, for an update of
-    :math:`10^{-3}\, d\, e^{10^{-3} m}`. A hundred times cheaper than an LSTM of 20
-    units, and indifferent to the scale of the loss.
+    :math:`10^{-3}\, d\, e^{10^{-3} m}`. A third of the arithmetic and a thirteenth of
+    the state of an LSTM of 20 units, and indifferent to the scale of the loss. A
+    gradient that is not finite makes its whole leaf NaN, and stays in the momenta.
 
     Args:
       hidden_size: units of a hidden layer (ReLU). Static.
@@ -59,8 +60,8 @@ def mlp(
         another architecture, parameters are complex, or `params` is missing.
 
     Differs from the reference:
-      The normalisation is over the leaf alone, with 1e-10 added to the mean square
-      instead of 1e-5.
+      The output is added, not subtracted; 1e-10 is added to mean squares instead of
+      1e-5.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -121,6 +122,7 @@ def mlp(
                     "`params` must be given to the update of `mlp`, got None: "
                     "tx.update(grads, state, params)."
                 )
+            _coordinates.check_state(init_state, updates, state, params)
             scales = jnp.array(_TIME_SCALES, compute)
             time = jnp.tanh(state.count / scales - 1)
             updates, momenta = _coordinates.map_unzipped(

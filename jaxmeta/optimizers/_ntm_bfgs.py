@@ -118,6 +118,7 @@ def ntm_bfgs(
 
         def update(updates, state, params=None, **extra_args):
             del params, extra_args
+            _coordinates.check_state(init_state, updates, state)
 
             def see(grads, *reads):
                 seen = (grads.astype(compute), *reads)

@@ -120,6 +120,7 @@ def rnnprop(
 
         def update(updates, state, params=None, **extra_args):
             del params, extra_args
+            _coordinates.check_state(init_state, updates, state)
             grads = jax.tree.map(lambda g: g.astype(compute), updates)
             mu = optax.tree.update_moment(grads, state.mu, decay, 1)
             nu = optax.tree.update_moment(grads, state.nu, decay, 2)
