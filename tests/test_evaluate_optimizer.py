@@ -122,3 +122,9 @@ def test_responses_name_bad_input(options, message):
     }
     with pytest.raises(ValueError, match=message):
         jm.training.update_responses(SGD, 0.1, PROBLEM, **settings | options)
+
+
+def test_rates_that_all_diverge_are_named():
+    options = {"num_steps": 40, "num_problems": 2, "key": jax.random.key(0)}
+    with pytest.raises(ValueError, match=r"every one of `rates`, \[1e\+30, 1e\+31\]"):
+        jm.training.tune(SGD, [1e30, 1e31], PROBLEM, **options)

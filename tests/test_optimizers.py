@@ -54,7 +54,22 @@ OPTIMIZERS = {
         is_for_one_tree=True,
     ),
     "meta_lstm": Row(lambda: jm.optimizers.meta_lstm(4), needs_value=True),
+    "partition": Row(
+        lambda: jm.optimizers.partition(
+            {"matrix": jm.optimizers.lstm(4), "other": jm.optimizers.lstm(3, 1)},
+            lambda params: jax.tree.map(
+                lambda p: "matrix" if jnp.ndim(p) > 1 else "other", params
+            ),
+        )
+    ),
 }
+
+
+def test_groups_of_a_partition_are_named(key):
+    lopt = OPTIMIZERS["partition"].make()
+    for theta in (lopt.init(key)["matrix"], {"matrix": None}):
+        with pytest.raises(ValueError, match=r"must have the groups \['matrix', 'oth"):
+            lopt.transform(theta)
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -379,7 +394,7 @@ def test_second_derivatives_are_finite_at_zero_gradients(lopt, key):
 def test_theta_of_another_architecture_is_named(lopt, key):
     other = jm.optimizers.lstm(7).init(key)
     with pytest.raises(
-        ValueError, match=r"`theta` (is of another arch|must have rates)"
+        ValueError, match=r"`theta` (is of another arch|must have (rates|the groups))"
     ):
         _run(lopt.transform(other), _params())
 

@@ -100,3 +100,27 @@ def test_paths_are_named(tmp_path):
         jm.optimizers.save(tmp_path / "mine.npz", {})
     with pytest.raises(ValueError, match="`path` holds no weights"):
         jm.optimizers.load(tmp_path / "mine.safetensors", like={})
+
+
+def test_a_neighbour_is_not_touched(tmp_path):
+    neighbour = tmp_path / "mine.tmp"
+    neighbour.write_text("precious")
+    jm.optimizers.save(tmp_path / "mine.safetensors", {"w": jnp.ones(2)}, {})
+    assert neighbour.read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mine.json",
+        "mine.safetensors",
+        "mine.tmp",
+    ]
+
+
+def test_cards_that_are_none_are_named(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    with pytest.raises(ValueError, match="`card` must be of plain JSON values"):
+        jm.optimizers.save(path, {"w": jnp.ones(2)}, {"theta": jnp.ones(2)})
+    assert not list(tmp_path.iterdir())
+    jm.optimizers.save(path, {"w": jnp.ones(2)})
+    for content in ("[1]", "{"):
+        (tmp_path / "mine.json").write_text(content)
+        with pytest.raises(ValueError, match=r"is damaged: .*mine\.json"):
+            jm.optimizers.load(path, like={"w": jnp.ones(2)})

@@ -83,7 +83,7 @@ def learned_sgd(
         )
 
     def transform(theta):
-        by_path = dict(_with_paths(theta))
+        by_path = dict(_with_paths(jax.tree.map(jnp.asarray, theta)))
 
         def init_state(params):
             _checks.check_real("params", params)

@@ -7,6 +7,7 @@ import jax
 import optax
 
 from jaxmeta import base
+from jaxmeta.optimizers import _coordinates
 
 
 def partition(
@@ -44,9 +45,21 @@ def partition(
         }
 
     def transform(theta):
+        if not isinstance(theta, Mapping) or set(theta) != set(lopts):
+            got = sorted(map(str, theta)) if isinstance(theta, Mapping) else type(theta)
+            raise ValueError(
+                f"`theta` must have the groups {sorted(map(str, lopts))}, got {got}: "
+                "`init` it with these optimizers."
+            )
         transforms: dict[Hashable, optax.GradientTransformation] = {
             label: lopt.transform(theta[label]) for label, lopt in lopts.items()
         }
-        return optax.partition(transforms, labels)
+        tx = optax.with_extra_args_support(optax.partition(transforms, labels))
+
+        def update(updates, state, params=None, **extra_args):
+            _coordinates.check_state(tx.init, updates, state)
+            return tx.update(updates, state, params, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
 
     return base.LearnedOptimizer(init, transform)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -92,7 +93,8 @@ def save(
       card: what users should know of it.
 
     Raises:
-      ValueError: if `path` has another ending or exists; nothing is overwritten.
+      ValueError: if `path` has another ending or exists, since nothing is overwritten;
+        or the card is not of plain JSON values.
       OSError: if it cannot be written.
 
     Example:
@@ -110,13 +112,18 @@ def save(
             raise ValueError(f"`path` exists already, choose another: {taken}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.asarray(leaf) for name, leaf in _named(theta)}
-    for target, content in (
-        (card_path, (json.dumps(dict(card or {}), indent=1) + "\n").encode()),
-        (path, safetensors.numpy.save(arrays)),
-    ):
-        new = target.with_suffix(".tmp")
-        new.write_bytes(content)
-        os.replace(new, target)
+    try:
+        told = json.dumps(dict(card or {}), indent=1) + "\n"
+    except TypeError as error:
+        raise ValueError(f"`card` must be of plain JSON values: {error}.") from error
+    with tempfile.TemporaryDirectory(dir=path.parent) as partial:
+        for target, content in (
+            (path, safetensors.numpy.save(arrays)),
+            (card_path, told.encode()),
+        ):
+            new = pathlib.Path(partial) / target.name
+            new.write_bytes(content)
+            os.replace(new, target)
 
 
 def load(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mapping[str, Any]]:
@@ -133,15 +140,17 @@ def load(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mapping[str, 
     Raises:
       ValueError: if there is no such file, or it is damaged or of another architecture.
     """
-    path = _checked(path)
+    reading = path = _checked(path)
     try:
         arrays = safetensors.numpy.load(path.read_bytes())
-        card_path = path.with_suffix(".json")
-        card = json.loads(card_path.read_text()) if card_path.exists() else {}
+        reading = path.with_suffix(".json")
+        card = json.loads(reading.read_text()) if reading.exists() else {}
+        if not isinstance(card, dict):
+            raise ValueError(f"a card is an object, not {type(card).__name__}")
     except FileNotFoundError as error:
         raise ValueError(f"`path` holds no weights: there is no {path}.") from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ValueError(f"`path` is damaged: {path} ({error}).") from error
+        raise ValueError(f"`path` is damaged: {reading} ({error}).") from error
     expected = {name: np.shape(leaf) for name, leaf in _named(like)}
     found = {name: array.shape for name, array in arrays.items()}
     if found != expected:

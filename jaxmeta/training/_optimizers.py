@@ -114,7 +114,8 @@ def tune(
       **options: as in `evaluate_optimizer`. Its problems should not be those of a test.
 
     Raises:
-      ValueError: as `evaluate_optimizer`, or if there are no rates.
+      ValueError: as `evaluate_optimizer`, or if there are no rates, or runs diverge
+        with each of them.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -129,6 +130,8 @@ def tune(
     curves = [evaluate_optimizer(lopt, rate, problem, **options) for rate in rates]
     losses = np.array([float(curve.final.mean) for curve in curves])
     losses = np.where(np.isfinite(losses), losses, np.inf)
+    if not np.isfinite(losses).any():
+        raise ValueError(f"With every one of `rates`, {list(rates)}, runs diverged.")
     return Tuned(rate=float(rates[int(losses.argmin())]), losses=losses)
 
 
