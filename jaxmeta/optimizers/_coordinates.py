@@ -38,14 +38,14 @@ def map_unzipped(
     have whole subtrees at their places.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    others = [_flatten_like(treedef, leaves, other) for other in rest]
+    others = [_flatten_like(treedef, other) for other in rest]
     results = [fn(*xs) for xs in zip(leaves, *others, strict=True)]
     columns = zip(*results, strict=True) if results else [()] * num_results
     return tuple(treedef.unflatten(column) for column in columns)
 
 
-def _flatten_like(treedef: Any, leaves: list[Any], other: Any) -> list[Any]:
-    """Flattens a tree that goes with `leaves`: their state, or the parameters."""
+def _flatten_like(treedef: Any, other: Any) -> list[Any]:
+    """Flattens a tree that goes with the updates: their state, or the parameters."""
     try:
         return treedef.flatten_up_to(other)
     except (TypeError, ValueError) as error:
