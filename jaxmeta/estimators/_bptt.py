@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxmeta import _checks, base
-from jaxmeta.estimators import _runs
+from jaxmeta.estimators import _over_runs, _runs
 
 
 def bptt(
@@ -63,10 +63,10 @@ def bptt(
         return loss, (carry, info)
 
     def init(key):
-        return _runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
+        return _over_runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
     one_run = jax.grad(run_loss, has_aux=True)
-    return _runs.over_runs(one_run, init, problem, num_problems, mesh)
+    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)
 
 
 def truncated_bptt(
@@ -141,7 +141,7 @@ def truncated_bptt(
         theta = _runs.init_theta(theta_key, lopt, problem)
         make = lambda key: start(key, theta, problem, 0)
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
-        return _runs.place(theta, runs, mesh)
+        return _over_runs.place(theta, runs, mesh)
 
     one_run = jax.grad(stretch_loss, has_aux=True)
-    return _runs.over_runs(one_run, init, problem, num_problems, mesh)
+    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxmeta import _checks, base
-from jaxmeta.estimators import _runs
+from jaxmeta.estimators import _over_runs, _runs
 
 _NOISES = ("persistent", "shared", "fresh")
 
@@ -82,9 +82,9 @@ def es(
         return grads, (carry, info)
 
     def init(key):
-        return _runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
+        return _over_runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
-    return _runs.over_runs(one_run, init, problem, num_problems, mesh)
+    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)
 
 
 def pes(
@@ -189,9 +189,9 @@ def pes(
             return start(key, problem, theta, optax.tree.zeros_like(theta))
 
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
-        return _runs.place(theta, EvolutionCarry(runs, kept), mesh)
+        return _over_runs.place(theta, EvolutionCarry(runs, kept), mesh)
 
-    return _runs.over_runs(one_run, init, problem, num_problems, mesh)
+    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)
 
 
 def _draw_noise(key, theta, sigma):

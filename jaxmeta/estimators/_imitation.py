@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from jaxmeta import _checks, base
-from jaxmeta.estimators import _runs
+from jaxmeta.estimators import _over_runs, _runs
 
 
 class ImitationCarry(NamedTuple):
@@ -126,7 +126,7 @@ def imitation(
         theta = _runs.init_theta(theta_key, lopt, problem)
         make = lambda key: start(key, theta, problem, 0)
         runs = jax.vmap(make)(jax.random.split(run_key, num_problems))
-        return _runs.place(theta, runs, mesh)
+        return _over_runs.place(theta, runs, mesh)
 
     one_run = jax.grad(stretch_loss, has_aux=True)
-    return _runs.over_runs(one_run, init, problem, num_problems, mesh)
+    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)

@@ -1,0 +1,90 @@
+"""The meta-gradient over runs side by side: the only place that adds their axis."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from jaxmeta import base
+
+
+def over_runs(
+    one_run: Callable[..., Any],
+    init: Callable[[jax.Array], tuple[Any, Any]],
+    problem: base.OptimizationProblem,
+    num_problems: int,
+    mesh: Mesh | None,
+) -> base.GradientEstimator:
+    """The estimator whose gradient is the mean over runs of `one_run`'s.
+
+    A run whose gradient is not finite does not count: one run of many that diverges
+    must not end the training.
+
+    Args:
+      one_run: `(theta, problem, meta_step, key, carry) -> (grads, (carry, info))`.
+      init: `(key) -> (theta, carry)`; leaves of the carry [N, ...].
+      problem: the family of problems.
+      num_problems: N.
+      mesh: shards the runs over this mesh's first axis.
+    """
+
+    def all_runs(theta, problem, meta_step, keys, carry):
+        """Sum of the finite gradients, how many they are, and (carry, info)."""
+        if keys.shape[0] == 1:  # `vmap` would be slower.
+            one = jax.tree.map(lambda x: x[0], carry)
+            found = one_run(theta, problem, meta_step, keys[0], one)
+            grads, (carry, info) = jax.tree.map(lambda x: x[None], found)
+        else:
+            vectorized = jax.vmap(one_run, (None, None, None, 0, 0))
+            grads, (carry, info) = vectorized(theta, problem, meta_step, keys, carry)
+        finite = lambda g: jnp.all(jnp.isfinite(g.reshape(g.shape[0], -1)), 1)
+        flags = jax.tree.map(finite, jax.tree.leaves(grads))
+        counts = jnp.all(jnp.stack([jnp.isfinite(info.loss), *flags]), 0)  # [N]
+
+        def add(g):
+            kept = counts.reshape(-1, *[1] * (g.ndim - 1))
+            return jnp.sum(jnp.where(kept, g, 0), 0)
+
+        loss = jnp.where(counts, info.loss, jnp.nan)
+        info = info._replace(loss=loss, counts=counts)
+        return jax.tree.map(add, grads), jnp.sum(counts), (carry, info)
+
+    def sharded(mesh, *args):
+        axis = mesh.axis_names[0]
+
+        def on_device(*args):
+            total, count, rest = all_runs(*args)
+            return *jax.lax.psum((total, count), axis), rest
+
+        everywhere, over = PartitionSpec(), PartitionSpec(axis)
+        return jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(everywhere, everywhere, everywhere, over, over),
+            out_specs=(everywhere, everywhere, over),
+            check_vma=False,  # As in `over_tasks`.
+        )(*args)
+
+    def estimate(problem, key, meta_params, carry, *, step=0, **extra):
+        del extra
+        keys = jax.random.split(key, num_problems)
+        run = all_runs if mesh is None else functools.partial(sharded, mesh)
+        total, count, (carry, info) = run(meta_params, problem, step, keys, carry)
+        mean = lambda g: (g / jnp.maximum(count, 1)).astype(g.dtype)
+        return jax.tree.map(mean, total), carry, info
+
+    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
+
+
+def place(theta: Any, runs: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+    """Puts what a run starts with where the steps will leave it: compiles them once."""
+    if mesh is None:
+        return theta, runs
+    constrain = jax.lax.with_sharding_constraint
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    over = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    return constrain(theta, everywhere), constrain(runs, over)
