@@ -104,7 +104,8 @@ def check_like(name: str, tree: Any, like: Any) -> None:
             for a, b in (shapes, reversed(shapes))
         )
         raise ValueError(
-            f"`{name}` is of another architecture: got {got}, expected {expected}."
+            f"`{name}` is of another architecture: got {got}, expected {expected}. "
+            "Give the sizes that it was made with, or draw a new one by `init`."
         )
 
 

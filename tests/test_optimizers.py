@@ -25,6 +25,7 @@ class Row(NamedTuple):
     is_whole: bool = False  # Has state over all coordinates together.
     needs_value: bool = False  # Cannot do without the loss.
     is_for_one_tree: bool = False  # Theta is shaped like the parameters.
+    infinite: str = "saturates"  # What an infinite gradient does; or passes, or lasts.
 
 
 def _scaled_lstm():
@@ -43,17 +44,22 @@ OPTIMIZERS = {
     "lstm_gac": Row(lambda: jm.optimizers.lstm_gac(4, num_averaged=1), coupled=True),
     "ntm_bfgs": Row(lambda: jm.optimizers.ntm_bfgs(4), coupled=True, is_whole=True),
     "ntm_bfgs, limited": Row(lambda: jm.optimizers.ntm_bfgs(4, window=2), coupled=True),
-    "rnnprop": Row(lambda: jm.optimizers.rnnprop(4)),
-    "mlp": Row(lambda: jm.optimizers.mlp(4), coupled_in_leaf=True),
-    "learned_sgd": Row(jm.optimizers.learned_sgd),
+    "rnnprop": Row(lambda: jm.optimizers.rnnprop(4), infinite="lasts"),
+    "mlp": Row(lambda: jm.optimizers.mlp(4), coupled_in_leaf=True, infinite="lasts"),
+    "learned_sgd": Row(jm.optimizers.learned_sgd, infinite="passes"),
     "learned_sgd, a rate a leaf": Row(
-        lambda: jm.optimizers.learned_sgd(shared_by="leaf"), is_for_one_tree=True
+        lambda: jm.optimizers.learned_sgd(shared_by="leaf"),
+        is_for_one_tree=True,
+        infinite="passes",
     ),
     "learned_sgd, a rate a parameter and step": Row(
         lambda: jm.optimizers.learned_sgd(shared_by="none", num_steps=2),
         is_for_one_tree=True,
+        infinite="passes",
     ),
-    "meta_lstm": Row(lambda: jm.optimizers.meta_lstm(4), needs_value=True),
+    "meta_lstm": Row(
+        lambda: jm.optimizers.meta_lstm(4), needs_value=True, infinite="passes"
+    ),
     "partition": Row(
         lambda: jm.optimizers.partition(
             {"matrix": jm.optimizers.lstm(4), "other": jm.optimizers.lstm(3, 1)},
@@ -266,6 +272,19 @@ def test_a_nan_stays_in_its_coordinate(row, tx):
     chex.assert_tree_all_finite((updates["w"], updates["s"]))
 
 
+@pytest.mark.parametrize("bad", [jnp.inf, -jnp.inf])
+def test_an_infinite_gradient_does_what_the_docstring_says(row, tx, bad):
+    params = _params()
+    grads = params | {"b": params["b"].at[1].set(bad)}
+    updates, state = _update(tx, grads, tx.init(params), params)
+    later, _ = _update(tx, params, state, params)
+    at_once, after = np.isfinite(updates["b"][1]), np.isfinite(later["b"][1])
+    expected = {"saturates": (1, 1), "passes": (0, 1), "lasts": (0, 0)}[row.infinite]
+    assert (at_once, after) == expected
+    for rest in (updates, later):
+        chex.assert_tree_all_finite((rest["w"], rest["s"], rest["b"][::2]))
+
+
 def test_reduce_on_plateau_is_told_the_value(tx):
     chained = optax.chain(tx, optax.contrib.reduce_on_plateau(patience=1, factor=0.5))
     params = _params()
@@ -461,6 +480,13 @@ def test_lstm_agrees_with_flax(key):
         expected = hidden @ head.kernel[:, 0] + head.bias.item()
         updates, state = tx.update(scale * grads[:, 0], state)
         np.testing.assert_allclose(updates, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_preprocessing_is_checked():
+    with pytest.raises(ValueError, match=r"`p` must be at most 80 .*, got 100"):
+        jm.optimizers.log_gradient(100.0)
+    with pytest.raises(ValueError, match=r"`preprocess` must map.*x\[\.\.\., None\]"):
+        jm.optimizers.lstm(preprocess=lambda g: 10 * g)
 
 
 def test_log_gradient_is_the_papers():
@@ -712,6 +738,12 @@ def test_learned_sgd_takes_the_rate_of_its_step(key):
     for expected in (-0.5, -0.25, -0.25):
         updates, state = tx.update(grads, state)
         assert updates[0] == expected
+
+
+def test_learned_rate_names_a_theta_that_is_no_rate():
+    lopt = jm.optimizers.learned_rate(optax.sgd)
+    with pytest.raises(ValueError, match=r"`theta` is of another architecture.*init"):
+        lopt.transform(jnp.ones(2))
 
 
 def test_learned_sgd_names_what_is_missing(key):

@@ -49,9 +49,8 @@ def bptt(
       ValueError: if a count is not a positive int, runs do not divide into devices, or
         the loss is not a scalar.
     """
-    _runs.check_optimizer(lopt)
     _checks.check_int("horizon", horizon)
-    _runs.check_counts(num_problems, 1, horizon, mesh)
+    _runs.check_arguments(lopt, num_problems, 1, horizon, mesh)
     go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
 
     def run_loss(theta, problem, meta_step, key, carry):
@@ -121,8 +120,7 @@ def truncated_bptt(
       >>> print(state.carry.step, info.loss.shape)
       [5 5 5] (3,)
     """
-    _runs.check_optimizer(lopt)
-    _runs.check_counts(num_problems, unroll, horizon, mesh)
+    _runs.check_arguments(lopt, num_problems, unroll, horizon, mesh)
     go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
 
     def start(key, theta, problem, meta_step):

@@ -26,7 +26,7 @@ _NOISES = ("persistent", "shared", "fresh")
 class EvolutionCarry(NamedTuple):
     """What evolution strategies keep between meta-steps, [N, ...] for N runs."""
 
-    runs: _runs.Run  # leaves [N, 2, ...]: under + and - the perturbation
+    runs: _runs.Run  # leaves [N, 2, ...]: under + and - the perturbation (and none)
     noise: Any  # like theta: the perturbation's sum, or the one kept
 
 
@@ -67,9 +67,8 @@ def es(
       ValueError: if a count or `sigma` is not positive, runs do not divide into
         devices, or the loss is not a scalar.
     """
-    _runs.check_optimizer(lopt)
     _checks.check_int("horizon", horizon)
-    _runs.check_counts(num_problems, 1, horizon, mesh)
+    _runs.check_arguments(lopt, num_problems, 1, horizon, mesh)
     _checks.check_positive("sigma", sigma)
     start, pair_gradient = _pairs(lopt, horizon, horizon, sigma, weight)
 
@@ -148,11 +147,11 @@ def pes(
       >>> info.loss.shape
       (3,)
     """
-    _runs.check_optimizer(lopt)
-    _runs.check_counts(num_problems, unroll, horizon, mesh)
+    _runs.check_arguments(lopt, num_problems, unroll, horizon, mesh)
     _checks.check_positive("sigma", sigma)
     _checks.check_choice("noise", noise, _NOISES)
-    start, pair_gradient = _pairs(lopt, unroll, horizon, sigma, weight)
+    signs = (1, -1, 0) if noise == "fresh" else (1, -1)
+    start, pair_gradient = _pairs(lopt, unroll, horizon, sigma, weight, signs)
 
     def one_run(theta, problem, meta_step, key, carry):
         start_key, noise_key, run_key = jax.random.split(key, 3)
@@ -173,8 +172,8 @@ def pes(
         grads, after, info = pair_gradient(
             run_key, problem, theta, perturbation, total, runs
         )
-        if noise == "fresh":
-            _, after, _ = pair_gradient(run_key, problem, theta, none, none, runs)
+        if noise == "fresh":  # All go on where the unperturbed run is.
+            after = jax.tree.map(lambda x: jnp.broadcast_to(x[2], x.shape), after)
         return grads, (EvolutionCarry(after, total), info)
 
     def init(key):
@@ -198,10 +197,10 @@ def _draw_noise(key, theta, sigma):
     return optax.tree.scale(sigma, optax.tree.random_like(key, theta))
 
 
-def _pairs(lopt, length, horizon, sigma, weight):
+def _pairs(lopt, length, horizon, sigma, weight, signs=(1, -1)):
     """Returns how a pair of runs starts, and how it gives a gradient."""
     go = _runs.advance(lopt, second_order=False, rematerialize=False)
-    signs = jnp.array([1.0, -1.0])
+    signs = jnp.array(signs, float)
 
     def start(key, problem, theta, perturbation, meta_step=0):
         def one(sign):
@@ -216,10 +215,10 @@ def _pairs(lopt, length, horizon, sigma, weight):
             run, losses = go(key, problem, moved, run, length)
             return run, *_runs.meta_loss(losses, run, weight)
 
-        runs, (plus, minus), info = jax.vmap(one)(signs, runs)
-        grads = optax.tree.scale((plus - minus) / (2 * sigma**2), total)
-        # If one of the two broke, both are over.
-        runs = runs._replace(step=jnp.broadcast_to(jnp.max(runs.step), (2,)))
+        runs, losses, info = jax.vmap(one)(signs, runs)
+        grads = optax.tree.scale((losses[0] - losses[1]) / (2 * sigma**2), total)
+        # If one of them broke, all are over.
+        runs = runs._replace(step=jnp.full_like(runs.step, jnp.max(runs.step)))
         info = _runs.RunInfo(jnp.mean(info.loss), info.counts[0], info.miss[0])
         return grads, runs, info
 

@@ -71,8 +71,7 @@ def imitation(
       >>> info.loss.shape
       (3,)
     """
-    _runs.check_optimizer(lopt)
-    _runs.check_counts(num_problems, unroll, horizon, mesh)
+    _runs.check_arguments(lopt, num_problems, unroll, horizon, mesh)
     if not hasattr(teacher, "update"):
         raise ValueError(
             f"`teacher` must be an optax transformation such as `optax.adam(0.01)`, "

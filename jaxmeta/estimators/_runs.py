@@ -40,8 +40,15 @@ class RunInfo(NamedTuple):
         return {"lost": 1.0 - self.counts, "miss": self.miss}
 
 
-def check_counts(num_problems: int, unroll: int, horizon: Horizon, mesh: Any) -> None:
+def check_arguments(
+    lopt: Any, num_problems: int, unroll: int, horizon: Horizon, mesh: Any
+) -> None:
     """Raises unless these arguments of an estimator go together."""
+    if not (hasattr(lopt, "init") and hasattr(lopt, "transform")):
+        raise ValueError(
+            f"`lopt` must be a `jaxmeta.LearnedOptimizer`, got {lopt!r}. Of an optax "
+            "optimizer `jaxmeta.optimizers.learned_rate(optax.adam)` makes one."
+        )
     _checks.check_int("num_problems", num_problems)
     _checks.check_int("unroll", unroll)
     if callable(horizon):
@@ -79,15 +86,6 @@ def _check_curriculum(horizon):
         raise ValueError(
             "`horizon`, a function of the meta-step, must return a number of updates, "
             f"at least 1, got {first} for meta-step 0."
-        )
-
-
-def check_optimizer(lopt: Any) -> None:
-    """Raises unless `lopt` is a learned optimizer."""
-    if not (hasattr(lopt, "init") and hasattr(lopt, "transform")):
-        raise ValueError(
-            f"`lopt` must be a `jaxmeta.LearnedOptimizer`, got {lopt!r}. Of an optax "
-            "optimizer `jaxmeta.optimizers.learned_rate(optax.adam)` makes one."
         )
 
 

@@ -23,7 +23,7 @@ def learned_rate(
       A `LearnedOptimizer` whose theta is the rate, [].
 
     Raises:
-      ValueError: if `learning_rate` is not positive.
+      ValueError: if `learning_rate` is not positive, or `theta` not a scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -40,6 +40,7 @@ def learned_rate(
         return jnp.array(learning_rate)
 
     def transform(theta):
+        _checks.check_like("theta", theta, learning_rate)
         return optax.with_extra_args_support(make_tx(theta))
 
     return base.LearnedOptimizer(init, transform)

@@ -30,7 +30,7 @@ def learned_sgd(
 
     With one rate a parameter this is the inner rule of Meta-SGD; with one a leaf and
     step, that of MAML++. The meta-parameters are the rates themselves, which may turn
-    negative, as in both papers.
+    negative, as in both papers. Gradients that are not finite pass, as in `optax.sgd`.
 
     Args:
       learning_rate: what all rates start from.

@@ -51,9 +51,9 @@ def lstm(
       A `LearnedOptimizer`. Its state is 2 H numbers a layer and parameter.
 
     Raises:
-      ValueError: if a size is not a positive int; from `init` and `update` of the
-        transformation, if `theta` is of another architecture, or parameters are
-        complex.
+      ValueError: if a size is not a positive int, or `preprocess` adds no axis; from
+        `transform`, if `theta` is of another architecture; from the transformation's
+        `init`, if parameters are complex.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

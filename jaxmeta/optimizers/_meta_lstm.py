@@ -45,7 +45,8 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
     of rate 0.01 or so: forget gates near 1, input gates near 0.01.
 
     The update needs the parameters and the loss: `tx.update(grads, state, params,
-    value=loss)`, as every learner of jaxmeta calls it.
+    value=loss)`, as every learner of jaxmeta calls it. An infinite gradient makes the
+    update infinite but not the state; one that is NaN stays in its coordinate's state.
 
     Args:
       hidden_size: H, units of the LSTM. Static.
@@ -56,8 +57,9 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
       the derivatives of gradients and losses: both are the learner's business.
 
     Raises:
-      ValueError: if a size is not positive; from the transformation, if `theta` is of
-        another architecture, parameters are complex, or `params` or `value` is missing.
+      ValueError: if a size is not positive; from `transform`, if `theta` is of another
+        architecture; from the transformation, if parameters are complex, or `params`
+        or `value` is missing.
 
     Differs from the paper:
       As in the released code, the gates see the LSTM's output, not the raw gradient

@@ -44,7 +44,8 @@ def mlp(
     a direction d and a logarithm of its length m, for an update of
     :math:`10^{-3}\, d\, e^{10^{-3} m}`. A third of the arithmetic and a thirteenth of
     the state of an LSTM of 20 units, and indifferent to the scale of the loss. A
-    gradient that is not finite makes its whole leaf NaN, and stays in the momenta.
+    gradient that is NaN makes its whole leaf NaN, an infinite one its own parameter;
+    both stay in the momenta. `optax.apply_if_finite` skips such steps.
 
     Args:
       hidden_size: units of a hidden layer (ReLU). Static.
@@ -56,8 +57,9 @@ def mlp(
       parameters.
 
     Raises:
-      ValueError: if a size is not positive; from the transformation, if `theta` is of
-        another architecture, parameters are complex, or `params` is missing.
+      ValueError: if a size is not positive; from `transform`, if `theta` is of another
+        architecture; from the transformation, if parameters are complex, or `params`
+        is missing.
 
     Differs from the reference:
       The output is added, not subtracted; 1e-10 is added to mean squares instead of

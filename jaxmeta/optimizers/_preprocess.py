@@ -24,10 +24,11 @@ def log_gradient(p: float = 10.0) -> Preprocess:
     where the gradient is zero.
 
     Args:
-      p: how small a gradient may be before it counts as none.
+      p: how small a gradient may be before it counts as none; at most 80, as
+        exp(-p) must be a float32.
 
     Raises:
-      ValueError: if `p` is not positive.
+      ValueError: if `p` is not positive, or too large.
 
     References:
       Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
@@ -40,6 +41,8 @@ def log_gradient(p: float = 10.0) -> Preprocess:
        [-1.  0.]]
     """
     _checks.check_positive("p", p)
+    if p > 80:
+        raise ValueError(f"`p` must be at most 80 (exp(-p) in float32), got {p!r}.")
 
     def preprocess(grads):
         magnitudes = jnp.abs(grads)
@@ -67,4 +70,10 @@ def scaled_gradient(scale: float | jax.Array = 1.0) -> Preprocess:
 
 def count_features(preprocess: Preprocess) -> int:
     """F: what a network sees of one number."""
-    return jax.eval_shape(preprocess, jnp.zeros(())).shape[-1]
+    shape = jax.eval_shape(preprocess, jnp.zeros(())).shape
+    if len(shape) != 1:
+        raise ValueError(
+            "`preprocess` must map gradients [...] to features [..., F], got shape "
+            f"{shape} for a scalar. Add the axis of features: `x[..., None]`."
+        )
+    return shape[0]

@@ -55,6 +55,9 @@ def rnnprop(
     :math:`\sqrt{\hat v}` is under 1e-5, as `jaxmeta.optimizers.adam` does: it is
     bounded everywhere.
 
+    A gradient that is NaN or infinite makes the moments of its coordinate, and all its
+    later updates, NaN; `optax.apply_if_finite` skips such steps.
+
     Args:
       hidden_size: H, units of the embedding (a dense layer with ELU) and of each LSTM
         layer. Static.
@@ -68,8 +71,8 @@ def rnnprop(
       A `LearnedOptimizer`. Its state is 2 + 2 H num_layers numbers a parameter.
 
     Raises:
-      ValueError: if a size is not a positive int; from `init` and `update` of the
-        transformation, if `theta` is of another architecture, or parameters are
+      ValueError: if a size is not a positive int; from `transform`, if `theta` is of
+        another architecture; from the transformation's `init`, if parameters are
         complex.
 
     Example:
