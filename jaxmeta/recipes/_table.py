@@ -9,7 +9,9 @@ from jaxmeta.recipes._optimizer_settings import (
     LstmOptimizer,
     MnistProblem,
     NtmBfgsOptimizer,
+    Pes,
     QuadraticProblem,
+    RnnpropOptimizer,
     TruncatedBptt,
 )
 from jaxmeta.recipes._settings import (
@@ -112,6 +114,16 @@ _ntm_bfgs_quadratic = dataclasses.replace(
     optimizer=NtmBfgsOptimizer(),
 )
 
+_pes_quadratic = dataclasses.replace(
+    _lstm_quadratic,
+    summary="The LSTM optimizer on random quadratics, by evolution strategies (PES)",
+    published="none; compare lstm-quadratic",
+    protocol="as lstm-quadratic, but for the estimator: persistent evolution "
+    "strategies over 64 pairs of runs, and no second order",
+    estimator=Pes(num_problems=64),
+    clip=1.0,
+)
+
 _lstm_mnist = OptimizerRecipe(
     summary="The LSTM optimizer on a small MNIST classifier",
     published="final loss 0.245, summed over 100 updates 43.7; best other optimizer "
@@ -119,13 +131,15 @@ _lstm_mnist = OptimizerRecipe(
     protocol="20 sigmoid units, batches of 128, parameters start normal with deviation "
     "0.01; meta-trained on one half of the 60,000 training images, tested on the "
     "other; 64 starts, which all optimizers share; the others' rates tuned on one "
-    "grid. Ours: outer rate 1e-2 along a cosine",
+    "grid. Ours: outer rate 1e-2 along a cosine, meta-gradients clipped at norm 1",
     problem=MnistProblem(),
     optimizer=LstmOptimizer(),
     # The logarithm's slope at small gradients makes the second order's gradient wild.
     estimator=TruncatedBptt(num_problems=1, second_order=False),
     outer_learning_rate=1e-2,
     cosine=True,
+    # Without it, the first gradients of some seeds are so large that Adam stands still.
+    clip=1.0,
     steps=8000,
     log_every=25,
     validate_every=250,
@@ -147,6 +161,17 @@ _lstm_mnist_enhanced = dataclasses.replace(
     scaling=1.0,
     steps=5000,
     test_steps=500,
+)
+
+_rnnprop_mnist = dataclasses.replace(
+    _lstm_mnist,
+    summary="RNNprop on a small MNIST classifier",
+    published="none on this network: the paper shows curves of 2,000 updates with ReLU "
+    "and others (Lv et al. 2017, Figures 2 to 5)",
+    protocol="as lstm-mnist, with coordinates scaled by up to e",
+    optimizer=RnnpropOptimizer(),
+    scaling=1.0,
+    steps=2000,
 )
 
 _lstm_cifar10 = OptimizerRecipe(
@@ -214,7 +239,9 @@ RECIPES: dict[str, Recipe | OptimizerRecipe] = {
     "lstm-quadratic": _lstm_quadratic,
     "lstm-gac-quadratic": _gac_quadratic,
     "ntm-bfgs-quadratic": _ntm_bfgs_quadratic,
+    "pes-quadratic": _pes_quadratic,
     "lstm-mnist": _lstm_mnist,
     "lstm-mnist-enhanced": _lstm_mnist_enhanced,
+    "rnnprop-mnist": _rnnprop_mnist,
     "lstm-cifar10": _lstm_cifar10,
 }
