@@ -219,7 +219,8 @@ def _pairs(lopt, length, horizon, sigma, weight, signs=(1, -1)):
         grads = optax.tree.scale((losses[0] - losses[1]) / (2 * sigma**2), total)
         # If one of them broke, all are over.
         runs = runs._replace(step=jnp.full_like(runs.step, jnp.max(runs.step)))
-        info = _runs.RunInfo(jnp.mean(info.loss), info.counts[0], info.miss[0])
+        loss = jnp.mean(info.loss[:2])  # The pair's.
+        info = _runs.RunInfo(loss, info.counts[0], info.miss[0])
         return grads, runs, info
 
     return start, pair_gradient

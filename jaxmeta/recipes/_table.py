@@ -119,7 +119,8 @@ _pes_quadratic = dataclasses.replace(
     summary="The LSTM optimizer on random quadratics, by evolution strategies (PES)",
     published="none; compare lstm-quadratic",
     protocol="as lstm-quadratic, but for the estimator: persistent evolution "
-    "strategies over 64 pairs of runs, and no second order",
+    "strategies over 64 pairs of runs, no second order, meta-gradients clipped at norm "
+    "1",
     estimator=Pes(num_problems=64),
     clip=1.0,
 )
