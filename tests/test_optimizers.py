@@ -535,6 +535,20 @@ def test_gac_without_averages_is_the_lstm(key):
     chex.assert_trees_all_close(got, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("make", [jm.optimizers.lstm, jm.optimizers.lstm_gac])
+def test_lstm_starts_with_small_updates_in_proportion(make, key):
+    grads = jnp.array([1.0, -0.3, 1e-4])
+    updates, thetas = [], []
+    for init_scale in (1.0, 0.1):
+        lopt = make(3, 1, init_scale=init_scale)
+        thetas.append(lopt.init(key))
+        tx = lopt.transform(thetas[-1])
+        updates.append(tx.update(grads, tx.init(grads))[0])
+    assert float(jnp.abs(updates[0]).min()) > 1e-6
+    np.testing.assert_allclose(updates[1], 0.1 * updates[0], rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, thetas[0].layers, thetas[1].layers)
+
+
 def test_gac_averages_over_the_coordinates_of_all_leaves(key):
     """One layer, by hand."""
     lopt = jm.optimizers.lstm_gac(

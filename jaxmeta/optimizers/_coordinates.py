@@ -174,15 +174,17 @@ def init_stack(
     hidden_size: int,
     num_layers: int,
     num_outputs: int = 1,
+    head_scale: float | jax.Array = 1.0,
 ) -> LstmTheta:
-    """Draws the weights of a stack."""
+    """Draws the weights of a stack, those that read it out times `head_scale`."""
     head_key, *keys = jax.random.split(key, num_layers + 1)
     sizes = [num_inputs, *[hidden_size] * (num_layers - 1)]
+    head = init_linear(head_key, hidden_size, num_outputs)
     return LstmTheta(
         layers=tuple(
             init_lstm(k, size, hidden_size) for k, size in zip(keys, sizes, strict=True)
         ),
-        head=init_linear(head_key, hidden_size, num_outputs),
+        head=head._replace(kernel=head_scale * head.kernel),
     )
 
 

@@ -19,6 +19,7 @@ def lstm(
     *,
     preprocess: _preprocess.Preprocess | None = None,
     output_scale: float | jax.Array = 0.1,
+    init_scale: float | jax.Array = 0.1,
     state_dtype: DTypeLike | None = None,
     block_size: int | None = None,
 ) -> base.LearnedOptimizer:
@@ -41,6 +42,9 @@ def lstm(
       preprocess: what the network sees of a gradient, `[...] -> [..., F]`; None is
         `log_gradient(p=10)`. The paper's quadratics have `scaled_gradient()`.
       output_scale: of the update; the paper's is 0.1 on MNIST, 1 on quadratics.
+      init_scale: of the weights that read the network out, at first. Untrained, the
+        rule drifts; where updates can saturate the units of what they train (sigmoids),
+        1, the paper's, leaves some seeds without a meta-gradient for good.
       state_dtype: of the state; None is that of the meta-parameters. The network
         computes in float32, or in what the meta-parameters have if that is more.
       block_size: how many coordinates of a larger leaf go through the network at once,
@@ -69,7 +73,14 @@ def lstm(
     if block_size is not None:
         _checks.check_int("block_size", block_size)
     return _make(
-        hidden_size, num_layers, 0, preprocess, output_scale, state_dtype, block_size
+        hidden_size,
+        num_layers,
+        0,
+        preprocess,
+        output_scale,
+        init_scale,
+        state_dtype,
+        block_size,
     )
 
 
@@ -80,6 +91,7 @@ def lstm_gac(
     num_averaged: int = 2,
     preprocess: _preprocess.Preprocess | None = None,
     output_scale: float | jax.Array = 0.1,
+    init_scale: float | jax.Array = 0.1,
     state_dtype: DTypeLike | None = None,
 ) -> base.LearnedOptimizer:
     """The LSTM with global averaging cells, by which coordinates speak to each other.
@@ -98,6 +110,7 @@ def lstm_gac(
       num_averaged: averaging cells of each layer. Static.
       preprocess: as for `lstm`.
       output_scale: as for `lstm`.
+      init_scale: as for `lstm`.
       state_dtype: as for `lstm`.
 
     Raises:
@@ -118,7 +131,13 @@ def lstm_gac(
     """
     check_averaged(num_averaged, hidden_size)
     return _make(
-        hidden_size, num_layers, num_averaged, preprocess, output_scale, state_dtype
+        hidden_size,
+        num_layers,
+        num_averaged,
+        preprocess,
+        output_scale,
+        init_scale,
+        state_dtype,
     )
 
 
@@ -139,6 +158,7 @@ def _make(
     num_averaged,
     preprocess,
     output_scale,
+    init_scale,
     state_dtype,
     block_size=None,
 ):
@@ -150,7 +170,9 @@ def _make(
 
     def init(key, params=None):
         del params
-        return _coordinates.init_stack(key, num_features, hidden_size, num_layers)
+        return _coordinates.init_stack(
+            key, num_features, hidden_size, num_layers, head_scale=init_scale
+        )
 
     like = jax.eval_shape(init, jax.random.key(0))
 

@@ -116,6 +116,8 @@ class LstmOptimizer:
     """Of the gradient."""
     output_scale: float = 0.1
     """Of the update."""
+    init_scale: float = 0.1
+    """Of the weights that read the network out, at first."""
 
     def make(self) -> base.LearnedOptimizer:
         """Builds the optimizer."""
@@ -125,6 +127,7 @@ class LstmOptimizer:
             if self.preprocess == "log"
             else scale(self.scale),
             "output_scale": self.output_scale,
+            "init_scale": self.init_scale,
         }
         sizes = self.hidden_size, self.num_layers
         if not self.num_averaged:
@@ -197,6 +200,8 @@ class ConvFcLstmOptimizer:
     """Of the gradient's logarithm: gradients under exp(-p) count as small."""
     output_scale: float = 0.1
     """Of the update."""
+    init_scale: float = 0.1
+    """Of the weights that read the network out, at first."""
 
     def make(self) -> base.LearnedOptimizer:
         """Builds the optimizer."""
@@ -205,6 +210,7 @@ class ConvFcLstmOptimizer:
             num_layers=self.num_layers,
             p=self.p,
             output_scale=self.output_scale,
+            init_scale=self.init_scale,
         ).make()
         is_kernel = lambda p: "conv" if p.ndim == 4 else "fc"
         label = lambda params: jax.tree.map(is_kernel, params)
