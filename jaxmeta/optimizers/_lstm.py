@@ -44,7 +44,7 @@ def lstm(
       output_scale: of the update; the paper's is 0.1 on MNIST, 1 on quadratics.
       init_scale: of the weights that read the network out, at first. Untrained, the
         rule drifts; where updates can saturate the units of what they train (sigmoids),
-        1, the paper's, leaves some seeds without a meta-gradient for good.
+        1, the released code's, leaves some seeds without a meta-gradient for good.
       state_dtype: of the state; None is that of the meta-parameters. The network
         computes in float32, or in what the meta-parameters have if that is more.
       block_size: how many coordinates of a larger leaf go through the network at once,

@@ -99,25 +99,31 @@ Problem: TypeAlias = QuadraticProblem | MnistProblem | Cifar10Problem
 
 
 @dataclasses.dataclass(frozen=True)
-class LstmOptimizer:
-    """The coordinatewise LSTM, with averaging cells or without."""
+class _Lstm:
+    """What LSTMs have, one or several."""
 
     hidden_size: int = 20
     """Units of a layer."""
     num_layers: int = 2
     """Layers."""
-    num_averaged: int = 0
-    """Global averaging cells of each layer."""
-    preprocess: Literal["log", "scale"] = "log"
-    """What it sees of a gradient: logarithm and sign, or the gradient times --scale."""
     p: float = 10.0
-    """Of the logarithm: gradients under exp(-p) count as small."""
-    scale: float = 1.0
-    """Of the gradient."""
+    """Of the gradient's logarithm: gradients under exp(-p) count as small."""
     output_scale: float = 0.1
     """Of the update."""
     init_scale: float = 0.1
     """Of the weights that read the network out, at first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LstmOptimizer(_Lstm):
+    """The coordinatewise LSTM, with averaging cells or without."""
+
+    num_averaged: int = 0
+    """Global averaging cells of each layer."""
+    preprocess: Literal["log", "scale"] = "log"
+    """What it sees of a gradient: logarithm and sign, or the gradient times --scale."""
+    scale: float = 1.0
+    """Of the gradient."""
 
     def make(self) -> base.LearnedOptimizer:
         """Builds the optimizer."""
@@ -189,29 +195,12 @@ class RnnpropOptimizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class ConvFcLstmOptimizer:
+class ConvFcLstmOptimizer(_Lstm):
     """Two LSTMs: one for convolutions' kernels, one for all other parameters."""
-
-    hidden_size: int = 20
-    """Units of a layer."""
-    num_layers: int = 2
-    """Layers."""
-    p: float = 10.0
-    """Of the gradient's logarithm: gradients under exp(-p) count as small."""
-    output_scale: float = 0.1
-    """Of the update."""
-    init_scale: float = 0.1
-    """Of the weights that read the network out, at first."""
 
     def make(self) -> base.LearnedOptimizer:
         """Builds the optimizer."""
-        lopt = LstmOptimizer(
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            p=self.p,
-            output_scale=self.output_scale,
-            init_scale=self.init_scale,
-        ).make()
+        lopt = LstmOptimizer(**dataclasses.asdict(self)).make()
         is_kernel = lambda p: "conv" if p.ndim == 4 else "fc"
         label = lambda params: jax.tree.map(is_kernel, params)
         return optimizers.partition({"conv": lopt, "fc": lopt}, label)
