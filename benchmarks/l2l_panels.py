@@ -53,6 +53,10 @@ PANELS = {
     "mnist, 40 units": Panel("lstm-mnist", {"units": 40}, paper=(0.192, 0.299)),
     "mnist, 2 layers": Panel("lstm-mnist", {"layers": 2}, paper=(0.321, 0.696)),
     "mnist, relu": Panel("lstm-mnist", {"activation": "relu"}, paper=(2.585, 0.350)),
+    "mnist, enhanced": Panel("lstm-mnist-enhanced", others=("adam", "nag")),
+    "mnist, relu, enhanced": Panel(
+        "lstm-mnist-enhanced", {"activation": "relu"}, others=("adam", "nag")
+    ),
     "cifar10": Panel("lstm-cifar10", paper=(1.426, 1.637), rates=HALF),
     "cifar5": Panel(
         "lstm-cifar10", {"classes": tuple(range(5))}, paper=(0.698, 1.445), rates=HALF
