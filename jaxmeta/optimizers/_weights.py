@@ -25,6 +25,7 @@ _PRETRAINED: dict[str, Callable[[], base.LearnedOptimizer]] = {
         preprocess=_preprocess.scaled_gradient(), output_scale=1.0
     ),
     "lstm-mlp": _lstm.lstm,
+    "lstm-mlp-enhanced": _lstm.lstm,
 }
 
 
@@ -40,9 +41,10 @@ def pretrained(name: str) -> optax.GradientTransformationExtraArgs:
     """Returns a meta-trained optimizer, complete, like `optax.adam(1e-3)`.
 
     Args:
-      name: "lstm-mlp", for small networks; or "lstm-quadratic", for quadratics of ten
-        dimensions. `load_pretrained(name).card` tells how they were trained, and where
-        they fail.
+      name: "lstm-mlp", for some hundred updates of small networks;
+        "lstm-mlp-enhanced", slower at first, which lasts; or "lstm-quadratic", for
+        quadratics of ten dimensions. `load_pretrained(name).card` tells how they were
+        trained, and where they fail.
 
     Raises:
       ValueError: if `name` is unknown.
