@@ -42,9 +42,9 @@ def pretrained(name: str) -> optax.GradientTransformationExtraArgs:
 
     Args:
       name: "lstm-mlp", for some hundred updates of small networks;
-        "lstm-mlp-enhanced", slower at first, which lasts; or "lstm-quadratic", for
-        quadratics of ten dimensions. `load_pretrained(name).card` tells how they were
-        trained, and where they fail.
+        "lstm-mlp-enhanced", slower at first, which lasts on the network it was trained
+        on; or "lstm-quadratic", for quadratics of ten dimensions.
+        `load_pretrained(name).card` tells how they were trained, and where they fail.
 
     Raises:
       ValueError: if `name` is unknown.
