@@ -57,6 +57,10 @@ PANELS = {
     "mnist, relu, enhanced": Panel(
         "lstm-mnist-enhanced", {"activation": "relu"}, others=("adam", "nag")
     ),
+    "mnist, rnnprop": Panel("rnnprop-mnist-enhanced", others=("adam", "nag")),
+    "mnist, relu, rnnprop": Panel(
+        "rnnprop-mnist-enhanced", {"activation": "relu"}, others=("adam", "nag")
+    ),
     "cifar10": Panel("lstm-cifar10", paper=(1.426, 1.637), rates=HALF),
     "cifar5": Panel(
         "lstm-cifar10", {"classes": tuple(range(5))}, paper=(0.698, 1.445), rates=HALF
@@ -120,7 +124,7 @@ def _path(name):
 
 def draw(name, result, path):
     """The first meta-seed's curves beside the others'."""
-    ax = plots.optimizer_curves({"LSTM": result["learned"][0], **result["others"]})
+    ax = plots.optimizer_curves({"learned": result["learned"][0], **result["others"]})
     ax.set_title(name)
     ax.figure.savefig(path, dpi=100)
 
@@ -128,7 +132,7 @@ def draw(name, result, path):
 def table():
     """Returns the Markdown table of all panels."""
     lines = [
-        "| panel | steps | paper: LSTM / best other | ours: LSTM, mean of seeds (each) "
+        "| panel | steps | paper: LSTM / best other | ours: learned, mean of seeds (each) "
         "| median | summed | best other, rate: final, summed |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -2,9 +2,9 @@
 
     python -m benchmarks.long_runs --runs runs --data-dir DIR
 
-The plain and the enhanced LSTM (`lstm-mnist`, `lstm-mnist-enhanced`) and Adam, tuned
-for the least loss at the end, on the network that the LSTMs were meta-trained on, and
-with ReLU in it.
+The plain and the enhanced LSTM (`lstm-mnist`, `lstm-mnist-enhanced`), the enhanced
+RNNprop (`rnnprop-mnist-enhanced`) and Adam, tuned for the least loss at the end, on the
+network that the three were meta-trained on, and with ReLU in it.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main():
     result = {"environment": _timing.environment(("jaxmeta", "jax", "jaxlib", "optax"))}
     runs = {
         name: recipes.open_run(args.runs / f"{name}-0")
-        for name in ("lstm-mnist", "lstm-mnist-enhanced")
+        for name in ("lstm-mnist", "lstm-mnist-enhanced", "rnnprop-mnist-enhanced")
     }
     options = {
         "num_steps": args.steps,
