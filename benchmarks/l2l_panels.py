@@ -57,9 +57,14 @@ PANELS = {
     "mnist, relu, enhanced": Panel(
         "lstm-mnist-enhanced", {"activation": "relu"}, others=("adam", "nag")
     ),
-    "mnist, rnnprop": Panel("rnnprop-mnist-enhanced", others=("adam", "nag")),
+    "mnist, rnnprop": Panel(
+        "rnnprop-mnist-enhanced", others=("adam", "nag"), num_tests=64
+    ),
     "mnist, relu, rnnprop": Panel(
-        "rnnprop-mnist-enhanced", {"activation": "relu"}, others=("adam", "nag")
+        "rnnprop-mnist-enhanced",
+        {"activation": "relu"},
+        others=("adam", "nag"),
+        num_tests=64,
     ),
     "cifar10": Panel("lstm-cifar10", paper=(1.426, 1.637), rates=HALF),
     "cifar5": Panel(
