@@ -137,8 +137,8 @@ def draw(name, result, path):
 def table():
     """Returns the Markdown table of all panels."""
     lines = [
-        "| panel | steps | paper: LSTM / best other | ours: learned, mean of seeds (each) "
-        "| median | summed | best other, rate: final, summed |",
+        "| panel | steps | paper: LSTM / best other | ours, mean of seeds (each) | "
+        "median | summed | best other, rate: final, summed |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, panel in PANELS.items():

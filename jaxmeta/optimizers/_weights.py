@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from jaxmeta import base
-from jaxmeta.optimizers import _lstm, _preprocess
+from jaxmeta.optimizers import _lstm, _preprocess, _rnnprop
 
 _FOLDER = pathlib.Path(__file__).parent / "weights"
 
@@ -25,7 +25,7 @@ _PRETRAINED: dict[str, Callable[[], base.LearnedOptimizer]] = {
         preprocess=_preprocess.scaled_gradient(), output_scale=1.0
     ),
     "lstm-mlp": _lstm.lstm,
-    "lstm-mlp-enhanced": _lstm.lstm,
+    "rnnprop-mlp": _rnnprop.rnnprop,
 }
 
 
@@ -42,8 +42,8 @@ def pretrained(name: str) -> optax.GradientTransformationExtraArgs:
 
     Args:
       name: "lstm-mlp", for some hundred updates of small networks;
-        "lstm-mlp-enhanced", slower at first, which lasts on the network it was trained
-        on; or "lstm-quadratic", for quadratics of ten dimensions.
+        "rnnprop-mlp", slower at first, which lasts and does not mind other activations;
+        or "lstm-quadratic", for quadratics of ten dimensions.
         `load_pretrained(name).card` tells how they were trained, and where they fail.
 
     Raises:
