@@ -203,12 +203,13 @@ def meta_steps(seconds):
     return found
 
 
-def measure(cores, seconds):
+def measure(cores, seconds, sizes):
     """All of it, in this process; prints JSON."""
     _timing.pin_to_cores(cores)
     found = {"update": {}}
     for name, (tx, most) in rules().items():
-        for size, num_params in SIZES.items():
+        for size in sizes:
+            num_params = SIZES[size]
             for leaves, num_leaves in NUM_LEAVES.items():
                 if num_params > most:
                     continue
@@ -225,18 +226,22 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--cores", type=int, nargs="*", default=[1, 2])
+    parser.add_argument(
+        "--sizes", nargs="*", choices=SIZES, default=list(SIZES), help="16 M is slow"
+    )
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        measure(args.measure, args.seconds)
+        measure(args.measure, args.seconds, args.sizes)
         return
     result = {"environment": _timing.environment(("jaxmeta", "jax", "jaxlib", "optax"))}
     for cores in args.cores:
         command = [sys.executable, "-m", "benchmarks.optimizer_update"]
         options = ["--measure", str(cores), "--seconds", str(args.seconds)]
+        options += ["--sizes", *args.sizes]
         done = subprocess.run(command + options, stdout=subprocess.PIPE, check=True)
         result[f"{cores} cores"] = json.loads(done.stdout)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
