@@ -42,7 +42,8 @@ def pretrained(name: str) -> optax.GradientTransformationExtraArgs:
 
     Args:
       name: "lstm-mlp", for some hundred updates of small networks;
-        "rnnprop-mlp", slower at first, which lasts, with ReLU too; or "lstm-quadratic", for quadratics of ten dimensions.
+        "rnnprop-mlp", slower at first, which lasts, with ReLU too; or
+        "lstm-quadratic", for quadratics of ten dimensions.
         `load_pretrained(name).card` tells how they were trained, and where they fail.
 
     Raises:
