@@ -31,10 +31,15 @@ def reproduce(name, seeds, runs, data_dir, overrides):
         recipe = with_data(recipe, data_dir)
         directory = runs / f"{name}-{seed}"
         summary = recipes.train_run(name, recipe, directory, _report(name, seed))
-        if isinstance(getattr(recipe, "tasks", None), recipes.SinusoidTasks):
+        if name in ("maml-sinusoid", "fomaml-sinusoid"):
             more = dataclasses.replace(recipe.tasks, test_shots=10)
             summary["test_10_shots"] = recipes.evaluate_run(
                 directory, task_settings=more
+            )
+        if getattr(getattr(recipe, "learner", None), "embeds", False):
+            fewer = dataclasses.replace(recipe.tasks, ways=5)
+            summary["test_5_ways"] = recipes.evaluate_run(
+                directory, task_settings=fewer
             )
         summary["settings"] = settings(recipe)
         summaries.append(summary)
@@ -98,8 +103,16 @@ def _row(result):
     if "optimizers" in first["test"]:
         ours, inductive = _optimizers([run["test"]["optimizers"] for run in runs]), ""
     elif "accuracy" in first["test"]:
-        ours = _percent([run["test"]["accuracy"] for run in runs])
-        inductive = _percent([run["test"]["inductive"]["accuracy"] for run in runs])
+        tests = [[run["test"] for run in runs]]
+        if "test_5_ways" in first:
+            tests.append([run["test_5_ways"] for run in runs])
+        ours, inductive = (
+            ", 5 ways ".join(_percent([pick(test) for test in each]) for each in tests)
+            for pick in (
+                lambda test: test["accuracy"],
+                lambda test: test["inductive"]["accuracy"],
+            )
+        )
     else:
         ours, inductive = _errors([run["test"]["loss"] for run in runs]), ""
     minutes = np.mean([run["train_seconds"] for run in runs]) / 60

@@ -48,6 +48,32 @@ from jaxmeta.base import (
     Task as Task,
     TrainState as TrainState,
 )
-from jaxmeta.learners import MamlParams as MamlParams, maml as maml
+from jaxmeta.learners import (
+    CaviaParams as CaviaParams,
+    ImplicitInfo as ImplicitInfo,
+    MamlParams as MamlParams,
+    MamlPlusPlusParams as MamlPlusPlusParams,
+    MetricParams as MetricParams,
+    ProtoMamlParams as ProtoMamlParams,
+    ReptileParams as ReptileParams,
+    anil as anil,
+    boil as boil,
+    cavia as cavia,
+    feat as feat,
+    imaml as imaml,
+    maml as maml,
+    maml_plus_plus as maml_plus_plus,
+    matching as matching,
+    meta_curvature as meta_curvature,
+    meta_lstm as meta_lstm,
+    meta_sgd as meta_sgd,
+    proto_maml as proto_maml,
+    prototypical as prototypical,
+    relation as relation,
+    reptile as reptile,
+    ridge as ridge,
+    siamese as siamese,
+    subspace as subspace,
+)
 
 __version__ = _metadata.version("jaxmeta")

@@ -142,3 +142,12 @@ def check_real(name: str, tree: Any) -> None:
             f"`{name}` must be real, got complex leaves {wrong}. Wrap the "
             "transformation: `optax.contrib.split_real_and_imaginary`."
         )
+
+
+def check_plain_transformation(name: str, tx: Any) -> None:
+    """Raises unless `tx` is an optax transformation, not a learned rule."""
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise ValueError(
+            f"`{name}` must be an optax transformation such as `optax.sgd(0.1)`, got "
+            f"{tx!r}. A learned rule goes into `jaxmeta.maml`."
+        )

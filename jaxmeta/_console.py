@@ -8,7 +8,7 @@ import rich.table
 
 
 def print_test(test: dict[str, Any]) -> None:
-    """Prints what a test found, a row for every number of inner steps.
+    """Prints what a test found, a row for every number of inner steps, if any.
 
     Of a learned optimizer, a row for it and for each other optimizer.
     """
@@ -20,14 +20,16 @@ def print_test(test: dict[str, Any]) -> None:
         name: test[name] for name in test if name not in ("num_tasks", "inductive")
     }
     columns |= {f"inductive {name}": value for name, value in inductive.items()}
-    table = rich.table.Table("inner", *columns, box=None, pad_edge=False)
-    for k in range(len(test["loss"]["mean"])):
+    num_rows = len(test["loss"]["mean"])
+    makes_steps = num_rows > 1
+    names = ("inner", *columns) if makes_steps else columns
+    table = rich.table.Table(*names, box=None, pad_edge=False)
+    for k in range(num_rows):
         cells = (_format(n, c["mean"][k], c["interval"][k]) for n, c in columns.items())
-        table.add_row(str(k), *cells)
+        table.add_row(*((str(k),) if makes_steps else ()), *cells)
     console = rich.console.Console()
-    console.print(
-        f"test over {test['num_tasks']} tasks: mean ± 95 % interval after inner steps"
-    )
+    after = " after inner steps" if makes_steps else ""
+    console.print(f"test over {test['num_tasks']} tasks: mean ± 95 % interval{after}")
     console.print(table)
 
 

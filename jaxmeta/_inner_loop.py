@@ -25,7 +25,7 @@ from jaxmeta import base
 
 Hvp = Literal["forward-over-reverse", "reverse-over-reverse"]
 HVP_MODES: tuple[Hvp, ...] = ("forward-over-reverse", "reverse-over-reverse")
-SupportLoss = Callable[..., jax.Array]  # (params, key, examples) -> scalar
+SupportLoss = Callable[..., jax.Array]  # (params, key, examples, step) -> scalar
 
 _SAVED = "jaxmeta_inner_grads"
 
@@ -34,8 +34,9 @@ class InnerLoopResult(NamedTuple):
     """What `unroll` returns; K inner steps."""
 
     params: base.Params
+    inner_state: optax.OptState
     losses: jax.Array  # [K] support loss before each step
-    probed: Any  # leaves [K + 1, ...]: `probe` of the parameters after 0 ... K steps
+    probed: Any  # leaves [K + 1, ...]: `probe(params, k)` after 0 ... K steps
 
 
 def unroll(
@@ -45,12 +46,13 @@ def unroll(
     first_order: bool = False,
     hvp: Hvp = "forward-over-reverse",
 ) -> Callable[..., InnerLoopResult]:
-    """Returns `run(key, params, support, inner_steps, probe=None)`.
+    """Returns `run(key, params, support, inner_steps, probe=None, inner_state=None)`.
 
     Args:
-      support_loss: `(params, key, support) -> scalar`. May close over values that are
-        being differentiated.
-      inner_tx: any optax transformation; its state starts fresh for every task.
+      support_loss: `(params, key, support, step) -> scalar`, `step` counting from 0.
+        May close over values that are being differentiated.
+      inner_tx: any optax transformation; its state starts fresh for every task unless
+        `inner_state` is given.
       first_order: treat the inner gradients as constants. Static.
       hvp: how Hessian-vector products are taken. "forward-over-reverse" keeps least
         but adaptation cannot then be differentiated in forward mode (`jax.jvp`,
@@ -58,14 +60,20 @@ def unroll(
     """
     inner_tx = optax.with_extra_args_support(inner_tx)
 
-    def run(key, params, support, inner_steps, probe=None):
+    def run(key, params, support, inner_steps, probe=None, inner_state=None):
+        data = (support, jnp.zeros((), jnp.int32))
         value_and_grad, constants = _inner_gradient(
-            support_loss, first_order, hvp, params, key, support
+            lambda params, key, data: support_loss(params, key, *data),
+            first_order,
+            hvp,
+            params,
+            key,
+            data,
         )
 
-        def inner_step(carry, step_key):
+        def inner_step(carry, step_key, step):
             params, inner_state = carry
-            loss, grads = value_and_grad(params, step_key, support, *constants)
+            loss, grads = value_and_grad(params, step_key, (support, step), *constants)
             if first_order:
                 loss, grads = jax.lax.stop_gradient((loss, grads))
             grads = checkpoint_name(grads, _SAVED)
@@ -79,15 +87,19 @@ def unroll(
                 prevent_cse=False,  # Not needed under scan.
             )
 
-        def body(carry, step_key):
-            probed = None if probe is None else probe(carry[0])
-            *carry, loss = inner_step(carry, step_key)
+        def body(carry, each):
+            _, step = each
+            probed = None if probe is None else probe(carry[0], step)
+            *carry, loss = inner_step(carry, *each)
             return tuple(carry), (loss, probed)
 
-        carry = (params, inner_tx.init(params))
-        keys = jax.random.split(key, inner_steps)
+        carry = (params, inner_tx.init(params) if inner_state is None else inner_state)
+        each = (
+            jax.random.split(key, inner_steps),
+            jnp.arange(inner_steps, dtype=jnp.int32),
+        )
         try:
-            (params, _), (losses, probed) = jax.lax.scan(body, carry, keys)
+            (params, inner_state), (losses, probed) = jax.lax.scan(body, carry, each)
         except TypeError as error:
             if "forward-mode" not in str(error):
                 raise
@@ -96,9 +108,9 @@ def unroll(
                 '"forward-over-reverse"; use hvp="reverse-over-reverse".'
             ) from error
         if probe is not None:
-            last = probe(params)
+            last = probe(params, jnp.full((), inner_steps, jnp.int32))
             probed = jax.tree.map(lambda x, y: jnp.append(x, y[None], 0), probed, last)
-        return InnerLoopResult(params, losses, probed)
+        return InnerLoopResult(params, inner_state, losses, probed)
 
     return run
 
@@ -116,11 +128,11 @@ def _update(inner_tx, grads, inner_state, params, loss):
         ) from error
 
 
-def _inner_gradient(support_loss, first_order, hvp, params, key, support):
-    """Returns `value_and_grad(params, key, support, *constants)` and its constants."""
+def _inner_gradient(loss, first_order, hvp, params, key, data):
+    """Returns `value_and_grad(params, key, data, *constants)` and its constants."""
     if first_order or hvp == "reverse-over-reverse":
-        return jax.value_and_grad(support_loss), ()
-    return exact_gradient(support_loss, params, key, support)
+        return jax.value_and_grad(loss), ()
+    return exact_gradient(loss, params, key, data)
 
 
 def exact_gradient(loss, params, key, data):

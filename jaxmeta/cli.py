@@ -1,4 +1,4 @@
-"""The command line: `jaxmeta list | train | evaluate | adapt | plot`."""
+"""The command line: `jaxmeta list | train | evaluate | adapt | lake | plot`."""
 
 import dataclasses
 import difflib
@@ -24,6 +24,7 @@ jaxmeta: functional meta-learning in JAX.
   jaxmeta train [RECIPE] [--out RUN]    train and test a recipe; resumes by itself
   jaxmeta evaluate RUN                  test a run on fresh tasks
   jaxmeta adapt RUN FOLDER              adapt a run to your own images
+  jaxmeta lake RUN --archive ZIP        Lake's one-shot challenge on Omniglot
   jaxmeta plot RUN                      draw learning and adaptation curves
 
 `jaxmeta COMMAND --help` tells more; `jaxmeta train RECIPE --help` lists all settings.
@@ -61,6 +62,20 @@ class AdaptArgs:
 
 
 @dataclasses.dataclass(frozen=True)
+class LakeArgs:
+    """Judges a run on Omniglot by Lake's one-shot classification challenge.
+
+    That is 20 runs of 20-way one-shot classification within an alphabet.
+    """
+
+    run: tyro.conf.Positional[pathlib.Path]
+    """The run folder."""
+    archive: pathlib.Path
+    """`all_runs.zip`, from python/one-shot-classification in brendenlake/omniglot on
+    GitHub, or made by `jaxmeta.tasks.make_lake_runs`."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PlotArgs:
     """Draws a run: learning curve, adaptation curve, sampled tasks."""
 
@@ -80,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "adapt": _adapt,
+        "lake": _lake,
         "plot": _plot,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
@@ -180,6 +196,19 @@ def _adapt(argv: list[str]) -> None:
 
     for found in recipes.adapt_run(args.run, args.folder, inner_steps=args.inner_steps):
         print(f"{found.path}  {found.label}  {found.probability:.3f}")
+
+
+def _lake(argv: list[str]) -> None:
+    args = _parse(LakeArgs, argv, "lake")
+    _start_jax()
+    from jaxmeta import recipes
+
+    found = recipes.lake_run(args.run, args.archive)
+    for name, result in {"": found, "inductive ": found.get("inductive")}.items():
+        if result is not None:
+            print(f"{name}error {result['error']:.1f} ± {result['interval']:.1f} %")
+    published = (f"{name} {error} %" for name, error in found["published"].items())
+    print(f"published: {', '.join(published)}")
 
 
 def _plot(argv: list[str]) -> None:

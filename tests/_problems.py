@@ -57,12 +57,55 @@ def maml(model=None, **options):
     return jm.maml(model or tanh_model(), jm.losses.squared_error, **options)
 
 
+def part_model():
+    """The smooth network, its output layer called `head`."""
+    model = tanh_model()
+
+    def init(key, inputs):
+        params = model.init(key, inputs)
+        return {"head": params.pop("out"), "body": params}
+
+    def apply(params, inputs):
+        return model.apply(params["body"] | {"out": params["head"]}, inputs)
+
+    return jm.Model(init, apply)
+
+
+def with_inner_sgd(factory, **options):
+    """A learner of the smooth network whose inner loop is two steps of SGD."""
+    options = {"inner_tx": optax.sgd(0.02), "inner_steps": 2} | options
+    return factory(part_model(), jm.losses.squared_error, **options)
+
+
+def with_own_rule(factory, **options):
+    """A learner of the smooth network that brings its own inner rule."""
+    options = {"inner_steps": 2} | options
+    return factory(part_model(), jm.losses.squared_error, **options)
+
+
+# Learners of regression_task.
 LEARNERS = {
     "maml": maml,
     "fomaml": lambda: maml(first_order=True),
     "maml, reverse over reverse": lambda: maml(hvp="reverse-over-reverse"),
-    "maml, momentum": lambda: maml(inner_tx=optax.sgd(0.02, momentum=0.9)),
     "maml, adam": lambda: maml(inner_tx=jm.optimizers.adam(0.01)),
     "maml, learned rule": lambda: maml(inner_tx=scaled_sgd()),
-    "fomaml, learned rule": lambda: maml(inner_tx=scaled_sgd(), first_order=True),
+    "reptile": lambda: with_inner_sgd(jm.reptile, batch_size=2),
+    "reptile, kept state": lambda: with_inner_sgd(
+        jm.reptile, inner_tx=optax.adam(0.01, b1=0.0), keep_inner_state=True
+    ),
+    "meta_sgd": lambda: with_own_rule(jm.meta_sgd, learning_rate=(0.01, 0.02)),
+    "anil": lambda: with_inner_sgd(jm.anil),
+    "boil": lambda: with_inner_sgd(jm.boil),
+    "maml_plus_plus": lambda: with_own_rule(
+        jm.maml_plus_plus,
+        learning_rate=0.02,
+        multi_step_until=10,
+        first_order_until=5,
+        is_per_step=lambda path: "bias" in path,
+    ),
+    "cavia": lambda: with_inner_sgd(jm.cavia, num_context=2),
+    "imaml": lambda: with_inner_sgd(jm.imaml),
+    "meta_curvature": lambda: with_own_rule(jm.meta_curvature, learning_rate=0.02),
+    "meta_lstm": lambda: with_own_rule(jm.meta_lstm, hidden_size=3),
 }

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxmeta import _checks, _inner_loop, _model, base, losses
+from jaxmeta import _checks, _inner_loop, _model, base
+from jaxmeta.learners import _adaptation
 
 
 class MamlParams(NamedTuple):
@@ -84,80 +85,32 @@ def maml(
       [ 0.5 -0.5]
     """
     _checks.check_transformation("inner_tx", inner_tx)
-    _checks.check_int("inner_steps", inner_steps)
-    _checks.check_choice("hvp", hvp, _inner_loop.HVP_MODES)
-    if metrics is None:
-        metrics = losses.default_metrics(loss)
-    _checks.check_metric_names(metrics)
-    default_steps = inner_steps
     net = _model.normalize(model)
 
-    def example_loss(params, key, examples):
-        outputs = net.apply(params, examples.inputs, key=key, train=True)
-        value = loss(outputs, examples.targets)
-        _checks.check_scalar_loss("loss", value)
-        return value, outputs
+    def init(key, task):
+        params_key, theta_key = jax.random.split(key)
+        params = net.init(params_key, task.support.inputs)
+        if isinstance(inner_tx, base.LearnedOptimizer):
+            # Checked before it is handed on: a rule may have a rate for each.
+            _checks.check_params(params)
+            return MamlParams(params, inner_tx.init(theta_key, params))
+        return params
 
-    def inner_loop(meta_params):
+    def prepare(key, meta_params, support):
+        del key, support
         if isinstance(inner_tx, base.LearnedOptimizer):
             params, tx = meta_params.params, inner_tx.transform(meta_params.theta)
         else:
             params, tx = meta_params, inner_tx
-        run = _inner_loop.unroll(
-            lambda *args: example_loss(*args)[0], tx, first_order=first_order, hvp=hvp
-        )
-        return params, run
+        return _adaptation.Adaptation(params, lambda params, step: params, tx)
 
-    def init(key, task):
-        _checks.check_task(task)
-        params_key, theta_key = jax.random.split(key)
-        params = net.init(params_key, task.support.inputs)
-        _checks.check_params(params)
-        if isinstance(inner_tx, base.LearnedOptimizer):
-            return MamlParams(params, inner_tx.init(theta_key, params))
-        return params
-
-    def adapt(key, meta_params, support):
-        _checks.check_examples("support", support)
-        params, run = inner_loop(meta_params)
-        _checks.check_params(params)
-        result = run(key, params, support, inner_steps)
-        task_params = net.with_statistics(result.params, support.inputs)
-        return task_params, base.AdaptInfo(result.losses)
-
-    def predict(task_params, inputs):
-        return net.apply(task_params, inputs)
-
-    def query_loss(meta_params, key, task):
-        inner_key, query_key = jax.random.split(key)
-        params, run = inner_loop(meta_params)
-        _checks.check_params(params)
-        result = run(inner_key, params, task.support, inner_steps)
-        value, outputs = example_loss(result.params, query_key, task.query)
-        values = {name: fn(outputs, task.query.targets) for name, fn in metrics.items()}
-        return value, (values, base.AdaptInfo(result.losses))
-
-    def meta_grad(key, meta_params, task, **extra):
-        del extra
-        _checks.check_task(task)
-        grad_fn = jax.value_and_grad(query_loss, has_aux=True)
-        (value, (values, adapt_info)), grads = grad_fn(meta_params, key, task)
-        return grads, base.MetaGradInfo(value, values, adapt_info)
-
-    def evaluate(key, meta_params, task, *, inner_steps=None):
-        _checks.check_task(task)
-        steps = default_steps if inner_steps is None else inner_steps
-        _checks.check_int("inner_steps", steps)
-        params, run = inner_loop(meta_params)
-
-        def judge(params):
-            task_params = net.with_statistics(params, task.support.inputs)
-            outputs = predict(task_params, task.query.inputs)
-            values = {
-                name: fn(outputs, task.query.targets) for name, fn in metrics.items()
-            }
-            return base.EvalInfo(loss(outputs, task.query.targets), values)
-
-        return run(key, params, task.support, steps, judge).probed
-
-    return base.MetaLearner(init, adapt, predict, meta_grad, evaluate)
+    loop = _adaptation.inner_loop(
+        model,
+        loss,
+        prepare,
+        inner_steps=inner_steps,
+        first_order=first_order,
+        hvp=hvp,
+        metrics=metrics,
+    )
+    return _adaptation.as_learner(loop, init)

@@ -46,15 +46,7 @@ class Conv4(nn.Module):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """Maps images [N, H, W, channels] to [N, head] or [N, D]."""
-        if inputs.ndim != 4:
-            raise ValueError(
-                f"Conv4 takes images [N, H, W, channels], got shape {inputs.shape}."
-            )
-        if not self.strided and min(inputs.shape[1:3]) < 16:
-            raise ValueError(
-                "Four poolings leave nothing of images under 16x16, got shape "
-                f"{inputs.shape}. Say `strided=True`, or give larger images."
-            )
+        check_images("Conv4", inputs, self.strided)
         _checks.check_int("filters", self.filters)
         x = inputs
         for _ in range(4):
@@ -69,6 +61,19 @@ class Conv4(nn.Module):
     def with_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""
         return _norm.with_statistics(self, params, inputs)
+
+
+def check_images(name: str, inputs: jax.Array, strided: bool) -> None:
+    """Raises unless `inputs` are images that four blocks can halve."""
+    if inputs.ndim != 4:
+        raise ValueError(
+            f"{name} takes images [N, H, W, channels], got shape {inputs.shape}."
+        )
+    if not strided and min(inputs.shape[1:3]) < 16:
+        raise ValueError(
+            "Four poolings leave nothing of images under 16x16, got shape "
+            f"{inputs.shape}. Say `strided=True`, or give larger images."
+        )
 
 
 class Block(nn.Module):

@@ -5,6 +5,7 @@ from jaxmeta.optimizers._coordinates import (
     LstmState as LstmState,
     LstmTheta as LstmTheta,
 )
+from jaxmeta.optimizers._curvature_sgd import curvature_sgd as curvature_sgd
 from jaxmeta.optimizers._learned_rate import learned_rate as learned_rate
 from jaxmeta.optimizers._learned_sgd import (
     LearnedSgdState as LearnedSgdState,

@@ -18,7 +18,7 @@ class LearnedSgdState(NamedTuple):
 
 
 def learned_sgd(
-    learning_rate: float = 0.01,
+    learning_rate: float | tuple[float, float] = 0.01,
     *,
     shared_by: Literal["all", "leaf", "none"] = "all",
     num_steps: int | None = None,
@@ -33,7 +33,8 @@ def learned_sgd(
     negative, as in both papers. Gradients that are not finite pass, as in `optax.sgd`.
 
     Args:
-      learning_rate: what all rates start from.
+      learning_rate: what all rates start from, or (low, high): they start uniform
+        between these.
       shared_by: one rate for "all" parameters, one for each "leaf" of the tree, or, of
         "none" shared, one a parameter. Static.
       num_steps: K rates, one a step; later steps use the last. None is the same rate
@@ -62,24 +63,33 @@ def learned_sgd(
       >>> print(updates)
       [-0.5 -1. ]
     """
-    _checks.check_positive("learning_rate", learning_rate)
+    is_range = isinstance(learning_rate, tuple)
+    low, high = learning_rate if is_range else (learning_rate, learning_rate)
+    for rate in (low, high):
+        _checks.check_positive("learning_rate", rate)
     _checks.check_choice("shared_by", shared_by, _SHARED)
     if num_steps is not None:
         _checks.check_int("num_steps", num_steps)
     steps = () if num_steps is None else (num_steps,)
 
     def init(key, params=None):
-        del key
-        rate = lambda shape: jnp.full(steps + shape, learning_rate)
+        def rate(key, shape):
+            if is_range:
+                return jax.random.uniform(key, steps + shape, minval=low, maxval=high)
+            return jnp.full(steps + shape, low)
+
         if shared_by == "all":
-            return rate(())
+            return rate(key, ())
         if params is None:
             raise ValueError(
                 f'`params` must be given to `init` with shared_by="{shared_by}": there '
                 "is a rate for each."
             )
-        return jax.tree.map(
-            lambda p: rate(jnp.shape(p) if shared_by == "none" else ()), params
+        leaves, treedef = jax.tree.flatten(params)
+        shape = lambda p: jnp.shape(p) if shared_by == "none" else ()
+        keys = jax.random.split(key, max(1, len(leaves)))
+        return treedef.unflatten(
+            [rate(k, shape(p)) for k, p in zip(keys, leaves, strict=False)]
         )
 
     def transform(theta):

@@ -15,7 +15,7 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Draws a run folder's `learning_curve`, `adaptation_curve` and `tasks`.
 
     They go to its `plots/` as PNG, each whole or not at all. The adaptation curve needs
-    a tested run; `tasks` shows three test tasks. A learned optimizer's run has
+    a tested run of a learner that makes inner steps; `tasks` shows three test tasks. A learned optimizer's run has
     `optimizer_curves` and `update_against_gradient` instead of these two.
 
     Returns:
@@ -56,6 +56,8 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
 
     def draw_test(test):
         """Returns a figure for each name, the main one first."""
+        if not of_optimizer and len(test["loss"]["mean"]) == 1:
+            return {}  # No inner steps, so nothing that would be a curve.
         if not of_optimizer:
             return {"adaptation_curve": draw_panels(_curves.adaptation_curve, test)}
         curves = _axes.figure(width=7)
@@ -75,7 +77,7 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
             raise ValueError(f"{path} cannot be read: {error}.") from error
         if published := summary.get("published"):
             note = textwrap.fill(f"published: {published}", 75 * len(metrics))
-            main = next(iter(drawn.values()))
+            main = next(iter(drawn.values()), figures["learning_curve"])
             main.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
         figures |= drawn
     if not of_optimizer:

@@ -8,6 +8,28 @@ from jaxmeta.recipes._config import (
     from_json as from_json,
     to_json as to_json,
 )
+from jaxmeta.recipes._lake import lake_run as lake_run
+from jaxmeta.recipes._learner_settings import (
+    AnilLearner as AnilLearner,
+    BoilLearner as BoilLearner,
+    CaviaLearner as CaviaLearner,
+    FeatLearner as FeatLearner,
+    ImamlLearner as ImamlLearner,
+    MamlLearner as MamlLearner,
+    MamlPlusPlusLearner as MamlPlusPlusLearner,
+    MatchingLearner as MatchingLearner,
+    MetaCurvatureLearner as MetaCurvatureLearner,
+    MetaLstmLearner as MetaLstmLearner,
+    MetaSgdLearner as MetaSgdLearner,
+    ProtoMamlLearner as ProtoMamlLearner,
+    PrototypicalLearner as PrototypicalLearner,
+    RelationLearner as RelationLearner,
+    ReptileLearner as ReptileLearner,
+    RidgeLearner as RidgeLearner,
+    SiameseLearner as SiameseLearner,
+    SubspaceLearner as SubspaceLearner,
+    SvmLearner as SvmLearner,
+)
 from jaxmeta.recipes._optimizer_settings import (
     Cifar10Problem as Cifar10Problem,
     ConvFcLstmOptimizer as ConvFcLstmOptimizer,
@@ -27,10 +49,11 @@ from jaxmeta.recipes._run import (
 )
 from jaxmeta.recipes._settings import (
     Conv4Model as Conv4Model,
+    FilmConv4Model as FilmConv4Model,
     GlyphTasks as GlyphTasks,
-    MamlLearner as MamlLearner,
     MlpModel as MlpModel,
     OmniglotTasks as OmniglotTasks,
+    RelationModel as RelationModel,
     SinusoidTasks as SinusoidTasks,
     TaskSplits as TaskSplits,
 )

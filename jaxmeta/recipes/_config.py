@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 import tyro
 
 from jaxmeta import _checks, base, training
-from jaxmeta.recipes import _optimizer_settings, _settings
+from jaxmeta.recipes import _learner_settings, _optimizer_settings, _settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,8 +27,10 @@ class Training:
     """The number in the literature."""
     protocol: tyro.conf.Suppress[str]
     """How ours is measured, and where that differs from the paper."""
+    outer_optimizer: Literal["adam", "sgd"] = "adam"
+    """What updates the meta-parameters."""
     outer_learning_rate: float = 1e-3
-    """Of Adam, over the meta-parameters."""
+    """Of that optimizer."""
     cosine: bool = False
     """Let the outer learning rate fall to zero along a cosine."""
     clip: float | None = None
@@ -61,10 +63,10 @@ class Training:
         rate = self.outer_learning_rate
         if self.cosine:
             rate = optax.cosine_decay_schedule(rate, max(1, round(share * self.steps)))
-        adam = optax.adam(rate)
+        outer_tx = {"adam": optax.adam, "sgd": optax.sgd}[self.outer_optimizer](rate)
         if self.clip is None:
-            return adam
-        return optax.chain(optax.clip_by_global_norm(self.clip), adam)
+            return outer_tx
+        return optax.chain(optax.clip_by_global_norm(self.clip), outer_tx)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,8 +74,8 @@ class Recipe(Training):
     """A named experiment: a learner over tasks."""
 
     tasks: _settings.Tasks
-    model: _settings.MlpModel | _settings.Conv4Model
-    learner: _settings.MamlLearner
+    model: _settings.ModelSettings
+    learner: _learner_settings.Learner
     num_tasks: int = 32
     """Tasks a meta-step (the meta-batch)."""
     tasks_per_chunk: int | None = None
@@ -88,7 +90,12 @@ class Recipe(Training):
         super().check()
         for name in ("num_tasks", "validation_tasks", "test_tasks"):
             _checks.check_int(name, getattr(self, name))
-        _checks.check_int("test_inner_steps", self.learner.test_inner_steps)
+        if self.learner.test_inner_steps is not None:
+            _checks.check_int("test_inner_steps", self.learner.test_inner_steps)
+
+    def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
+        """Builds the outer update."""
+        return self.learner.outer_tx(super().make_outer_tx(share))
 
     def make_learner(
         self,
@@ -101,10 +108,9 @@ class Recipe(Training):
           statistics: how predictions are normalised.
           inner_steps: of its `adapt`; None is what it is trained with.
         """
-        model = self.model.make(self.tasks.num_outputs, statistics)
-        learner = self.learner
-        if inner_steps is not None:
-            learner = dataclasses.replace(learner, inner_steps=inner_steps)
+        num_outputs = None if self.learner.embeds else self.tasks.num_outputs
+        model = self.model.make(num_outputs, statistics)
+        learner = self.learner.with_inner_steps(inner_steps)
         return learner.make(model, self.tasks.loss)
 
 
@@ -170,9 +176,8 @@ _KINDS = {
     part.__name__: part
     for part in (
         *typing.get_args(_settings.Tasks),
-        _settings.MlpModel,
-        _settings.Conv4Model,
-        _settings.MamlLearner,
+        *typing.get_args(_settings.ModelSettings),
+        *typing.get_args(_learner_settings.Learner),
         *typing.get_args(_optimizer_settings.Problem),
         *typing.get_args(_optimizer_settings.Optimizer),
         *typing.get_args(_optimizer_settings.Estimator),
@@ -212,4 +217,4 @@ def from_json(value: Any) -> Any:
     fields = {name: from_json(item) for name, item in value.items()}
     if fields.get("data_dir"):
         fields["data_dir"] = pathlib.Path(fields["data_dir"])
-    return _KINDS[kind](**fields)
+    return _KINDS[kind](**fields)  # pyright: ignore

@@ -1,12 +1,11 @@
 """Settings of the parts of a recipe: dataclasses, each of which builds its part."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Literal, NamedTuple, TypeAlias
 
-import optax
-
-from jaxmeta import _checks, base, learners, losses, models, optimizers, tasks
+from jaxmeta import base, losses, models, tasks
 
 Statistics = Literal["batch", "support"]
 
@@ -21,7 +20,7 @@ class TaskSplits(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SinusoidTasks:
-    """Sinusoids of random amplitude and phase."""
+    """Sinusoids of random amplitude, frequency and phase."""
 
     shots: int = 10
     """Support points a task."""
@@ -31,15 +30,27 @@ class SinusoidTasks:
     """Support points a task in validation and test."""
     test_queries: int = 100
     """Query points a task in validation and test."""
+    frequency: tuple[float, float] = (1.0, 1.0)
+    """Range of the frequency, in radians per unit of x."""
+    phase: tuple[float, float] = (0.0, math.pi)
+    """Range of the phase that is taken off, in radians."""
 
     loss = staticmethod(losses.squared_error)
     num_outputs = 1
 
     def splits(self) -> TaskSplits:
         """Builds the samplers; train and test tasks differ in their keys."""
-        test = tasks.sinusoid(shots=self.test_shots, queries=self.test_queries)
-        train = tasks.sinusoid(shots=self.shots, queries=self.queries)
-        return TaskSplits(train, test, test)
+
+        def sampler(shots, queries):
+            return tasks.sinusoid(
+                shots=shots,
+                queries=queries,
+                frequency=self.frequency,
+                phase=self.phase,
+            )
+
+        test = sampler(self.test_shots, self.test_queries)
+        return TaskSplits(sampler(self.shots, self.queries), test, test)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +99,15 @@ class OmniglotTasks:
     """Query examples a class in training."""
     test_queries: int = 1
     """Query examples a class in validation and test."""
+    train_ways: int | None = None
+    """Classes a task in training; as in the test when left out."""
+    train_shots: int | None = None
+    """Support examples a class in training; as in the test when left out."""
+    within_alphabets: bool = False
+    """All characters of a task are of one alphabet, in training, validation and test.
+    """
+    affine: bool = False
+    """Warp every image of the training tasks by a random affine map."""
     rotations: bool = True
     """Characters turned by 90, 180 and 270 degrees are classes of their own."""
     test_rotations: bool = True
@@ -104,19 +124,28 @@ class OmniglotTasks:
         """Loads the images and builds the samplers."""
         classes = tasks.load_omniglot(self.data_dir, split=self.split)
 
-        def sampler(dataset, queries, rotations):
+        def sampler(dataset, ways, shots, queries, rotations):
             return tasks.few_shot(
                 dataset,
-                ways=self.ways,
-                shots=self.shots,
+                ways=ways,
+                shots=shots,
                 queries=queries,
                 rotations=rotations,
+                within_groups=self.within_alphabets,
             )
 
+        train = sampler(
+            classes.train,
+            self.train_ways or self.ways,
+            self.train_shots or self.shots,
+            self.queries,
+            self.rotations,
+        )
+        if self.affine:
+            train = tasks.random_affine(train)
+        test = (self.ways, self.shots, self.test_queries, self.test_rotations)
         return TaskSplits(
-            sampler(classes.train, self.queries, self.rotations),
-            sampler(classes.validation, self.test_queries, self.test_rotations),
-            sampler(classes.test, self.test_queries, self.test_rotations),
+            train, sampler(classes.validation, *test), sampler(classes.test, *test)
         )
 
 
@@ -132,9 +161,9 @@ class MlpModel:
     norm: Literal["batch"] | None = None
     """Batch normalisation, or none."""
 
-    def make(self, num_outputs: int, statistics: Statistics) -> base.ModelLike:
-        """Builds the model."""
-        features = (*self.hidden, num_outputs)
+    def make(self, num_outputs: int | None, statistics: Statistics) -> base.ModelLike:
+        """Builds the model; None makes it embed."""
+        features = (*self.hidden, *(() if num_outputs is None else (num_outputs,)))
         return models.MLP(features, norm=self.norm, statistics=statistics)
 
 
@@ -149,8 +178,8 @@ class Conv4Model:
     norm: Literal["batch"] | None = "batch"
     """Batch normalisation, or none."""
 
-    def make(self, num_outputs: int, statistics: Statistics) -> base.ModelLike:
-        """Builds the model."""
+    def make(self, num_outputs: int | None, statistics: Statistics) -> base.ModelLike:
+        """Builds the model; None makes it embed."""
         return models.Conv4(
             self.filters,
             head=num_outputs,
@@ -161,32 +190,42 @@ class Conv4Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class MamlLearner:
-    """Model-agnostic meta-learning."""
+class FilmConv4Model:
+    """Conv4 with a layer that CAVIA's context scales and shifts."""
 
-    inner_learning_rate: float = 0.01
-    """Of an inner step."""
-    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    """What makes an inner step."""
-    inner_steps: int = 1
-    """Inner steps in training."""
-    test_inner_steps: int = 10
-    """Inner steps in validation and test; all before it are reported too."""
-    first_order: bool = False
-    """Treat inner gradients as constants: FOMAML."""
+    filters: int = 64
+    """Of every convolution."""
+    strided: bool = True
+    """Halve the image by strides rather than by pooling."""
+    norm: Literal["batch"] | None = "batch"
+    """Batch normalisation, or none."""
 
-    def make(self, model: base.ModelLike, loss: base.LossFn) -> base.MetaLearner:
-        """Builds the learner."""
-        _checks.check_positive("inner_learning_rate", self.inner_learning_rate)
-        inner = {
-            "sgd": optax.sgd,
-            "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-            "adam": optimizers.adam,
-        }[self.inner_optimizer]
-        return learners.maml(
-            model,
-            loss,
-            inner_tx=inner(self.inner_learning_rate),
-            inner_steps=self.inner_steps,
-            first_order=self.first_order,
+    def make(self, num_outputs: int | None, statistics: Statistics) -> base.ModelLike:
+        """Builds the model."""
+        return models.FilmConv4(
+            self.filters,
+            head=num_outputs or 0,
+            strided=self.strided,
+            norm=self.norm,
+            statistics=statistics,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class RelationModel:
+    """The embedding of relation networks, which keeps maps."""
+
+    filters: int = 64
+    """Of every convolution."""
+    norm: Literal["batch"] | None = "batch"
+    """Batch normalisation, or none."""
+
+    def make(self, num_outputs: int | None, statistics: Statistics) -> base.ModelLike:
+        """Builds the model."""
+        del num_outputs
+        return models.RelationEmbedding(
+            self.filters, norm=self.norm, statistics=statistics
+        )
+
+
+ModelSettings: TypeAlias = MlpModel | Conv4Model | FilmConv4Model | RelationModel

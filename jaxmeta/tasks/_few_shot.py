@@ -1,5 +1,6 @@
 """Few-shot classification episodes from images that live on the device."""
 
+from collections import Counter
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ def few_shot(
     shots: int,
     queries: int,
     rotations: bool = False,
+    within_groups: bool = False,
 ) -> base.SampleTask:
     """Samples W-way episodes: classes, their order and their examples at random.
 
@@ -33,6 +35,10 @@ def few_shot(
       rotations: every class turned by 0, 90, 180 or 270 degrees is a class of its own,
         so that there are 4 C classes and each class of a task has its own rotation.
         Needs square images. Static.
+      within_groups: all classes of a task come from one group, such as an alphabet of
+        Omniglot: the part of the class's name before the first "/". Groups with at
+        least W classes come equally often, whatever their size; rotated classes belong
+        to the group of their class, and count in it. Static.
 
     Returns:
       `sample_task(key) -> Task`, a `jax.tree_util.Partial` whose leaves are the data:
@@ -41,7 +47,8 @@ def few_shot(
 
     Raises:
       ValueError: if the data are not such an array or hold no classes, there are more
-        ways than classes, or a class has fewer than shots + queries examples.
+        ways than classes, or a class has fewer than shots + queries examples; with
+        `within_groups`, if classes have no names or no group has W classes.
 
     Example:
       >>> import jax, numpy as np
@@ -54,7 +61,8 @@ def few_shot(
     for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
         _checks.check_int(name, value)
     images, num_examples = _as_arrays(dataset)
-    num_classes = images.shape[0] * (4 if rotations else 1)
+    num_turns = 4 if rotations else 1
+    num_classes = images.shape[0] * num_turns
     if rotations and images.shape[2] != images.shape[3]:
         raise ValueError(
             f"`rotations` needs square images, got {images.shape[2:4]} pixels."
@@ -69,12 +77,14 @@ def few_shot(
             f"`shots` + `queries` must be at most {fewest}, the examples of the "
             f"smallest class, got {shots} + {queries}."
         )
+    groups = _group_classes(dataset, images, ways, num_turns) if within_groups else None
 
-    def sample_task(images, num_examples, key):
+    def sample_task(images, num_examples, groups, key):
         class_key, example_key = jax.random.split(key)
+        scores = _score_classes(class_key, num_classes, groups)
         # The largest of random scores: `jax.random.choice` sorts all the classes, 70
         # times slower on a CPU.
-        classes = jax.lax.top_k(jax.random.uniform(class_key, (num_classes,)), ways)[1]
+        classes = jax.lax.top_k(scores, ways)[1]
         classes, turns = jnp.divmod(classes, 4) if rotations else (classes, None)
         examples = _draw_examples(
             example_key, num_examples[classes], images.shape[1], shots + queries
@@ -89,7 +99,41 @@ def few_shot(
             query=examples_by_class(chosen[:, shots:], labels),
         )
 
-    return Partial(sample_task, jnp.asarray(images), jnp.asarray(num_examples))
+    return Partial(sample_task, jnp.asarray(images), jnp.asarray(num_examples), groups)
+
+
+def _group_classes(dataset, images, ways, num_turns):
+    """Returns each class's group [C * num_turns]: 0, 1, ..., or -1 if it is small."""
+    names = getattr(dataset, "names", ())
+    if len(names) != len(images):
+        raise ValueError(
+            "`within_groups` needs the names of all classes, such as "
+            f"'Greek/character03', got {len(names)} for {len(images)} classes. Give "
+            "them: `jaxmeta.tasks.image_classes(images, names)`."
+        )
+    names = [str(name).split("/", 1)[0] for name in names]
+    sizes = {name: num_turns * count for name, count in Counter(names).items()}
+    large = sorted(name for name, size in sizes.items() if size >= ways)
+    if not large:
+        name = max(sizes, key=sizes.__getitem__)
+        raise ValueError(
+            f"`ways` must be at most {sizes[name]}, the classes of the largest group "
+            f"({name!r}), got {ways}. The group is what stands before the first '/' of "
+            "a class's name."
+        )
+    numbers = {name: number for number, name in enumerate(large)}
+    groups = np.array([numbers.get(name, -1) for name in names], np.int32)
+    return jnp.asarray(np.repeat(groups, num_turns))
+
+
+def _score_classes(key, num_classes, groups):
+    """Draws scores [num_classes] in [0, 1); -1 outside of the group of a task."""
+    if groups is None:
+        return jax.random.uniform(key, (num_classes,))
+    group_key, score_key = jax.random.split(key)
+    group = jax.random.randint(group_key, (), 0, jnp.max(groups) + 1)
+    scores = jax.random.uniform(score_key, (num_classes,))
+    return jnp.where(groups == group, scores, -1.0)
 
 
 def _draw_examples(key, num_examples, capacity, count):

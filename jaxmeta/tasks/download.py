@@ -8,6 +8,7 @@ from jaxmeta.tasks import _labelled_builder, _omniglot_builder
 
 DATASETS = {
     "cifar10": _labelled_builder.prepare_cifar10,
+    "cifar100": _labelled_builder.prepare_cifar100,
     "mnist": _labelled_builder.prepare_mnist,
     "omniglot": _omniglot_builder.prepare_omniglot,
 }

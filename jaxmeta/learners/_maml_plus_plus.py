@@ -1,0 +1,196 @@
+"""MAML++: what makes MAML train stably.
+
+References:
+  Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, Section 4.
+  https://arxiv.org/abs/1810.09502
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import _checks, _model, base, optimizers
+from jaxmeta.learners import _adaptation, _partial
+
+
+class MamlPlusPlusParams(NamedTuple):
+    """Meta-parameters of `maml_plus_plus`."""
+
+    params: base.Params  # the initialisation; leaves a step of their own have [K + 1]
+    rates: Any  # like the adapted parameters, each [K]
+
+
+def is_norm(path: str) -> bool:
+    """Whether a parameter is a normalisation layer's, going by the layer's name."""
+    return any("Norm" in name for name in path.split("/"))
+
+
+def maml_plus_plus(
+    model: base.ModelLike,
+    loss: base.LossFn,
+    *,
+    learning_rate: float = 0.1,
+    inner_steps: int = 5,
+    multi_step_until: int = 0,
+    first_order_until: int = 0,
+    is_per_step: Callable[[str], bool] = is_norm,
+    metrics: Mapping[str, base.MetricFn] | None = None,
+) -> base.MetaLearner:
+    r"""MAML with a rate for every layer and step, and losses after every step.
+
+    .. math::
+      \theta^l_{k+1} = \theta^l_k - \alpha^l_k \nabla_{\theta^l} L_s(\theta_k), \qquad
+      g = \nabla_{\theta_0, \alpha} \sum_{k=1}^K v_k L_q(\theta_k)
+
+    - *Rates* :math:`\alpha^l_k`, one for each leaf and step, are learned (LSLR).
+    - *Multi-step loss* (MSL): the weights :math:`v_k` go from all equal to the last
+      alone.
+    - *Derivative-order annealing* (DA): first order in the beginning.
+    - *Batch normalisation* (BNRS, BNWB): scales and shifts are learned for each step
+      and not adapted; statistics are those of the set that passes, at each step anew,
+      so that no running mean is shared between steps.
+
+    The paper's cosine annealing of the outer rate (CA) belongs into the outer chain.
+
+    Args:
+      model: anything with `init(key, inputs)` and `apply(params, inputs)`.
+      loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
+      learning_rate: what all rates start from.
+      inner_steps: K. Static.
+      multi_step_until: meta-steps over which the weights change; 0 never uses the
+        earlier losses. Static.
+      first_order_until: meta-steps in which inner gradients are constants. Static.
+      is_per_step: `(path) -> bool`, which parameters are learned for each step instead
+        of being adapted, by paths such as "params/Block_0/BatchNorm_0/scale". Static.
+      metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
+        None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
+
+    Returns:
+      A `MetaLearner` with meta-parameters `MamlPlusPlusParams(params, rates)`. The two
+      annealings go by `meta_grad`'s `step`, which `jaxmeta.training.make_train_step`
+      passes; without it they are over. More inner steps in `evaluate` go on with the
+      last rates and scales.
+
+    Raises:
+      ValueError: if a number is out of range, or all parameters are per step; while
+        tracing, if the support is ragged or empty, parameters are not floats, or the
+        loss is not a scalar.
+
+    Differs from the paper:
+      After k steps both sets are normalised by the k-th scales and shifts; the released
+      code uses those of the step before for the queries, and has K of them.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxmeta as jm
+      >>> learner = jm.maml_plus_plus(
+      ...     jm.Model(lambda key, x: jnp.zeros(x.shape[-1]), lambda w, x: x @ w),
+      ...     lambda out, y: jnp.mean((out - y) ** 2),
+      ...     learning_rate=0.5, inner_steps=2,
+      ... )
+      >>> x = jnp.eye(2)
+      >>> support = jm.Examples(inputs=x, targets=jnp.array([1.0, -1.0]))
+      >>> key, task = jax.random.key(0), jm.Task(support, support)
+      >>> meta_params = learner.init(key, task)
+      >>> print(meta_params.rates)
+      [0.5 0.5]
+      >>> task_params, _ = learner.adapt(key, meta_params, support)
+      >>> print(task_params)
+      [ 0.75 -0.75]
+    """
+    _checks.check_int("multi_step_until", multi_step_until, minimum=0)
+    _checks.check_int("first_order_until", first_order_until, minimum=0)
+    _checks.check_int("inner_steps", inner_steps)
+    net = _model.normalize(model)
+    rule = optimizers.learned_sgd(
+        learning_rate, shared_by="leaf", num_steps=inner_steps
+    )
+    is_adapted = lambda path: not is_per_step(path)
+
+    def init(key, task):
+        params = net.init(key, task.support.inputs)
+        _checks.check_params(params)
+        adapted, per_step = _partial.split(params, is_adapted)
+        repeat = lambda x: jnp.repeat(x[None], inner_steps + 1, axis=0)
+        params = _partial.merge(adapted, jax.tree.map(repeat, per_step))
+        return MamlPlusPlusParams(params, rule.init(key, adapted))
+
+    def prepare(key, meta_params, support):
+        del key, support
+        adapted, per_step = _partial.split(meta_params.params, is_adapted)
+
+        def to_params(variables, step):
+            own = lambda x: x[jnp.minimum(step, inner_steps)]
+            return _partial.merge(variables, jax.tree.map(own, per_step))
+
+        return _adaptation.Adaptation(
+            adapted, to_params, rule.transform(meta_params.rates)
+        )
+
+    exact, first_order = (
+        _adaptation.inner_loop(
+            model,
+            loss,
+            prepare,
+            inner_steps=inner_steps,
+            first_order=first_order,
+            metrics=metrics,
+        )
+        for first_order in (False, True)
+    )
+
+    def weighted_loss(loop, meta_params, key, task, weights):
+        inner_key, query_key = jax.random.split(key)
+
+        @jax.checkpoint
+        def measured(params):
+            return loop.example_loss(params, query_key, task.query)
+
+        def probe(params, k):
+            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(measured, params))
+            counts = weights[jnp.maximum(k - 1, 0)] * (k > 0) > 0
+            return jax.lax.cond(counts, measured, lambda _: nothing, params)
+
+        if not multi_step_until:
+            result = loop.run(inner_key, meta_params, task.support)
+            value, values = measured(result.params)
+            return value, (value, values, base.AdaptInfo(result.losses))
+        result = loop.run(inner_key, meta_params, task.support, probe=probe)
+        values, metrics = result.probed  # [K + 1]
+        last = jax.tree.map(lambda x: x[-1], (values, metrics))
+        total = jnp.vdot(weights.astype(values.dtype), values[1:])
+        return total, (*last, base.AdaptInfo(result.losses))
+
+    def meta_grad(key, meta_params, task, step=None, **extra):
+        del extra
+        weights = _loss_weights(step, inner_steps, multi_step_until)
+
+        def gradient(loop, meta_params):
+            grad_fn = jax.grad(weighted_loss, argnums=1, has_aux=True)
+            return grad_fn(loop, meta_params, key, task, weights)
+
+        if step is None or not first_order_until:
+            grads, info = gradient(exact, meta_params)
+        else:
+            grads, info = jax.lax.cond(
+                step < first_order_until,
+                lambda meta_params: gradient(first_order, meta_params),
+                lambda meta_params: gradient(exact, meta_params),
+                meta_params,
+            )
+        return grads, base.MetaGradInfo(*info)
+
+    return _adaptation.as_learner(exact, init, meta_grad)
+
+
+def _loss_weights(step, inner_steps, multi_step_until):
+    """The weights v [K] of the losses after each step: the released code's."""
+    last = jnp.zeros(inner_steps).at[-1].set(1.0)
+    if step is None or not multi_step_until:
+        return last
+    step = jnp.asarray(step, jnp.result_type(float))
+    progress = jnp.clip(step / multi_step_until, 0.0, 1.0)
+    others = jnp.maximum((1 - progress) / inner_steps, 0.03 / inner_steps)
+    annealed = jnp.full(inner_steps, others).at[-1].set(1 - (inner_steps - 1) * others)
+    return jnp.where(step < multi_step_until, annealed, last)

@@ -1,0 +1,84 @@
+"""MAML on a part of the parameters, chosen by their paths: what ANIL and BOIL share."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from jaxmeta import _checks, _model, base
+from jaxmeta.learners import _adaptation
+
+IsAdapted = Callable[[str], bool]
+
+
+def is_head(path: str) -> bool:
+    """Whether a parameter's path, such as "params/head/kernel", goes through a head."""
+    return "head" in path.split("/")
+
+
+def adapt_part(
+    model: base.ModelLike,
+    loss: base.LossFn,
+    *,
+    is_adapted: IsAdapted,
+    inner_tx: optax.GradientTransformation,
+    inner_steps: int,
+    first_order: bool,
+    metrics: Mapping[str, base.MetricFn] | None,
+) -> base.MetaLearner:
+    """Returns a MAML whose inner loop moves the parameters that `is_adapted` names."""
+    _checks.check_plain_transformation("inner_tx", inner_tx)
+    net = _model.normalize(model)
+
+    def init(key, task):
+        params = net.init(key, task.support.inputs)
+        split(params, is_adapted)  # Raises if there is nothing to adapt.
+        return params
+
+    def prepare(key, meta_params, support):
+        del key, support
+        adapted, kept = split(meta_params, is_adapted)
+        to_params = lambda variables, step: merge(variables, kept)
+        return _adaptation.Adaptation(adapted, to_params, inner_tx)
+
+    loop = _adaptation.inner_loop(
+        model,
+        loss,
+        prepare,
+        inner_steps=inner_steps,
+        first_order=first_order,
+        metrics=metrics,
+    )
+    return _adaptation.as_learner(loop, init)
+
+
+def split(params: Any, is_adapted: IsAdapted) -> tuple[Any, Any]:
+    """Two trees like `params`, None where a leaf is in the other one.
+
+    Raises:
+      ValueError: if `is_adapted` names no leaf.
+    """
+    names = jax.tree_util.tree_map_with_path(lambda path, _: path_name(path), params)
+    adapted = jax.tree.map(
+        lambda x, name: x if is_adapted(name) else None, params, names
+    )
+    kept = jax.tree.map(lambda x, name: None if is_adapted(name) else x, params, names)
+    if not jax.tree.leaves(adapted):
+        raise ValueError(
+            "`is_adapted` names none of the parameters "
+            f"{jax.tree.leaves(names)}. Give a predicate over such paths, say "
+            '`lambda path: "Dense_2" in path`.'
+        )
+    return adapted, kept
+
+
+def merge(adapted: Any, kept: Any) -> Any:
+    """Undoes `split`."""
+    choose = lambda x, y: y if x is None else x
+    return jax.tree.map(choose, adapted, kept, is_leaf=lambda x: x is None)
+
+
+def path_name(path: Any) -> str:
+    """A leaf's path as text, "params/head/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

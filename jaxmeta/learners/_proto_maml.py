@@ -1,0 +1,111 @@
+"""Proto-MAML: MAML whose head starts from the class prototypes.
+
+References:
+  Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from
+  Few Examples", ICLR 2020, Section 4. https://arxiv.org/abs/1903.03096
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import _checks, _model, base, losses
+from jaxmeta.learners import _adaptation, _metric
+
+
+class ProtoMamlParams(NamedTuple):
+    """Task parameters of `proto_maml`: W ways, embeddings of D features."""
+
+    params: base.Params  # of the embedding
+    kernel: jax.Array  # [D, W]
+    bias: jax.Array  # [W]
+
+
+def proto_maml(
+    model: base.ModelLike,
+    *,
+    inner_tx: optax.GradientTransformation,
+    inner_steps: int,
+    first_order: bool = False,
+    loss: base.LossFn = losses.cross_entropy,
+    metrics: Mapping[str, base.MetricFn] | None = None,
+) -> base.MetaLearner:
+    r"""Learns an embedding that adapts together with a linear head, from prototypes on.
+
+    With the prototype :math:`c_w` of class w, the mean embedding of its support
+    examples, the head starts at
+
+    .. math::
+      W_w = 2 c_w, \qquad b_w = -\lVert c_w \rVert^2,
+
+    where its logits are, but for a constant, minus the squared distances to the
+    prototypes. Then embedding and head make K inner steps, as in `maml`; the gradient
+    goes through where the head starts. There may be other numbers of ways at test.
+
+    Args:
+      model: embeds inputs [N, ...] to [N, D], say `Conv4(head=None)`.
+      inner_tx: the inner step, as in `maml`.
+      inner_steps: K. Static.
+      first_order: treat the inner gradients as constants. Static.
+      loss: `(outputs [N, W], targets [N, W]) -> scalar`, a mean over N.
+      metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
+        None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
+
+    Returns:
+      A `MetaLearner` whose meta-parameters are the embedding's parameters; its task
+      parameters are `ProtoMamlParams(params, kernel, bias)`.
+
+    Raises:
+      ValueError: if `inner_tx` is no transformation or `inner_steps` is not a positive
+        int; while tracing, if support targets are not one-hot, the support is ragged or
+        empty, or parameters are not floats.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmeta as jm
+      >>> model = jm.Model(lambda key, x: jnp.ones(()), lambda w, x: w * x)
+      >>> learner = jm.proto_maml(model, inner_tx=optax.sgd(0.1), inner_steps=1)
+      >>> support = jm.Examples(jnp.array([[1.0], [-1.0]]), jnp.eye(2))
+      >>> key, task = jax.random.key(0), jm.Task(support, support)
+      >>> result = learner.evaluate(key, learner.init(key, task), task)
+      >>> print(result.loss[0])  # log(1 + exp(-4)): the squared distances are 0 and 4
+      0.018149963
+    """
+    _checks.check_plain_transformation("inner_tx", inner_tx)
+    net = _model.normalize(model)
+
+    def embed(params, inputs, **options):
+        return _metric.as_vectors(net.apply(params, inputs, **options))
+
+    def apply(task_params, inputs, key=None, train=False):
+        params, kernel, bias = task_params
+        return embed(params, inputs, key=key, train=train) @ kernel + bias[None]
+
+    def with_statistics(task_params, inputs):
+        return task_params._replace(
+            params=net.with_statistics(task_params.params, inputs)
+        )
+
+    def init(key, task):
+        _metric.check_classification(task)
+        return net.init(key, task.support.inputs)
+
+    def prepare(key, meta_params, support):
+        _metric.check_targets("support", support)
+        embeddings = embed(meta_params, support.inputs, key=key, train=True)
+        prototypes = _metric.class_means(base.Examples(embeddings, support.targets))
+        bias = -jnp.sum(jnp.square(prototypes), -1)
+        start = ProtoMamlParams(meta_params, 2 * prototypes.T, bias)
+        return _adaptation.Adaptation(start, lambda params, step: params, inner_tx)
+
+    loop = _adaptation.inner_loop(
+        base.Model(net.init, apply, with_statistics),
+        loss,
+        prepare,
+        inner_steps=inner_steps,
+        first_order=first_order,
+        metrics=metrics,
+    )
+    return _adaptation.as_learner(loop, init)

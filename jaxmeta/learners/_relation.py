@@ -1,0 +1,146 @@
+"""Relation networks.
+
+References:
+  Sung, Yang, Zhang, Xiang, Torr, Hospedales, "Learning to Compare: Relation Network
+  for Few-Shot Learning", CVPR 2018, equations 1 and 2.
+  https://arxiv.org/abs/1711.06025
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import _checks, _model, base, losses
+from jaxmeta.learners import _metric
+
+
+class RelationSupport(NamedTuple):
+    """What queries are compared with."""
+
+    features: jax.Array  # [W, ...], summed over the shots
+    relation_params: Any  # with the support's batch statistics where they are used
+
+
+def relation(
+    model: base.ModelLike,
+    *,
+    relation_model: base.ModelLike | None = None,
+    support_model: base.ModelLike | None = None,
+    loss: base.LossFn = losses.squared_error,
+    metrics: Mapping[str, base.MetricFn] | None = None,
+) -> base.MetaLearner:
+    r"""Learns an embedding, and by what measure to compare what it makes.
+
+    With the embedding :math:`f`, the relation module :math:`g` and the support
+    examples :math:`S_c` of class :math:`c`, the relation of a query to the class is
+
+    .. math::
+      r_c(x) = \operatorname{sigmoid} g\Big(\big[\sum_{x_i \in S_c} f(x_i),
+        \; f(x)\big]\Big),
+
+    meta-trained by the squared error to 1 for the query's class and 0 for the others.
+
+    Args:
+      model: the embedding, anything with `init(key, inputs)` and
+        `apply(params, inputs)`: to feature maps [N, H, W, channels], as
+        `jaxmeta.models.RelationEmbedding` makes them, or vectors [N, D].
+      relation_model: g, from the two embeddings concatenated along the last axis,
+        [P, ..., 2 channels], to [P, 1]; the sigmoid comes after it. It is given `key`
+        and `train` as `model` is. None: the paper's, `jaxmeta.models.RelationModule()`.
+      support_model: embeds the support's inputs instead of `model`. With a description
+        of each class as support, [W, A] beside targets `jnp.eye(W)`, this is zero-shot
+        learning. Batch-normalised networks then predict from the statistics of the
+        queries, having no others.
+      loss: `(relations [Q, W], targets [Q, W]) -> scalar`, a mean over Q.
+      metrics: name -> `(relations, targets) -> scalar`. None: accuracy.
+
+    Returns:
+      A `MetaLearner` whose outputs are relations in [0, 1]. Its meta-parameters are
+      `MetricParams(params, support_params, head_params)`, the last those of the
+      relation module. Ways and shots may differ from task to task; a class without
+      support examples has relation 0.
+
+    Raises:
+      ValueError: while tracing, if the two kinds of embedding differ in shape, the
+        relation module gives not one number a pair, targets are not one-hot, support
+        and query differ in classes, a set is ragged or empty, or parameters are not
+        floats.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxmeta as jm
+      >>> from jaxmeta.learners import relation
+      >>> constant = lambda key, x: jnp.ones(())
+      >>> learner = relation(
+      ...     jm.Model(constant, lambda w, x: w * x),
+      ...     relation_model=jm.Model(constant, lambda w, x: w * x[:, :1] - x[:, 1:]),
+      ... )
+      >>> support = jm.Examples(
+      ...     inputs=jnp.array([[1.0], [2.0], [9.0]]),
+      ...     targets=jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
+      ... )
+      >>> key, task = jax.random.key(0), jm.Task(support, support)
+      >>> task_params, _ = learner.adapt(key, learner.init(key, task), support)
+      >>> relations = learner.predict(task_params, jnp.array([[3.0]]))
+      >>> print(relations[0, 0])  # 1 + 2 - 3 = 0
+      0.5
+    """
+    if relation_model is None:
+        # Not above: learners know models, but only this default needs flax.
+        from jaxmeta.models._relation_net import RelationModule
+
+        relation_model = RelationModule()
+    net = _model.normalize(relation_model)
+    if metrics is None:
+        metrics = {"accuracy": losses.accuracy}
+
+    def pairs_with(features, embeddings):
+        """Concatenates each query with each class: [Q * W, ..., 2 channels]."""
+        if features.shape[1:] != embeddings.shape[1:]:
+            raise ValueError(
+                "`support_model` must make embeddings of the shape of `model`'s, "
+                f"{embeddings.shape[1:]}, got {features.shape[1:]}."
+            )
+        shape = (embeddings.shape[0], *features.shape)
+        both = (features[None], embeddings[:, None])
+        both = [jnp.broadcast_to(x, shape) for x in both]
+        return jnp.concatenate(both, -1).reshape(-1, *shape[2:-1], 2 * shape[-1])
+
+    def class_features(support):
+        return jnp.tensordot(support.targets, support.inputs, ((0,), (0,)))
+
+    def init(key, support):
+        features = class_features(support)
+        relation_params = net.init(key, pairs_with(features, support.inputs))
+        _checks.check_params(relation_params)
+        return relation_params
+
+    def fit(relation_params, support, *, train, **options):
+        del options
+        features = class_features(support)
+        if support_model is None and not train:
+            pairs = pairs_with(features, support.inputs)
+            relation_params = net.with_statistics(relation_params, pairs)
+        return RelationSupport(features, relation_params), None
+
+    def relations(relation_params, support, embeddings, **options):
+        del relation_params
+        features, relation_params = support
+        pairs = pairs_with(features, embeddings)
+        scores = net.apply(relation_params, pairs, **options)
+        if jnp.shape(scores) != (pairs.shape[0], 1):
+            raise ValueError(
+                f"`relation_model` must map {pairs.shape[0]} pairs to "
+                f"({pairs.shape[0]}, 1), got shape {jnp.shape(scores)}."
+            )
+        return jax.nn.sigmoid(scores.reshape(embeddings.shape[0], -1))
+
+    return _metric.metric_learner(
+        model,
+        _metric.Head(fit, relations, init, absent=0.0),
+        loss=loss,
+        metrics=metrics,
+        support_model=support_model,
+        flatten=False,
+    )

@@ -1,0 +1,154 @@
+"""Reptile: meta-learning by moving towards what tasks train to.
+
+References:
+  Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018,
+  Algorithm 2. https://arxiv.org/abs/1803.02999
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import _checks, _model, base
+from jaxmeta.learners import _adaptation
+
+
+class ReptileParams(NamedTuple):
+    """Meta-parameters of `reptile` that keeps its inner optimizer's state."""
+
+    params: base.Params  # the initialisation
+    inner_state: Any  # of the inner rule; counts are floats, so that they average
+
+
+def reptile(
+    model: base.ModelLike,
+    loss: base.LossFn,
+    *,
+    inner_tx: optax.GradientTransformation,
+    inner_steps: int,
+    batch_size: int | None = None,
+    keep_inner_state: bool = False,
+    metrics: Mapping[str, base.MetricFn] | None = None,
+) -> base.MetaLearner:
+    r"""Learns an initialisation by moving it towards each task's trained parameters.
+
+    After K inner steps from :math:`\theta` to :math:`\phi`, each on a minibatch of the
+    support set, the meta-gradient is
+
+    .. math::
+      g = \theta - \phi,
+
+    so that an outer `optax.sgd(epsilon)` is the paper's interpolation. No derivative of
+    the inner loop is taken, and the query set serves only the reported loss.
+
+    Args:
+      model: anything with `init(key, inputs)` and `apply(params, inputs)`.
+      loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
+      inner_tx: the inner step; the paper's is `optax.adam(1e-3, b1=0.0)`.
+      inner_steps: K. Static.
+      batch_size: support examples of an inner step, drawn anew for each, without
+        replacement; None is all of them. A smaller support set is taken whole. Static.
+      keep_inner_state: go on with the inner rule's state from task to task, as the
+        released code does with Adam's. Static.
+      metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
+        None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
+
+    Returns:
+      A `MetaLearner`. Its meta-parameters are the initial model parameters, or with
+      `keep_inner_state` `ReptileParams(params, inner_state)`, whose second part must
+      follow the mean over tasks: an outer rule `optax.partition({"params": outer_tx,
+      "state": optax.sgd(1.0)}, ReptileParams("params", "state"))`.
+
+    Raises:
+      ValueError: if a count is not a positive int, `inner_tx` is no transformation, or
+        its state cannot be averaged; while tracing, if the support is ragged or empty,
+        parameters are not floats, or the loss is not a scalar.
+
+    Differs from the paper:
+      The released code walks through a shuffled support set and starts again at its
+      end; here each minibatch is drawn by itself. The state kept there is that of the
+      task before; here it is the mean over the tasks of a meta-step.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmeta as jm
+      >>> learner = jm.reptile(
+      ...     jm.Model(lambda key, x: jnp.zeros(x.shape[-1]), lambda w, x: x @ w),
+      ...     lambda out, y: jnp.mean((out - y) ** 2),
+      ...     inner_tx=optax.sgd(0.5),
+      ...     inner_steps=1,
+      ... )
+      >>> x = jnp.eye(2)
+      >>> support = jm.Examples(inputs=x, targets=jnp.array([1.0, -1.0]))
+      >>> key, task = jax.random.key(0), jm.Task(support, support)
+      >>> grads, _ = learner.meta_grad(key, learner.init(key, task), task)
+      >>> print(grads)
+      [-0.5  0.5]
+    """
+    _checks.check_plain_transformation("inner_tx", inner_tx)
+    inner_tx = optax.with_extra_args_support(inner_tx)
+    net = _model.normalize(model)
+
+    def init(key, task):
+        params = net.init(key, task.support.inputs)
+        if not keep_inner_state:
+            return params
+        _checks.check_params(params)
+        return ReptileParams(params, _as_floats(inner_tx.init(params)))
+
+    def prepare(key, meta_params, support):
+        del key, support
+        to_params = lambda params, step: params
+        if not keep_inner_state:
+            return _adaptation.Adaptation(meta_params, to_params, inner_tx)
+        params, state = meta_params
+        like = jax.eval_shape(inner_tx.init, params)
+        state = jax.tree.map(_like, state, like)
+        return _adaptation.Adaptation(params, to_params, inner_tx, state)
+
+    loop = _adaptation.inner_loop(
+        model,
+        loss,
+        prepare,
+        inner_steps=inner_steps,
+        first_order=True,
+        metrics=metrics,
+        batch_size=batch_size,
+    )
+
+    def meta_grad(key, meta_params, task, **extra):
+        del extra
+        inner_key, query_key = jax.random.split(key)
+        result = loop.run(inner_key, meta_params, task.support)
+        value, values = loop.example_loss(result.params, query_key, task.query)
+        after = result.params
+        if keep_inner_state:
+            after = ReptileParams(after, _as_floats(result.inner_state))
+        grads = optax.tree.sub(meta_params, after)
+        return grads, base.MetaGradInfo(value, values, base.AdaptInfo(result.losses))
+
+    return _adaptation.as_learner(loop, init, meta_grad)
+
+
+def _as_floats(state):
+    """The state with counts as floats."""
+
+    def to_float(path, x):
+        if not jnp.issubdtype(x.dtype, jnp.number):
+            raise ValueError(
+                "`keep_inner_state` takes the mean of the inner rule's state over "
+                f"tasks; its leaf {jax.tree_util.keystr(path)} of dtype {x.dtype} has "
+                "none. Choose another `inner_tx`, or keep_inner_state=False."
+            )
+        if jnp.issubdtype(x.dtype, jnp.inexact):
+            return x
+        return x.astype(jnp.result_type(float))
+
+    return jax.tree_util.tree_map_with_path(to_float, state)
+
+
+def _like(x, like):
+    is_count = not jnp.issubdtype(like.dtype, jnp.inexact)
+    return (jnp.round(x) if is_count else x).astype(like.dtype)

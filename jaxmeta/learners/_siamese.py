@@ -1,0 +1,135 @@
+"""Siamese networks.
+
+References:
+  Koch, Zemel, Salakhutdinov, "Siamese Neural Networks for One-shot Image Recognition",
+  ICML Deep Learning Workshop 2015, sections 3.1 to 3.2 and 4.3.
+  https://www.cs.cmu.edu/~rsalakhu/papers/oneshot1.pdf
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import base, losses
+from jaxmeta.learners import _metric
+
+
+class SiameseParams(NamedTuple):
+    """How the differences between two embeddings are weighed; D features."""
+
+    weights: jax.Array  # [D]
+    bias: jax.Array  # []
+
+
+def siamese(
+    model: base.ModelLike,
+    *,
+    metrics: Mapping[str, base.MetricFn] | None = None,
+) -> base.MetaLearner:
+    r"""Learns to tell whether two examples are of one class.
+
+    With the embedding :math:`f`, a pair is of one class with probability
+
+    .. math::
+      p(x, x') = \operatorname{sigmoid}\Big(\sum_j \alpha_j |f_j(x) - f_j(x')|
+        + b\Big).
+
+    Meta-training verifies: it minimises the binary cross-entropy of the pairs of each
+    query with each support example, pairs of one class and pairs of two weighing one
+    half each. A query's logit for a class is that of its best match in the class.
+
+    Args:
+      model: the twin, anything with `init(key, inputs)` and `apply(params, inputs)`;
+        what it makes is flattened to [N, D].
+      metrics: name -> `(logits [Q, W], targets [Q, W]) -> scalar`. None: accuracy.
+
+    Returns:
+      A `MetaLearner`. Its meta-parameters are `MetricParams(params, head_params)`, the
+      latter `SiameseParams`. The loss that it reports is that of verification, and
+      "verification_accuracy" stands beside the metrics: the mean of the shares of pairs
+      of one class and of two that are told rightly. Ways and shots may differ from task
+      to task; a class without support examples is never predicted.
+
+    Raises:
+      ValueError: while tracing, if targets are not one-hot, support and query differ in
+        classes, a set is ragged or empty, or parameters are not floats.
+
+    Differs from the paper: pairs are those of a task, not drawn from the whole data
+    set; all of them are used, weighted, where the paper draws as many of each kind. The
+    weights start equal and negative, so that near is alike from the start.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxmeta as jm
+      >>> from jaxmeta.learners import siamese
+      >>> learner = siamese(jm.Model(lambda key, x: jnp.ones(()), lambda w, x: w * x))
+      >>> support = jm.Examples(inputs=jnp.array([[0.0], [4.0]]), targets=jnp.eye(2))
+      >>> key, task = jax.random.key(0), jm.Task(support, support)
+      >>> task_params, _ = learner.adapt(key, learner.init(key, task), support)
+      >>> print(learner.predict(task_params, jnp.array([[1.0]])))  # -|1 - 0|, -|1 - 4|
+      [[-1. -3.]]
+    """
+    if metrics is None:
+        metrics = {"accuracy": losses.accuracy}
+
+    def init(key, support):
+        del key
+        size, dtype = support.inputs.shape[1], jnp.result_type(float)
+        return SiameseParams(jnp.full(size, -1 / size, dtype), jnp.zeros((), dtype))
+
+    def fit(head_params, support, **options):
+        del head_params, options
+        return support, None
+
+    def pair_logits(head_params, support, embeddings):
+        """Returns the logit [Q, N] that a query and a support example are alike."""
+        differences = jnp.abs(embeddings[:, None] - support.inputs[None])
+        weights = head_params.weights[None, None]
+        return jnp.sum(weights * differences, -1) + head_params.bias
+
+    def best_match(pairs, targets):
+        """Returns the largest logit of each class: [Q, N] -> [Q, W]."""
+        of_class = jnp.where(targets[None] > 0, pairs[:, :, None], _metric.LOWEST)
+        return jnp.max(of_class, 1)
+
+    def logits(head_params, support, embeddings, **options):
+        del options
+        return best_match(
+            pair_logits(head_params, support, embeddings), support.targets
+        )
+
+    def judge(head_params, support, query, **options):
+        del options
+        pairs = pair_logits(head_params, support, query.inputs)
+        # [Q, N]; products with the numbers of classes leave out examples of none.
+        same = query.targets @ support.targets.T
+        of_some = [jnp.sum(x.targets, 1) for x in (query, support)]
+        different = of_some[0][:, None] * of_some[1][None] - same
+        loss = _balanced(
+            jax.nn.softplus(-pairs), jax.nn.softplus(pairs), same, different
+        )
+        outputs = best_match(pairs, support.targets)
+        values = {name: fn(outputs, query.targets) for name, fn in metrics.items()}
+        said_same = (pairs > 0).astype(pairs.dtype)
+        values["verification_accuracy"] = _balanced(
+            said_same, 1 - said_same, same, different
+        )
+        return loss, values
+
+    return _metric.metric_learner(
+        model,
+        _metric.Head(fit, logits, init, judge=judge),
+        loss=losses.cross_entropy,
+        metrics=metrics,
+    )
+
+
+def _balanced(of_same, of_different, same, different):
+    """The mean of two weighted means, or the one of which there are pairs."""
+    total, num_kinds = 0.0, 0.0
+    for values, weights in ((of_same, same), (of_different, different)):
+        weight = jnp.sum(weights)
+        total += jnp.sum(values * weights) / jnp.where(weight > 0, weight, 1)
+        num_kinds += (weight > 0).astype(values.dtype)
+    return total / jnp.maximum(num_kinds, 1)

@@ -1,0 +1,63 @@
+"""The four-block convolutional network with a layer that a context modulates."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import _checks
+from jaxmeta.models import _conv4, _norm
+
+
+class FilmConv4(nn.Module):
+    """`Conv4` whose third block is scaled and shifted by a context (FiLM).
+
+    Takes the pair `(inputs [N, H, W, channels], context [P])`, as `jaxmeta.cavia` with
+    `context="model"` gives it. The context, through a linear layer, gives every channel
+    a factor and a shift; at zero the factors are near 1, the shifts near 0.
+
+    Attributes:
+      filters: of every convolution.
+      head: classes of the linear head.
+      strided: halve the image by stride-2 convolutions rather than by pooling.
+      norm: "batch" or None.
+      statistics: where predictions take batch statistics from, as in `Conv4`.
+
+    References:
+      Zintgraf et al., "Fast Context Adaptation via Meta-Learning", ICML 2019, Appendix
+      C. Perez et al., "FiLM", AAAI 2018. https://arxiv.org/abs/1709.07871
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> inputs = jnp.ones((5, 28, 28, 1)), jnp.zeros(100)
+      >>> model = FilmConv4(32, head=5)
+      >>> params = model.init(jax.random.key(0), inputs)
+      >>> model.apply(params, inputs).shape
+      (5, 5)
+    """
+
+    filters: int = 32
+    head: int = 5
+    strided: bool = False
+    norm: str | None = "batch"
+    statistics: str = "batch"
+
+    @nn.compact
+    def __call__(self, inputs_and_context: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """Maps ([N, H, W, channels], [P]) to [N, head]."""
+        x, context = inputs_and_context
+        _conv4.check_images("FilmConv4", x, self.strided)
+        for name in ("filters", "head"):
+            _checks.check_int(name, getattr(self, name))
+        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
+        for i in range(4):
+            x = _conv4.Block(self.filters, self.strided, self.norm)(x)
+            if i == 2:
+                film = nn.Dense(2 * self.filters, param_dtype=dtype, name="film")
+                scale, shift = jnp.split(film(context).reshape(1, 1, 1, -1), 2, -1)
+                x = x * (1 + scale) + shift
+        x = jnp.mean(x, (1, 2)) if self.strided else x.reshape(x.shape[0], -1)
+        return nn.Dense(self.head, param_dtype=dtype, name="head")(x)
+
+    def with_statistics(self, params, inputs):
+        """Returns `params` with the statistics that predictions will use."""
+        return _norm.with_statistics(self, params, inputs)

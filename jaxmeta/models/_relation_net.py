@@ -1,0 +1,137 @@
+"""The embedding and the relation module of relation networks.
+
+References:
+  Sung et al., "Learning to Compare: Relation Network for Few-Shot Learning", CVPR
+  2018, section 3.4 and figure 2. https://arxiv.org/abs/1711.06025
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import _checks
+from jaxmeta.models import _conv, _norm
+
+
+class RelationEmbedding(nn.Module):
+    """Four blocks of 3x3 convolution, normalisation and ReLU; the first two pool.
+
+    Inputs [N, H, W, channels]. Outputs are feature maps [N, H // 4, W // 4, filters],
+    for `jaxmeta.learners.relation` to compare place by place.
+
+    Attributes:
+      filters: of every convolution.
+      norm: "batch" or None.
+      statistics: where predictions take batch statistics from: "batch", the inputs
+        predicted together (transductive), or "support", the support set.
+
+    Differs from the released code: every convolution is padded to keep the size, there
+    the first two are not.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> images = jnp.ones((5, 28, 28, 1))
+      >>> model = RelationEmbedding()
+      >>> params = model.init(jax.random.key(0), images)
+      >>> model.apply(params, images).shape
+      (5, 7, 7, 64)
+    """
+
+    filters: int = 64
+    norm: str | None = "batch"
+    statistics: str = "batch"
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Maps images [N, H, W, channels] to maps [N, H // 4, W // 4, filters]."""
+        if inputs.ndim != 4 or min(inputs.shape[1:3]) < 4:
+            raise ValueError(
+                "RelationEmbedding takes images [N, H, W, channels] of at least 4x4, "
+                f"got shape {inputs.shape}."
+            )
+        _checks.check_int("filters", self.filters)
+        x = inputs
+        for pool in (True, True, False, False):
+            x = _Block(self.filters, self.norm)(x)
+            x = _conv.max_pool(x) if pool else x
+        return x
+
+    def with_statistics(self, params, inputs):
+        """Returns `params` with the statistics that predictions will use."""
+        return _norm.with_statistics(self, params, inputs)
+
+
+class RelationModule(nn.Module):
+    """Says by one number how well two concatenated feature maps go together.
+
+    Inputs are pairs [P, H, W, channels], of any size, or of vectors [P, D]. Maps pass
+    two blocks of 3x3 convolution, normalisation and ReLU, each pooled by 2x2 while
+    there are two rows and columns; vectors pass one dense layer. Two more dense layers
+    give [P, 1].
+
+    Attributes:
+      filters: of both convolutions; units of the dense layer for vectors.
+      hidden: units of the dense layer before the last.
+      norm: "batch" or None, of the convolutions.
+      statistics: where predictions take batch statistics from: "batch", the pairs
+        predicted together (transductive), or "support", pairs within the support set.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> pairs = jnp.ones((6, 7, 7, 128))
+      >>> model = RelationModule()
+      >>> params = model.init(jax.random.key(0), pairs)
+      >>> model.apply(params, pairs).shape
+      (6, 1)
+    """
+
+    filters: int = 64
+    hidden: int = 8
+    norm: str | None = "batch"
+    statistics: str = "batch"
+
+    @nn.compact
+    def __call__(self, pairs: jax.Array) -> jax.Array:
+        """Maps pairs [P, ...] to [P, 1]."""
+        for name in ("filters", "hidden"):
+            _checks.check_int(name, getattr(self, name))
+        if pairs.ndim not in (2, 4):
+            raise ValueError(
+                "RelationModule takes pairs of maps [P, H, W, channels] or of vectors "
+                f"[P, D], got shape {pairs.shape}."
+            )
+        dtype, x = jnp.result_type(float), pairs
+        if x.ndim == 4:
+            for _ in range(2):
+                x = _Block(self.filters, self.norm)(x)
+                x = _conv.max_pool(x) if min(x.shape[1:3]) > 1 else x
+            x = x.reshape(x.shape[0], -1)
+        else:
+            x = nn.relu(nn.Dense(self.filters, param_dtype=dtype)(x))
+        x = nn.relu(nn.Dense(self.hidden, param_dtype=dtype)(x))
+        return nn.Dense(1, param_dtype=dtype)(x)
+
+    def with_statistics(self, params, pairs):
+        """Returns `params` with the statistics that predictions will use."""
+        if pairs.ndim == 2:  # Nothing is normalised.
+            return params
+        return _norm.with_statistics(self, params, pairs)
+
+
+class _Block(nn.Module):
+    """3x3 convolution, normalisation, ReLU; keeps the image's size."""
+
+    filters: int
+    norm: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [N, H, W, channels] to [N, H, W, filters]."""
+        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
+        shape = (3, 3, x.shape[-1], self.filters)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, dtype)
+        x = _conv.conv(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1)))
+        if self.norm is None:
+            shape = (1, 1, 1, self.filters)
+            x = x + self.param("bias", nn.initializers.zeros, shape, dtype)
+        return nn.relu(_norm.normalize(self.norm, x))

@@ -1,0 +1,79 @@
+"""A run, judged by Lake's one-shot classification challenge."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import base, tasks, training
+from jaxmeta.recipes import _config, _run, _settings
+
+# Percent; Lake et al., "The Omniglot challenge: a 3-year progress report", 2019, Table
+# 1, where learners see the background alphabets alone; Koch et al. 2015, Table 2, on
+# forty alphabets and with augmentation.
+PUBLISHED = {
+    "people": 4.5,
+    "Siamese networks": 8.0,
+    "prototypical networks": 13.7,
+    "modified Hausdorff distance": 38.8,
+}
+
+
+def lake_run(
+    directory: str | os.PathLike[str], archive: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Adapts a run's best checkpoint to each of Lake's runs and counts its errors.
+
+    Args:
+      directory: of a run on Omniglot that tells 20 classes apart.
+      archive: `all_runs.zip`, as `jaxmeta.tasks.load_lake_runs` reads it.
+
+    Returns:
+      `error` in percent, its `interval` over the runs, `error_per_run`, all three again
+      under `inductive` where the model has batch normalisation, and `published` errors.
+
+    Raises:
+      ValueError: if the run is of another kind or holds no checkpoint, or the archive
+        is none.
+      FileNotFoundError: if there is no archive.
+    """
+    run = _run.open_run(directory)
+    recipe = run.recipe
+    is_omniglot = isinstance(recipe, _config.Recipe) and isinstance(
+        recipe.tasks, _settings.OmniglotTasks
+    )
+    if not is_omniglot:
+        raise ValueError(f"{run.name} was not trained on Omniglot, which `lake` needs.")
+    lake_tasks = tasks.load_lake_runs(archive)
+    ways = lake_tasks[0].support.targets.shape[1]
+    if not recipe.learner.embeds and recipe.tasks.num_outputs != ways:
+        raise ValueError(
+            f"{run.name} tells {recipe.tasks.num_outputs} classes apart, but Lake's "
+            f"runs have {ways}. Train it with `--ways {ways}`."
+        )
+    meta_params = _run.best_meta_params(run, _run.build(recipe))
+    key = jax.random.key(recipe.seed)
+
+    def errors(statistics):
+        learner = recipe.make_learner(statistics)
+
+        @jax.jit
+        def error(meta_params, task: base.Task):
+            found = learner.evaluate(
+                key, meta_params, task, inner_steps=recipe.learner.test_inner_steps
+            )
+            return 100 * (1 - found.metrics["accuracy"][-1])
+
+        per_run = jnp.stack([error(meta_params, task) for task in lake_tasks])
+        found = training.mean_with_interval(per_run)
+        return {
+            "error": float(found.mean),
+            "interval": float(found.interval),
+            "error_per_run": per_run.tolist(),
+        }
+
+    result: dict[str, Any] = errors("batch")
+    if recipe.model.norm is not None:
+        result["inductive"] = errors("support")
+    return result | {"published": PUBLISHED}

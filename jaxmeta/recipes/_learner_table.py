@@ -1,0 +1,323 @@
+"""The recipes of all learners but MAML."""
+
+import dataclasses
+import math
+
+from jaxmeta.recipes._config import Recipe
+from jaxmeta.recipes._learner_settings import (
+    AnilLearner,
+    BoilLearner,
+    CaviaLearner,
+    FeatLearner,
+    ImamlLearner,
+    MamlPlusPlusLearner,
+    MatchingLearner,
+    MetaCurvatureLearner,
+    MetaLstmLearner,
+    MetaSgdLearner,
+    ProtoMamlLearner,
+    PrototypicalLearner,
+    RelationLearner,
+    ReptileLearner,
+    RidgeLearner,
+    SiameseLearner,
+    SubspaceLearner,
+    SvmLearner,
+)
+from jaxmeta.recipes._maml_table import OMNIGLOT_PROTOCOL
+from jaxmeta.recipes._settings import (
+    Conv4Model,
+    FilmConv4Model,
+    MlpModel,
+    OmniglotTasks,
+    RelationModel,
+    SinusoidTasks,
+)
+
+_OURS = OMNIGLOT_PROTOCOL + "Ours: "
+
+_meta_sgd_sinusoid = Recipe(
+    summary="Meta-SGD on sinusoids of random frequency",
+    published="squared error after one step 0.90 ± 0.16 / 0.63 ± 0.12 / 0.50 ± 0.10 "
+    "with 5 / 10 / 20 test shots, trained with 5 (Li et al. 2017, Table 1)",
+    protocol="one inner step, rates from 0.005 to 0.1 at first, 4 tasks a meta-step, "
+    "60,000 meta-steps, Adam at 1e-3; 2,000 test tasks of 100 query points. The first "
+    "number of queries in training is that of shots",
+    # The phase is added.
+    tasks=SinusoidTasks(
+        shots=5, queries=5, frequency=(0.8, 1.2), phase=(-math.pi, 0.0)
+    ),
+    model=MlpModel(),
+    learner=MetaSgdLearner(),
+    num_tasks=4,
+    steps=60_000,
+    log_every=500,
+    validate_every=5000,
+    validation_tasks=2000,
+    test_tasks=2000,
+)
+
+_cavia_sinusoid = Recipe(
+    summary="CAVIA on sinusoids, five context parameters",
+    published="squared error 0.19 ± 0.02 after one step with 10 shots (Zintgraf et al. "
+    "2019, Table 1)",
+    protocol="as in the paper: 10 shots, one inner step at rate 1, 25 tasks a "
+    "meta-step, 50,000 meta-steps, Adam at 1e-3; 2,000 test tasks of 100 query points",
+    tasks=SinusoidTasks(test_shots=10),
+    model=MlpModel(),
+    learner=CaviaLearner(inner_learning_rate=1.0, test_inner_steps=1),
+    num_tasks=25,
+    steps=50_000,
+    log_every=500,
+    validate_every=5000,
+    validation_tasks=2000,
+    test_tasks=2000,
+)
+
+_STRIDED = (
+    "strided network, outer rate 3e-3 along a cosine, {:,} meta-steps of {} tasks"
+)
+
+
+def _by_inner_loop(name, learner, published, *, steps=5000, ours="", **options):
+    """A learner with an inner loop on Omniglot, 5-way 1-shot."""
+    settings = {
+        "tasks": OmniglotTasks(),
+        "model": Conv4Model(),
+        "num_tasks": 16,
+        "outer_learning_rate": 3e-3,
+        "cosine": True,
+        "steps": steps,
+        "validate_every": 500,
+    } | options
+    ways = settings["tasks"].ways
+    told = _STRIDED.format(steps, settings["num_tasks"])
+    return Recipe(
+        summary=f"{name} on Omniglot, {ways}-way 1-shot, Conv4",
+        published=published,
+        protocol=f"{_OURS}{told}{ours}.",
+        learner=learner,
+        **settings,
+    )
+
+
+_20_WAYS = {
+    "tasks": OmniglotTasks(ways=20),
+    "num_tasks": 8,
+    "validation_tasks": 100,
+}
+
+
+def _by_metric(name, learner, published, *, steps=4000, ours="", **options):
+    """A metric learner on Omniglot, trained on 20 ways and tested on 20 (and 5)."""
+    settings = {
+        "tasks": OmniglotTasks(
+            split="vinyals", ways=20, train_ways=20, queries=5, test_queries=5
+        ),
+        "model": Conv4Model(),
+        "num_tasks": 4,
+        "outer_learning_rate": 3e-3,
+        "cosine": True,
+        "steps": steps,
+        "validate_every": 500,
+    } | options
+    tasks = settings["tasks"]
+    network = "strided" if getattr(settings["model"], "strided", False) else "pooled"
+    return Recipe(
+        summary=f"{name} on Omniglot, {tasks.ways}-way {tasks.shots}-shot",
+        published=published,
+        protocol="Vinyals' split, rotations as classes in training and at test; "
+        f"{tasks.train_ways} ways and 5 queries a class in training, 5 at test; "
+        "1,000 test tasks; transductive batch norm, each set by itself, the inductive "
+        f"number beside it. Ours: {network} network, outer rate "
+        f"{settings['outer_learning_rate']:g} along a cosine, {steps:,} meta-steps of "
+        f"{settings['num_tasks']} tasks{ours}.",
+        learner=learner,
+        **settings,
+    )
+
+
+def _prototypical(ways, shots, published, **options):
+    """Prototypical networks as published: 60 ways, a pooled network."""
+    tasks = OmniglotTasks(
+        split="vinyals",
+        ways=ways,
+        shots=shots,
+        train_ways=60,
+        queries=5,
+        test_queries=5,
+    )
+    return _by_metric(
+        "Prototypical networks",
+        PrototypicalLearner(),
+        published,
+        tasks=tasks,
+        model=Conv4Model(strided=False),
+        num_tasks=1,
+        outer_learning_rate=2e-3,
+        **options,
+    )
+
+
+_prototypical_1s = _prototypical(
+    20, 1, "96.0 % on 20 ways, 98.8 % on 5 (Snell et al. 2017, Table 1)", steps=3000
+)
+
+RECIPES: dict[str, Recipe] = {
+    "meta-sgd-sinusoid": _meta_sgd_sinusoid,
+    "cavia-sinusoid": _cavia_sinusoid,
+    "reptile-omniglot-5w1s": _by_inner_loop(
+        "Reptile",
+        ReptileLearner(),
+        "97.68 ± 0.04 % with transduction, 95.39 ± 0.09 % without (Nichol et al. 2018, "
+        "Table 2, 100,000 meta-steps)",
+        tasks=OmniglotTasks(train_shots=10),
+        num_tasks=5,
+        outer_optimizer="sgd",
+        outer_learning_rate=1.0,
+        steps=12_000,
+        ours=", outer rate 1; the paper's goes to zero along a line",
+    ),
+    "reptile-omniglot-20w1s": _by_inner_loop(
+        "Reptile",
+        ReptileLearner(inner_learning_rate=5e-4, batch_size=20, inner_steps=10),
+        "89.43 ± 0.14 % with transduction, 88.14 ± 0.15 % without (Nichol et al. 2018, "
+        "Table 2, 200,000 meta-steps)",
+        tasks=OmniglotTasks(ways=20, train_shots=10),
+        num_tasks=5,
+        validation_tasks=100,
+        outer_optimizer="sgd",
+        outer_learning_rate=1.0,
+        steps=8000,
+        ours=", outer rate 1; the paper's goes to zero along a line",
+    ),
+    "meta-sgd-omniglot-5w1s": _by_inner_loop(
+        "Meta-SGD",
+        MetaSgdLearner(low=0.1, high=0.4),
+        "99.53 ± 0.26 % (Li et al. 2017)",
+        ours="; rates from 0.1 to 0.4 at first",
+    ),
+    "anil-omniglot-5w1s": _by_inner_loop(
+        "ANIL",
+        AnilLearner(inner_learning_rate=0.4, inner_steps=3, test_inner_steps=3),
+        "none",
+    ),
+    "anil-omniglot-20w1s": _by_inner_loop(
+        "ANIL",
+        AnilLearner(inner_learning_rate=0.4, inner_steps=5, test_inner_steps=5),
+        "96.2 ± 0.5 % (Raghu et al. 2020, Table 5)",
+        **_20_WAYS,
+    ),
+    "boil-omniglot-5w1s": _by_inner_loop(
+        "BOIL",
+        BoilLearner(inner_learning_rate=0.4, inner_steps=1, test_inner_steps=3),
+        "none",
+    ),
+    "maml-plus-plus-omniglot-5w1s": _by_inner_loop(
+        "MAML++",
+        MamlPlusPlusLearner(inner_steps=3, test_inner_steps=3, multi_step_until=1000),
+        "99.47 % (Antoniou et al. 2019, Table 1)",
+        steps=2500,
+        ours="; three inner steps instead of five",
+    ),
+    "maml-plus-plus-omniglot-20w1s": _by_inner_loop(
+        "MAML++",
+        MamlPlusPlusLearner(inner_steps=3, test_inner_steps=3, multi_step_until=1000),
+        "97.65 ± 0.05 % (Antoniou et al. 2019, Table 1, an ensemble of five)",
+        **_20_WAYS,
+        steps=2500,
+        ours="; three inner steps instead of five, one model",
+    ),
+    "cavia-omniglot-5w1s": _by_inner_loop(
+        "CAVIA",
+        CaviaLearner(
+            inner_learning_rate=1.0,
+            inner_steps=2,
+            test_inner_steps=2,
+            num_context=100,
+            context="model",
+        ),
+        "none",
+        model=FilmConv4Model(),
+    ),
+    "imaml-omniglot-5w1s": _by_inner_loop(
+        "Implicit MAML",
+        ImamlLearner(
+            inner_learning_rate=0.1, inner_steps=10, test_inner_steps=10, cg_steps=5
+        ),
+        "99.16 ± 0.35 % (Rajeswaran et al. 2019, Table 2)",
+        steps=2000,
+        ours="; ten inner steps instead of sixteen",
+    ),
+    "meta-curvature-omniglot-5w1s": _by_inner_loop(
+        "Meta-Curvature",
+        MetaCurvatureLearner(inner_learning_rate=0.4),
+        "99.97 % (Park and Oliva 2019, Table 1)",
+    ),
+    "meta-lstm-omniglot-5w1s": _by_inner_loop(
+        "Meta-LSTM", MetaLstmLearner(), "none", clip=0.25, outer_learning_rate=1e-3
+    ),
+    "proto-maml-omniglot-5w1s": _by_inner_loop(
+        "Proto-MAML",
+        ProtoMamlLearner(inner_learning_rate=0.1, test_inner_steps=3),
+        "none",
+    ),
+    "prototypical-omniglot-1s": _prototypical_1s,
+    "prototypical-omniglot-5s": _prototypical(
+        20,
+        5,
+        "98.9 % on 20 ways, 99.7 % on 5 (Snell et al. 2017, Table 1)",
+        steps=1500,
+    ),
+    "prototypical-omniglot-lake": dataclasses.replace(
+        _prototypical_1s,
+        summary="Prototypical networks on Omniglot's background alphabets, for Lake's "
+        "one-shot runs",
+        published="13.7 % error on the runs (Lake et al. 2019, Table 1)",
+        protocol="trained within alphabets on 25 of the 30 background alphabets, five "
+        "for validation; 20 ways, 5 queries; affine maps; the runs by `jaxmeta lake`",
+        tasks=OmniglotTasks(
+            split="lake",
+            ways=20,
+            train_ways=20,
+            queries=5,
+            test_queries=5,
+            rotations=False,
+            test_rotations=False,
+            affine=True,
+            within_alphabets=True,
+        ),
+        model=Conv4Model(),
+        num_tasks=4,
+        steps=6000,
+    ),
+    "matching-omniglot-1s": _by_metric(
+        "Matching networks",
+        MatchingLearner(),
+        "93.8 % on 20 ways, 98.1 % on 5 (Vinyals et al. 2016, Table 1)",
+    ),
+    "siamese-omniglot-1s": _by_metric(
+        "Siamese networks",
+        SiameseLearner(),
+        "88.2 % on 20 ways, 97.3 % on 5 (quoted by Finn et al. 2017, Table 1)",
+        model=Conv4Model(strided=False),
+        ours="; Conv4 instead of Koch's network",
+    ),
+    "relation-omniglot-1s": _by_metric(
+        "Relation networks",
+        RelationLearner(),
+        "97.6 ± 0.2 % on 20 ways, 99.6 ± 0.2 % on 5 (Sung et al. 2018, Table 1)",
+        model=RelationModel(),
+        num_tasks=1,
+        outer_learning_rate=1e-3,
+        steps=1500,
+    ),
+    "ridge-omniglot-1s": _by_metric(
+        "R2-D2",
+        RidgeLearner(),
+        "94.70 % on 20 ways, 98.55 % on 5 (Bertinetto et al. 2019, Table 2)",
+    ),
+    "svm-omniglot-1s": _by_metric("MetaOptNet-SVM", SvmLearner(), "none"),
+    "subspace-omniglot-1s": _by_metric("Adaptive subspaces", SubspaceLearner(), "none"),
+    "feat-omniglot-1s": _by_metric("FEAT", FeatLearner(temperature=1.0), "none"),
+}

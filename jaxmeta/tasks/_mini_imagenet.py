@@ -1,0 +1,102 @@
+"""miniImageNet from a folder that the user has."""
+
+import collections
+import csv
+import os
+import pathlib
+
+import numpy as np
+
+from jaxmeta.tasks import _datasets
+
+_PARTS = ("train", "val", "test")
+
+
+def load_mini_imagenet(
+    root: str | os.PathLike[str], *, size: int = 84
+) -> _datasets.Splits:
+    """Loads miniImageNet: 64 / 16 / 20 classes of ImageNet, 600 photographs of each.
+
+    It cannot be downloaded freely, so it is read from a folder, in either layout that
+    is in use:
+
+    - folders: `root/train/CLASS/IMAGE.jpg`, and the same in `val` and `test`;
+    - lists: `root/images/IMAGE.jpg`, and `root/train.csv`, `val.csv` and `test.csv`,
+      which begin with a line "filename,label", as Ravi and Larochelle published theirs.
+
+    If both are there, the folders are read. Nothing is cached: keep what this returns
+    if decoding all of it, some minutes, is too long to repeat.
+
+    Args:
+      root: the folder.
+      size: H = W; other images are resized, see `load_image`.
+
+    Returns:
+      The splits; images are [C, E, size, size, 3]. Classes are sorted by name; images
+      by name in folders, and as listed in lists.
+
+    Raises:
+      FileNotFoundError: if `root`, a part of both layouts or a listed image is missing.
+      ValueError: if a list has no columns "filename" and "label" or no rows, a class
+        has no images, or an image is damaged.
+      ImportError: if the extra `data` is not installed.
+
+    Example:
+      >>> load_mini_imagenet("~/miniImageNet").train.images.shape  # doctest: +SKIP
+      (64, 600, 84, 84, 3)
+
+    References:
+      Vinyals et al., "Matching Networks for One Shot Learning", NeurIPS 2016,
+      https://arxiv.org/abs/1606.04080; the split is that of Ravi, Larochelle,
+      "Optimization as a Model for Few-Shot Learning", ICLR 2017.
+    """
+    root = pathlib.Path(root).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"There is no folder {root}.")
+    folders = {part: root / part for part in _PARTS}
+    lists = {part: root / f"{part}.csv" for part in _PARTS}
+    missing_folders = [path.name for path in folders.values() if not path.is_dir()]
+    missing_files = [path.name for path in lists.values() if not path.is_file()]
+    missing_files += [] if (root / "images").is_dir() else ["images"]
+    if not missing_folders:
+        parts = [
+            _datasets.load_folder(path, size=size, channels=3)
+            for path in folders.values()
+        ]
+    elif not missing_files:
+        parts = [_load_list(path, root / "images", size) for path in lists.values()]
+    else:
+        raise FileNotFoundError(
+            f"{root} holds miniImageNet neither in folders ({_listed(missing_folders)} "
+            f"missing) nor in lists ({_listed(missing_files)} missing)."
+        )
+    return _datasets.Splits(*parts)
+
+
+def _load_list(
+    path: pathlib.Path, images: pathlib.Path, size: int
+) -> _datasets.ImageClasses:
+    """Loads the images that a list names, sorted by class."""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if not {"filename", "label"} <= set(reader.fieldnames or ()):
+            raise ValueError(
+                f"{path} must begin with the line 'filename,label', got columns "
+                f"{reader.fieldnames}."
+            )
+        files = collections.defaultdict(list)
+        for row in reader:
+            files[row["label"]].append(images / row["filename"])
+    if not files:
+        raise ValueError(f"{path} lists no images.")
+    names = sorted(files)
+    num_examples = np.array([len(files[name]) for name in names], np.int32)
+    stacked = np.zeros((len(names), num_examples.max(), size, size, 3), np.uint8)
+    for padded, name in zip(stacked, names, strict=True):
+        for row, file in enumerate(files[name]):
+            padded[row] = _datasets.load_image(file, size=size, channels=3)
+    return _datasets.ImageClasses(stacked, num_examples, tuple(names))
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(names)

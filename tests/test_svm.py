@@ -1,0 +1,133 @@
+"""The support vector machine against SciPy's general solver, primal and dual."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+from jaxmeta import learners
+from jaxmeta.learners._svm import solve_dual
+from tests._metric_problems import identity_embedding, logits_of, vector_task
+
+
+def _primal(x, y, cost):
+    """Crammer and Singer's program, over weights [D, W] and slacks [N]."""
+    (num, size), ways = x.shape, y.shape[1]
+    split = lambda v: (v[: size * ways].reshape(size, ways), v[size * ways :])
+
+    def objective(v):
+        w, slack = split(v)
+        return 0.5 * np.sum(w**2) + cost * slack.sum(), np.concatenate(
+            [w.ravel(), np.full(num, cost)]
+        )
+
+    rows = []
+    for n in range(num):
+        for c in range(ways):
+            if not y[n, c]:
+                w, slack = np.outer(x[n], y[n] - np.eye(ways)[c]), np.eye(num)[n]
+                rows.append(np.concatenate([w.ravel(), slack]))
+    rows = np.array(rows)
+    found = scipy.optimize.minimize(
+        objective,
+        np.concatenate([np.zeros(size * ways), np.ones(num)]),
+        jac=True,
+        method="SLSQP",
+        bounds=[(None, None)] * (size * ways) + [(0, None)] * num,
+        constraints={
+            "type": "ineq",
+            "fun": lambda v: rows @ v - 1,
+            "jac": lambda v: rows,
+        },
+        options={"maxiter": 500, "ftol": 1e-14},
+    )
+    assert found.success, found.message
+    return split(found.x)[0]
+
+
+PROBLEMS = {
+    "more examples than features": {"ways": 3, "shots": 4, "size": 2},
+    "more features than examples": {"ways": 3, "shots": 2, "size": 9},
+    "two ways": {"ways": 2, "shots": 3, "size": 4},
+    "one shot": {"ways": 5, "shots": 1, "size": 4},
+}
+
+
+@pytest.mark.parametrize("cost", [0.02, 0.1, 5.0])
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_weights_solve_the_primal(problem, cost, key):
+    with jax.enable_x64(True):
+        task = vector_task(key, **PROBLEMS[problem])
+        learner = learners.svm(identity_embedding(), C=cost)
+        task_params, info = jax.jit(learner.adapt)(
+            key, learner.init(key, task), task.support
+        )
+        expected = _primal(*map(np.asarray, task.support), cost)
+        np.testing.assert_allclose(task_params.fitted, expected, atol=2e-6)
+        assert info.converged and info.residual < 1e-9
+
+
+def test_dual_is_feasible_and_complementary(key):
+    with jax.enable_x64(True):
+        x, y = vector_task(key, ways=4, shots=3).support
+        kernel = 0.1 * x @ x.T
+        alpha, info = jax.jit(solve_dual, static_argnums=2)(kernel, y, 20)
+        assert np.all(alpha <= y + 1e-12)
+        np.testing.assert_allclose(alpha.sum(1), 0, atol=1e-12)
+        # Margins: all classes with a share in an example violate it equally, and most.
+        slopes = y - kernel @ alpha
+        shares = np.asarray(y - alpha)
+        excess = slopes - np.min(slopes, 1, keepdims=True)
+        assert np.max(np.where(shares > 1e-6, excess, 0)) < 1e-6
+        assert info.converged
+
+
+def test_logits_are_scaled_products(key):
+    with jax.enable_x64(True):
+        task = vector_task(key)
+        weights = _primal(*map(np.asarray, task.support), 0.1)
+        learner = learners.svm(identity_embedding(), scale=3.0)
+        expected = 3 * np.asarray(task.query.inputs) @ weights
+        np.testing.assert_allclose(logits_of(learner, task), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("magnitude", [0.01, 1.0, 100.0])
+def test_float32_is_near_float64_at_any_magnitude(magnitude, key):
+    logits = []
+    for x64 in (True, False):
+        with jax.enable_x64(x64):
+            task = vector_task(key, ways=5, shots=5, size=30)
+            task = jax.tree.map(lambda x: np.asarray(x, np.float32), task)
+            scaled = [e._replace(inputs=magnitude * e.inputs) for e in task]
+            task = task._replace(support=scaled[0], query=scaled[1])
+            task = jax.tree.map(jnp.asarray, task)
+            learner = learners.svm(identity_embedding())
+            meta_params = learner.init(key, task)
+            task_params, info = jax.jit(learner.adapt)(key, meta_params, task.support)
+            logits.append(learner.predict(task_params, task.query.inputs))
+            assert info.converged, info
+    scale = np.abs(logits[0]).max()
+    np.testing.assert_allclose(logits[1] / scale, logits[0] / scale, atol=5e-3)
+
+
+def test_too_few_steps_are_reported(key):
+    task = vector_task(key, ways=5, shots=5, size=3)
+    infos = {}
+    for steps in (1, 20):
+        learner = learners.svm(identity_embedding(), C=10.0, solver_steps=steps)
+        meta_params = learner.init(key, task)
+        infos[steps] = jax.jit(learner.adapt)(key, meta_params, task.support)[1]
+    assert infos[20].converged and not infos[1].converged
+    assert infos[1].residual > infos[20].residual
+
+
+def test_second_derivatives_are_those_of_the_first(key):
+    """The solution is differentiated as what it is, not by a rule for one order."""
+    with jax.enable_x64(True):
+        task = vector_task(key)
+        (x, y), direction = task.support, jax.random.normal(key, (6, 5))
+        value = lambda x: jnp.sum(jnp.square(solve_dual(x @ x.T, y, 20)[0]))
+        slope = lambda t: jnp.vdot(jax.grad(value)(x + t * direction), direction)
+        numeric = (jax.jit(slope)(1e-5) - jax.jit(slope)(-1e-5)) / 2e-5
+        np.testing.assert_allclose(jax.jit(jax.grad(slope))(0.0), numeric, rtol=1e-5)
