@@ -87,8 +87,6 @@ def with_own_rule(factory, **options):
 LEARNERS = {
     "maml": maml,
     "fomaml": lambda: maml(first_order=True),
-    "maml, reverse over reverse": lambda: maml(hvp="reverse-over-reverse"),
-    "maml, adam": lambda: maml(inner_tx=jm.optimizers.adam(0.01)),
     "maml, learned rule": lambda: maml(inner_tx=scaled_sgd()),
     "reptile": lambda: with_inner_sgd(jm.reptile, batch_size=2),
     "reptile, kept state": lambda: with_inner_sgd(

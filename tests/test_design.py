@@ -93,17 +93,20 @@ def test_c_a_learned_optimizer_is_an_optax_transformation(key):
         assert optax.tree.norm(updates) > 0
 
 
-def test_d_a_learned_optimizer_inside(key):
+def test_d_learned_rules_inside(key):
+    model, loss = jm.models.MLP([10, 1]), jm.losses.squared_error
     lopt = jm.optimizers.lstm(hidden_size=20, num_layers=2)
-    learner = jm.maml(
-        jm.models.MLP([10, 1]), jm.losses.squared_error, inner_tx=lopt, inner_steps=5
-    )
-    task = jm.tasks.sinusoid()(key)
-    meta_params = learner.init(key, task)
-    assert isinstance(meta_params, jm.MamlParams)
-    grads, _ = jax.jit(learner.meta_grad)(key, meta_params, task)
-    assert np.isfinite(optax.tree.norm(grads))
-    assert optax.tree.norm(grads.theta) > 0
+    for learner in (
+        jm.maml(model, loss, inner_tx=lopt, inner_steps=5),
+        jm.meta_sgd(model, loss, learning_rate=0.01, inner_steps=1),
+        jm.meta_lstm(model, loss, inner_steps=5),
+    ):
+        task = jm.tasks.sinusoid()(key)
+        meta_params = learner.init(key, task)
+        assert isinstance(meta_params, jm.MamlParams)
+        grads, _ = jax.jit(learner.meta_grad)(key, meta_params, task)
+        assert np.isfinite(optax.tree.norm(grads))
+        assert optax.tree.norm(grads.theta) > 0
 
 
 def test_e_meta_training_an_optimizer():
@@ -127,6 +130,18 @@ def test_e_meta_training_an_optimizer():
 @pytest.mark.skipif(
     not DATA.exists(), reason="Omniglot is not prepared beside the clone"
 )
+def test_f_metric_learners(key):
+    learner = jm.prototypical(jm.models.Conv4(64, head=None))
+    sample_task = jm.tasks.glyphs(ways=3, queries=2, size=16)
+    estimator = jm.estimators.over_tasks(learner, sample_task, num_tasks=2)
+    init, step = jm.training.make_train_step(estimator, optax.adam(1e-3))
+    state, info = jax.jit(step)(init(key))
+    assert info.loss.shape == info.metrics["accuracy"].shape == (2,)
+    task_params, _ = learner.adapt(key, state.meta_params, sample_task(key).support)
+    logits = learner.predict(task_params, sample_task(key).query.inputs)
+    assert logits.shape == (6, 3) and np.isfinite(logits).all()
+
+
 def test_g_real_few_shot_data(key):
     data_dir = DATA
     splits = jm.tasks.load_omniglot(data_dir)

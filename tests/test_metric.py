@@ -37,7 +37,8 @@ SMOOTH = {
     ),
     "ridge": lambda f: learners.ridge(f),
     "subspace": lambda f: learners.subspace(f, discriminative=0.0),
-    "svm": lambda f: learners.svm(f),
+    # As many features as examples: beyond that rounding grows larger than 1e-6.
+    "svm": lambda f: learners.svm(tanh_embedding(8, size=8)),
     "feat": lambda f: learners.feat(f, num_heads=2, temperature=4.0, contrastive=0.0),
 }
 OTHERS = {name: make for name, make in METRIC_LEARNERS.items() if name != "proto_maml"}

@@ -24,10 +24,12 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
 
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    adapt, own_data, learned = others
+    adapt, learners, own_data, learned = others
     exec(adapt, names)
     assert names["outputs"].shape == (10, 1)
     assert (tmp_path / "adaptation.png").stat().st_size > 0
+    exec(learners, names)
+    assert names["learner"].init(names["key"], names["task"])
     exec(own_data.partition("def sample_task")[0], names)
     assert names["sample_task"](names["key"]).query.targets.shape == (25, 5)
     exec(own_data, names)

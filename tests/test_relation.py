@@ -59,13 +59,13 @@ def test_maps_are_compared_place_by_place(key):
     """The pairs go through the module as one batch, normalised together."""
     task, learner = _images(key, 3, 2, 2), _map_learner()
     meta_params = jax.jit(learner.init)(key, task)
-    embed = lambda x: RelationEmbedding(filters=3).apply(meta_params.params, x)
+    embed = jax.jit(lambda x: RelationEmbedding(filters=3).apply(meta_params.params, x))
     maps = [np.asarray(embed(e.inputs)) for e in task]
     assert maps[0].shape == (6, 2, 2, 3)
     features = maps[0].reshape(3, 2, 2, 2, 3).sum(1)  # sorted by class
     pairs = [np.concatenate([c, q], -1) for q in maps[1] for c in features]
     module = RelationModule(filters=2, hidden=4)
-    scores = module.apply(meta_params.head_params, jnp.stack(pairs))
+    scores = jax.jit(module.apply)(meta_params.head_params, np.stack(pairs))
     expected = _sigmoid(np.asarray(scores).reshape(6, 3))
     got = logits_of(learner, task, meta_params)
     np.testing.assert_allclose(got, expected, rtol=1e-4)
@@ -81,12 +81,10 @@ def test_support_statistics_make_predictions_independent_of_each_other(key):
     assert np.ptp(together) > 0
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 5), (7, 7)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (7, 7)])
 def test_the_relation_module_takes_maps_of_any_size(shape, key):
     pairs = jax.random.normal(key, (4, *shape, 6))
-    module = RelationModule(filters=3)
-    params = module.init(key, pairs)
-    scores = module.apply(params, pairs)
+    scores, _ = jax.jit(RelationModule(filters=3).init_with_output)(key, pairs)
     chex.assert_shape(scores, (4, 1))
     assert np.ptp(scores) > 0
 

@@ -33,7 +33,10 @@ def _logits(task, shots, scale=1.0):
     outside = np.eye(x.shape[1]) - projectors
     return np.array(
         [
-            [-scale * np.sum((p @ (one - m)) ** 2) for m, p in zip(means, outside)]
+            [
+                -scale * np.sum((p @ (one - m)) ** 2)
+                for m, p in zip(means, outside, strict=True)
+            ]
             for one in q
         ]
     )

@@ -126,7 +126,7 @@ def reptile(
         after = result.params
         if keep_inner_state:
             after = ReptileParams(after, _as_floats(result.inner_state))
-        grads = optax.tree.sub(meta_params, after)
+        grads = jax.tree.map(lambda m, a: (m - a).astype(m.dtype), meta_params, after)
         return grads, base.MetaGradInfo(value, values, base.AdaptInfo(result.losses))
 
     return _adaptation.as_learner(loop, init, meta_grad)

@@ -2,7 +2,7 @@
 
 References:
   Simon, Koniusz, Nock, Harandi, "Adaptive Subspaces for Few-Shot Learning", CVPR 2020,
-  equations 3 to 7. https://openaccess.thecvf.com/content_CVPR_2020/html/Simon_Adaptive_Subspaces_for_Few-Shot_Learning_CVPR_2020_paper.html
+  equations 3 to 7. https://doi.org/10.1109/CVPR42600.2020.00419
 """
 
 from collections.abc import Mapping

@@ -150,20 +150,21 @@ def solve_dual(
     bounds = targets.T  # [W, N], as all that follows
     fixed = jax.lax.stop_gradient((kernel, bounds, margin))
     shares, slopes = _interior_point(*fixed, num_steps)
-    barriers = slopes / shares
-    alpha, multipliers = _solve_blocks(
-        kernel[None] + jax.vmap(jnp.diag)(barriers),
-        margin * bounds - slopes + barriers * (bounds - shares),
+    alpha = bounds - shares
+    hessians = kernel[None] + jax.vmap(jnp.diag)(slopes / shares)
+    step, multipliers = _solve_blocks(
+        hessians, margin * bounds - alpha @ kernel - slopes, refinements=1
     )
+    alpha = alpha + step
     # One of both is zero, and neither negative, at the optimum.
     slopes = margin * bounds - alpha @ kernel + multipliers[None]
     residual = jnp.max(jnp.abs(jnp.minimum(bounds - alpha, slopes / margin)))
     residual = jax.lax.stop_gradient(residual)
-    return alpha.T, SvmInfo(residual, residual < 1e-3)
+    return alpha.T, SvmInfo(residual, residual < 1e-2)
 
 
 def _well_scaled(kernel):
-    """Returns the kernel, of the order of 1 and regular, and the margin in that unit."""
+    """Returns the kernel, regular and of the order of 1, and the margin in its unit."""
     eps = float(jnp.finfo(kernel.dtype).eps)
     size = jax.lax.stop_gradient(jnp.mean(jnp.diagonal(kernel)))
     # K has the rank of the embeddings at most; with what is added A is unique. Less
@@ -217,7 +218,7 @@ def _reach(x, step):
     return jnp.minimum(1, 0.99 * jnp.min(lengths))
 
 
-def _solve_blocks(hessians, constants):
+def _solve_blocks(hessians, constants, refinements=0):
     """Solves H_c x_c - nu = constants_c and sum_c x_c = 0.
 
     The program couples the classes by the sums alone, so that its W N x W N system
@@ -226,12 +227,21 @@ def _solve_blocks(hessians, constants):
     Args:
       hessians: H [W, N, N].
       constants: [W, N].
+      refinements: how often to solve again for what rounding left; H is nearly
+        singular with more examples than features.
 
     Returns:
       x [W, N] and nu [N].
     """
     inverses = jnp.linalg.inv(hessians)
-    apply = lambda rights: jnp.einsum("cnm,cm->cn", inverses, rights)
-    excess = jnp.sum(apply(constants), 0)
-    multipliers = -jnp.linalg.solve(jnp.sum(inverses, 0), excess)
-    return apply(constants + multipliers[None]), multipliers
+    # Solved with as it is: the inverse of this one would lose too much.
+    sum_of_inverses = jnp.sum(inverses, 0)
+    apply = lambda matrices, x: jnp.einsum("cnm,cm->cn", matrices, x)
+    x, multipliers = jnp.zeros_like(constants), jnp.zeros_like(constants[0])
+    for _ in range(1 + refinements):
+        left = constants - apply(hessians, x) + multipliers[None]
+        excess = jnp.sum(x + apply(inverses, left), 0)
+        change = -jnp.linalg.solve(sum_of_inverses, excess)
+        x = x + apply(inverses, left + change[None])
+        multipliers = multipliers + change
+    return x, multipliers

@@ -15,8 +15,9 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Draws a run folder's `learning_curve`, `adaptation_curve` and `tasks`.
 
     They go to its `plots/` as PNG, each whole or not at all. The adaptation curve needs
-    a tested run of a learner that makes inner steps; `tasks` shows three test tasks. A learned optimizer's run has
-    `optimizer_curves` and `update_against_gradient` instead of these two.
+    a tested run of a learner that makes inner steps; `tasks` shows three test tasks. A
+    learned optimizer's run has `optimizer_curves` and `update_against_gradient` instead
+    of these two.
 
     Returns:
       The files.
