@@ -1,6 +1,8 @@
 """jaxmeta: functional meta-learning in JAX.
 
-  maml                a learner: `MetaLearner`, five pure functions of one task
+  maml, reptile, anil, boil, meta_sgd, maml_plus_plus, cavia, imaml, meta_curvature,
+  meta_lstm, proto_maml; prototypical, matching, siamese, relation, ridge, svm, subspace,
+  feat                learners: `MetaLearner`, five pure functions of one task
   losses, models      what learners are made of
   optimizers          rules for inner loops, and learned optimizers: `LearnedOptimizer`
   tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...; and
@@ -74,6 +76,7 @@ from jaxmeta.learners import (
     ridge as ridge,
     siamese as siamese,
     subspace as subspace,
+    svm as svm,
 )
 
 __version__ = _metadata.version("jaxmeta")

@@ -98,7 +98,8 @@ METRIC_LEARNERS = {
     "relation": lambda: learners.relation(tanh_embedding()),
     "ridge": lambda: learners.ridge(tanh_embedding()),
     "subspace": lambda: learners.subspace(tanh_embedding()),
-    "svm": lambda: learners.svm(tanh_embedding()),
+    # As many features as examples: with fewer, rounding is larger than 1e-9.
+    "svm": lambda: learners.svm(tanh_embedding(8, size=8)),
     "proto_maml": lambda: learners.proto_maml(
         tanh_embedding(), inner_tx=optax.sgd(0.02), inner_steps=2
     ),

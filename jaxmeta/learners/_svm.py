@@ -130,6 +130,8 @@ def solve_dual(
     primal-dual interior point method finds which shares are zero, the paper's too
     (OptNet). Its last Newton step is what is differentiated, the weights of the bounds
     held fixed: that is implicit differentiation of the conditions of optimality.
+    A general solver (qpax 0.1.4) does not see that the classes are coupled by the sums
+    alone, and differentiates a program that is relaxed further.
 
     Args:
       kernel: K [N, N].
@@ -141,7 +143,7 @@ def solve_dual(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> alpha, info = solve_dual(jnp.array([[2.0, -2], [-2, 2]]), jnp.eye(2), 25)
+      >>> alpha, info = solve_dual(4 * jnp.eye(2), jnp.eye(2), 25)
       >>> print(alpha.round(3))  # 8 a^2 - 2 a is least at a = 1 / 8
       [[ 0.125 -0.125]
        [-0.125  0.125]]
