@@ -58,7 +58,7 @@ def siamese(
 
     Differs from the paper: pairs are those of a task, not drawn from the whole data
     set; all of them are used, weighted, where the paper draws as many of each kind. The
-    weights start equal and negative, so that near is alike from the start.
+    weights start at -1 / √D and the bias at 1, so that near is alike from the start.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -67,8 +67,8 @@ def siamese(
       >>> support = jm.Examples(inputs=jnp.array([[0.0], [4.0]]), targets=jnp.eye(2))
       >>> key, task = jax.random.key(0), jm.Task(support, support)
       >>> task_params, _ = learner.adapt(key, learner.init(key, task), support)
-      >>> print(learner.predict(task_params, jnp.array([[1.0]])))  # -|1 - 0|, -|1 - 4|
-      [[-1. -3.]]
+      >>> print(learner.predict(task_params, jnp.array([[1.0]])))  # 1 - |1 - 0|, ...
+      [[ 0. -2.]]
     """
     if metrics is None:
         metrics = {"accuracy": losses.accuracy}
@@ -76,7 +76,7 @@ def siamese(
     def init(key, support):
         del key
         size, dtype = support.inputs.shape[1], jnp.result_type(float)
-        return SiameseParams(jnp.full(size, -1 / size, dtype), jnp.zeros((), dtype))
+        return SiameseParams(jnp.full(size, -(size**-0.5), dtype), jnp.ones((), dtype))
 
     def fit(head_params, support, **options):
         del head_params, options
