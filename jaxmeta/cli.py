@@ -124,9 +124,8 @@ def _list(argv: list[str]) -> None:
 
     if argv:
         raise _UsageError(f"`jaxmeta list` takes no arguments, got {argv[0]!r}.")
-    table = rich.table.Table(
-        "recipe", "what", "published", title=None, box=None, pad_edge=False
-    )
+    name_column = rich.table.Column("recipe", no_wrap=True)
+    table = rich.table.Table(name_column, "what", "published", box=None, pad_edge=False)
     for name, recipe in recipes.RECIPES.items():
         mark = " (default)" if name == recipes.DEFAULT else ""
         table.add_row(name + mark, recipe.summary, recipe.published)

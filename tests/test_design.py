@@ -127,9 +127,6 @@ def test_e_meta_training_an_optimizer():
         assert state.step == 1
 
 
-@pytest.mark.skipif(
-    not DATA.exists(), reason="Omniglot is not prepared beside the clone"
-)
 def test_f_metric_learners(key):
     learner = jm.prototypical(jm.models.Conv4(64, head=None))
     sample_task = jm.tasks.glyphs(ways=3, queries=2, size=16)
@@ -142,6 +139,9 @@ def test_f_metric_learners(key):
     assert logits.shape == (6, 3) and np.isfinite(logits).all()
 
 
+@pytest.mark.skipif(
+    not DATA.exists(), reason="Omniglot is not prepared beside the clone"
+)
 def test_g_real_few_shot_data(key):
     data_dir = DATA
     splits = jm.tasks.load_omniglot(data_dir)

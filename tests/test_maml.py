@@ -160,7 +160,7 @@ def test_learned_rule_gets_its_gradient(first_order, key):
 
     rate = meta_params.theta["hidden"]
     numeric = (loss(rate + eps) - loss(rate - eps)) / (2 * eps)
-    np.testing.assert_allclose(grads.theta["hidden"], numeric, rtol=1e-6)
+    np.testing.assert_allclose(grads.theta["hidden"], numeric, rtol=1e-6, atol=1e-10)
 
 
 def test_a_learned_rule_that_does_sgd_is_sgd(key):
