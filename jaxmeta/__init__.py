@@ -1,8 +1,8 @@
 """jaxmeta: functional meta-learning in JAX.
 
   maml, reptile, anil, boil, meta_sgd, maml_plus_plus, cavia, imaml, meta_curvature,
-  meta_lstm, proto_maml; prototypical, matching, siamese, relation, ridge, svm, subspace,
-  feat                learners: `MetaLearner`, five pure functions of one task
+  meta_lstm, proto_maml; prototypical, matching, siamese, relation, ridge, svm,
+  subspace, feat      learners: `MetaLearner`, five pure functions of one task
   losses, models      what learners are made of
   optimizers          rules for inner loops, and learned optimizers: `LearnedOptimizer`
   tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...; and
