@@ -2,10 +2,12 @@
 
     python -m benchmarks.lake --archive all_runs.zip
     python -m benchmarks.lake --archive all_runs.zip --make images_evaluation.zip
+    python -m benchmarks.lake --archive all_runs.zip --run runs/RUN
 
 Errors over the trials of all runs, 20 x 20, of the modified Hausdorff distance
 (Dubuisson and Jain, ICPR 1994) and of the pixels' Euclidean distance. `--make` first
-makes an archive of other runs from the evaluation alphabets.
+makes an archive of other runs from the evaluation alphabets. `--run` judges a trained
+run instead, as `jaxmeta lake` does.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import numpy as np
 from scipy import spatial
 
 from benchmarks import _timing
-from jaxmeta import tasks
+from jaxmeta import recipes, tasks
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "lake"
 # Of python/one-shot-classification/all_runs.zip in brendenlake/omniglot.
@@ -72,16 +74,32 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--archive", type=pathlib.Path, required=True)
     parser.add_argument("--make", type=pathlib.Path, metavar="ZIP")
+    parser.add_argument("--run", type=pathlib.Path, help="a trained run's folder")
     parser.add_argument("--seed", type=int, default=0, help="of --make")
     args = parser.parse_args()
     if args.make:
         tasks.make_lake_runs(args.make, args.archive, seed=args.seed)
     digest = hashlib.sha256(args.archive.read_bytes()).hexdigest()
     which = "original" if digest == ORIGINAL else "made"
+    if args.run:
+        _record_run(args.run, args.archive, which)
+        return
     large = tasks.load_lake_runs(args.archive, size=105)
     small = tasks.load_lake_runs(args.archive, size=28)
     _record("modified-hausdorff", which, digest, errors(large, hausdorff_distances))
     _record("pixels", which, digest, errors(small, pixel_distances))
+
+
+def _record_run(directory, archive, which):
+    """Prints a trained run's result and puts it beside that on the other runs."""
+    name = recipes.open_run(directory).name
+    found = recipes.lake_run(directory, archive)
+    print(f"{name}, {which} runs: {json.dumps(found)}")
+    path = RESULTS / f"{name}.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
+    result[which] = found | {"environment": _timing.environment(packages)}
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def _record(method, which, digest, per_run):
