@@ -17,6 +17,13 @@ Example:
   (4,)
 """
 
+from jaxmeta.rl._adapters import (
+    ant_velocity as ant_velocity,
+    from_brax as from_brax,
+    from_gymnax as from_gymnax,
+    half_cheetah_direction as half_cheetah_direction,
+    half_cheetah_velocity as half_cheetah_velocity,
+)
 from jaxmeta.rl._bandits import bandit as bandit
 from jaxmeta.rl._baseline import linear_baseline as linear_baseline
 from jaxmeta.rl._env import (
@@ -40,6 +47,7 @@ from jaxmeta.rl._policies import (
     categorical_policy as categorical_policy,
     gaussian_policy as gaussian_policy,
 )
+from jaxmeta.rl._ppo import PpoInfo as PpoInfo, ppo as ppo
 from jaxmeta.rl._returns import (
     discounted_sums as discounted_sums,
     generalized_advantages as generalized_advantages,
@@ -56,3 +64,4 @@ from jaxmeta.rl._tabular import (
     expected_return as expected_return,
     tabular as tabular,
 )
+from jaxmeta.rl._trpo import TrpoInfo as TrpoInfo, trpo as trpo

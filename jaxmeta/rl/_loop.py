@@ -230,11 +230,13 @@ def policy_loop(
         task_params, (inner_log_probs, inner_kl) = replay(params, samples)
         batch = samples.outer
         _, log_probs = replayed(task_params, batch)
-        value = -average(_surrogates.clipped_ratio(log_probs, batch, clip), batch)
+        weights = _surrogates.discounts(settings.surrogate, settings.discount, batch)
+        terms = weights * _surrogates.clipped_ratio(log_probs, batch, clip)
+        value = -average(terms, batch)
         if settings.sampling_term:
-            horizon = batch.rewards.shape[1]
-            fade = settings.discount ** jnp.arange(horizon)[None]
-            gain = average(fade.astype(batch.rewards.dtype) * batch.rewards, batch)
+            returns = _returns.discounted_sums(batch.rewards, settings.discount)
+            first = jnp.pad(returns[:, :1], ((0, 0), (0, returns.shape[1] - 1)))
+            gain = average(first, batch)
             weight = _surrogates.magic(jnp.sum(inner_log_probs)) - 1
             value -= settings.sampling_term * weight * gain
         kl = jnp.mean(inner_kl)

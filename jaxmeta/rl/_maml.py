@@ -81,10 +81,11 @@ def maml(
       test_episodes: the same in `evaluate`; None is `num_episodes`. Static.
       surrogate: what inner gradients are gradients of, and so what the second order of
         the meta-gradient is: "loaded-dice" and "dice" are unbiased, "low-variance"
-        (ProMP) and "log-likelihood" (Finn et al. 2017) are not. See `objective`. Static.
+        (ProMP) and "log-likelihood" (Finn et al. 2017) are not. DiCE weighs time steps
+        by the discount, inside and outside, the others do not. See `objective`. Static.
       sampling_term: times this, the meta-gradient of where the inner episodes go
-        (E-MAML; Stadie et al. 2018, Equation 4), with "log-likelihood" and 1.0 the
-        exact gradient of the expected return after adaptation *on B episodes*. The
+        (E-MAML; Stadie et al. 2018, Equation 4), with "log-likelihood", 1.0 and no
+        discount the exact gradient of the expected return after adaptation *on B episodes*. The
         other objective, the return after the *expected* inner step, is that of DiCE;
         do not add up the two. Static.
       first_order: treat the inner gradients as constants. Static.

@@ -68,13 +68,23 @@ def objective(
     if surrogate == "low-variance":
         # By the probabilities at sampling, as ProMP: they differ after an outer step.
         return jnp.exp(log_probs - batch.log_probs) * batch.advantages
-    fade = discount ** jnp.arange(log_probs.shape[1], dtype=log_probs.dtype)[None]
+    fade = discounts(surrogate, discount, batch)
     until_now = jnp.cumsum(log_probs, axis=1)
     if surrogate == "dice":
         control = (1 - magic(log_probs)) * batch.values
         return fade * (magic(until_now) * batch.rewards + control)
     before = until_now - log_probs
     return fade * (magic(until_now) - magic(before)) * batch.advantages
+
+
+def discounts(surrogate: Surrogate, discount: float, batch: Batch) -> jax.Array:
+    r"""Returns the weights of the time steps, [1, H].
+
+    They are :math:`\gamma^t` for DiCE, which is of the discounted return, and 1 for the
+    others, which leave it out as policy gradients mostly do.
+    """
+    times = jnp.arange(batch.rewards.shape[1], dtype=batch.rewards.dtype)[None]
+    return discount**times if "dice" in surrogate else jnp.ones_like(times)
 
 
 def magic(x: jax.Array) -> jax.Array:
