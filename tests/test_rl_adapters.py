@@ -4,7 +4,6 @@ import warnings
 
 import chex
 import jax
-import jax.numpy as jnp
 import optax
 import pytest
 

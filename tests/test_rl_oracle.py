@@ -90,9 +90,7 @@ def _draw_hessians(surrogate, problem, discount, num_episodes):
         episode = jax.tree.map(lambda x: x[None], episode)
         logits = policy.apply(flat.reshape(3, 2), episode.observations)
         log_probs = policy.log_prob(logits, episode.actions)
-        return jnp.sum(
-            rl.objective(surrogate, log_probs, episode, discount=discount)
-        )
+        return jnp.sum(rl.objective(surrogate, log_probs, episode, discount=discount))
 
     derive = lambda flat, e: (
         jax.grad(of_episode)(flat, e),

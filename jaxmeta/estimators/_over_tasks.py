@@ -89,9 +89,7 @@ def default_chunk(meta_params: base.Params, num_tasks: int, mesh: Mesh | None) -
     return 1 if device.platform == "cpu" and num_params >= 10_000 else num_tasks
 
 
-def check_counts(
-    num_tasks: int, tasks_per_chunk: int | None, num_devices: int
-) -> None:
+def check_counts(num_tasks: int, tasks_per_chunk: int | None, num_devices: int) -> None:
     """Raises unless the tasks divide into devices and chunks."""
     _checks.check_int("num_tasks", num_tasks)
     if num_tasks % num_devices:

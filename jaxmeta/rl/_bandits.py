@@ -1,8 +1,8 @@
 """Multi-armed bandits.
 
 References:
-  Duan et al., "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning", 2016,
-  Section 3.1. https://arxiv.org/abs/1611.02779
+  Duan et al., "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning",
+  2016, Section 3.1. https://arxiv.org/abs/1611.02779
 """
 
 from typing import Literal

@@ -73,7 +73,7 @@ def task_batch(
     def mean(of_task, leave_out=True):
         def kept_terms(params, samples):
             terms = of_task(params, samples)
-            # What is zero for a skipped task need not be: a KL penalty, a damped product.
+            # Zero episodes need not make zero terms: think of a KL penalty.
             keep = ~samples.skipped
             if leave_out:
                 keep &= _loop.all_finite(terms)

@@ -104,7 +104,7 @@ def policy_loop(
         return policy.init(init_key, observation[None])
 
     def gather(key, params, task, num_episodes):
-        """Draws a batch; returns it and its mean return and share of clipped actions."""
+        """Returns a batch, its mean return and its share of clipped actions."""
         found = _rollout.rollout(
             key, policy, params, env, task, num_episodes=num_episodes
         )
@@ -134,7 +134,7 @@ def policy_loop(
         return batch, (_rollout.mean_return(found), found.clipped)
 
     def replayed(params, batch):
-        """Distributions, leaves [B, H, A], and log-probabilities [B, H] under `params`."""
+        """Distributions and log-probabilities [B, H] under `params`."""
         flat = batch.observations.reshape(-1, *batch.observations.shape[2:])
         distributions = jax.tree.map(
             lambda x: x.reshape(*batch.mask.shape, *x.shape[1:]),
@@ -210,7 +210,9 @@ def policy_loop(
 
         def probe(params, step):
             """Log-probability of a batch, and the KL of the policy from its sampler."""
-            batch = jax.tree.map(lambda x: x[step % settings.inner_steps], samples.inner)
+            batch = jax.tree.map(
+                lambda x: x[step % settings.inner_steps], samples.inner
+            )
             distributions, log_probs = replayed(params, batch)
             kl = policy.kl(batch.distributions, distributions)
             return jnp.sum(log_probs), masked_mean(kl, batch.mask)

@@ -84,10 +84,10 @@ def maml(
         (ProMP) and "log-likelihood" (Finn et al. 2017) are not. DiCE weighs time steps
         by the discount, inside and outside, the others do not. See `objective`. Static.
       sampling_term: times this, the meta-gradient of where the inner episodes go
-        (E-MAML; Stadie et al. 2018, Equation 4), with "log-likelihood", 1.0 and no
-        discount the exact gradient of the expected return after adaptation *on B episodes*. The
-        other objective, the return after the *expected* inner step, is that of DiCE;
-        do not add up the two. Static.
+        (E-MAML; Stadie et al. 2018, Equation 4). With "log-likelihood", 1.0 and no
+        discount the exact gradient of the expected return after adaptation *on B
+        episodes*. DiCE's is that of the other objective, the return after the
+        *expected* inner step: do not add up the two. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `jaxmeta.maml`. Static.
       discount: gamma.
@@ -156,9 +156,7 @@ def maml(
         returns = loop.returns(key, meta_params, task, steps)
         return base.EvalInfo(-returns, {"return": returns})
 
-    return PolicyLearner(
-        loop.init, loop.adapt, loop.predict, meta_grad, evaluate, loop
-    )
+    return PolicyLearner(loop.init, loop.adapt, loop.predict, meta_grad, evaluate, loop)
 
 
 def collect(

@@ -76,7 +76,8 @@ def gaussian_policy(
     Example:
       >>> import jax.numpy as jnp, jaxmeta as jm
       >>> policy = gaussian_policy(jm.models.MLP([2]))
-      >>> p, q = Gaussian(jnp.zeros(2), jnp.zeros(2)), Gaussian(jnp.ones(2), jnp.zeros(2))
+      >>> p = Gaussian(mean=jnp.zeros(2), log_std=jnp.zeros(2))
+      >>> q = Gaussian(mean=jnp.ones(2), log_std=jnp.zeros(2))
       >>> print(policy.kl(p, q))
       1.0
 

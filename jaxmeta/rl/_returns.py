@@ -58,7 +58,8 @@ def standardize(advantages: jax.Array, mask: jax.Array) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> print(standardize(jnp.array([[1.0, 3.0, 9.0]]), jnp.array([[True, True, False]])))
+      >>> mask = jnp.array([[True, True, False]])
+      >>> print(standardize(jnp.array([[1.0, 3.0, 9.0]]), mask))
       [[-1.  1.  0.]]
     """
     count = jnp.maximum(jnp.sum(mask), 1)

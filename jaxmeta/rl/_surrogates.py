@@ -46,8 +46,8 @@ def objective(
       \operatorname{magic}(\log \pi_t)) V_t)`. Unbiased for derivatives of every order;
       the baseline takes variance from the first alone.
     - "loaded-dice": :math:`\gamma^t (\operatorname{magic}(W_t) -
-      \operatorname{magic}(W_{t-1})) A_t`. The same, from advantages: they take variance
-      from all orders. Unbiased where these are, that is with `gae_lambda=1`.
+      \operatorname{magic}(W_{t-1})) A_t`. The same, from advantages: these take
+      variance from all orders. Unbiased where they are, that is with `gae_lambda=1`.
     - "low-variance": :math:`A_t \pi_t / \bot \pi_t`. Its Hessian leaves out the products
       of scores of different time steps,
       :math:`\mathbb{E} \sum_{u < t} (\nabla \log \pi_u \nabla^\top Q_t + \ldots)`
@@ -98,9 +98,7 @@ def magic(x: jax.Array) -> jax.Array:
     return jnp.exp(x - jax.lax.stop_gradient(x))
 
 
-def clipped_ratio(
-    log_probs: jax.Array, batch: Batch, clip: float | None
-) -> jax.Array:
+def clipped_ratio(log_probs: jax.Array, batch: Batch, clip: float | None) -> jax.Array:
     r"""Returns PPO's clipped objective, [B, H]; without `clip`, :math:`\rho_t A_t`.
 
     .. math::

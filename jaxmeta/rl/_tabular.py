@@ -1,8 +1,8 @@
 """Random finite Markov decision processes, small enough to be solved exactly.
 
 References:
-  Duan et al., "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning", 2016,
-  Section 3.2. https://arxiv.org/abs/1611.02779
+  Duan et al., "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning",
+  2016, Section 3.2. https://arxiv.org/abs/1611.02779
 """
 
 from typing import NamedTuple
@@ -80,7 +80,7 @@ def tabular(
 def action_values(
     task: TabularTask, policy: jax.Array, *, horizon: int, discount: float = 1.0
 ) -> jax.Array:
-    r"""Returns :math:`Q_t(s, a)`, [H, S, A], of a policy [S, A], by the recursion
+    r"""Returns the values of actions, [H, S, A], under a policy [S, A].
 
     .. math::
       Q_t(s, a) = r(s, a) + \gamma \sum_{s'} P(s' \mid s, a)

@@ -47,16 +47,16 @@ def trpo(
 ) -> base.GradientEstimator:
     r"""Follows the natural meta-gradient as far as a trust region allows.
 
-    With the surrogate loss :math:`L` and the mean KL divergence :math:`D` of the adapted
-    policies from those that drew the episodes, both functions of the initial parameters
-    through the inner steps,
+    With the surrogate loss :math:`L` and the mean KL divergence :math:`D` of the
+    adapted policies from those that drew the episodes, both functions of the initial
+    parameters through the inner steps,
 
     .. math::
       s = (\nabla^2 D + \kappa I)^{-1} \nabla L, \qquad
       \theta' = \theta - \beta^j \sqrt{2 \delta / s^\top \nabla^2 D s} \; s
 
-    for the first :math:`j` at which L fell and :math:`D \le \delta`. The linear system is
-    solved by conjugate gradients on Hessian-vector products, reverse over reverse.
+    for the first :math:`j` at which L fell and :math:`D \le \delta`. The linear system
+    is solved by conjugate gradients on Hessian-vector products, reverse over reverse.
 
     Args:
       learner: of `jaxmeta.rl.maml`.
