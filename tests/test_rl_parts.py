@@ -230,7 +230,7 @@ def test_wrong_settings_are_named(key):
         make(num_episodes=0)
     with pytest.raises(ValueError, match=r"`policy` must act.*Box\(size=2"):
         rl.maml(env, table_policy(), inner_tx=optax.sgd(1))
-    with pytest.raises(ValueError, match="without .*jaxmeta.rl.gaussian_policy"):
+    with pytest.raises(ValueError, match=r"without .*jaxmeta.rl.gaussian_policy"):
         rl.maml(env, models.MLP([2]), inner_tx=optax.sgd(1))
     with pytest.raises(ValueError, match="from_gymnax"):
         rl.maml(object(), policy, inner_tx=optax.sgd(1))
@@ -242,7 +242,7 @@ def test_wrong_settings_are_named(key):
     meta_params = jax.eval_shape(wide.init, key, jnp.zeros(2))
     with pytest.raises(ValueError, match=r"the environment's 2 actions.*\[3\]"):
         jax.eval_shape(wide.adapt, key, meta_params, jnp.zeros(2))
-    with pytest.raises(ValueError, match="`jaxmeta.rl.PolicyLearner`"):
+    with pytest.raises(ValueError, match=r"`jaxmeta\.rl\.PolicyLearner`"):
         rl.ppo(make()[:5], env.sample_task, num_tasks=2, outer_tx=optax.adam(1e-3))
     _, learner = navigation_learner()
     with pytest.raises(ValueError, match="`num_tasks` must be an int"):

@@ -78,6 +78,7 @@ class PolicyLoop(NamedTuple):
       kl: `(params, samples) -> scalar`, of the adapted policy from the one that drew
         the outer episodes.
       predict: `(params, observations) -> distribution`.
+      policy: whose loop it is.
     """
 
     init: Callable[..., base.Params]
@@ -87,6 +88,7 @@ class PolicyLoop(NamedTuple):
     loss: Callable[..., tuple[jax.Array, jax.Array]]
     kl: Callable[..., jax.Array]
     predict: Callable[..., Any]
+    policy: _policies.Policy
 
 
 def policy_loop(
@@ -250,7 +252,7 @@ def policy_loop(
         found = policy.kl(samples.outer.distributions, distributions)
         return masked_mean(found, samples.outer.mask)
 
-    return PolicyLoop(init, adapt, returns, collect, loss, kl, policy.apply)
+    return PolicyLoop(init, adapt, returns, collect, loss, kl, policy.apply, policy)
 
 
 def check_settings(settings: Settings) -> None:

@@ -48,8 +48,8 @@ def objective(
     - "loaded-dice": :math:`\gamma^t (\operatorname{magic}(W_t) -
       \operatorname{magic}(W_{t-1})) A_t`. The same, from advantages: these take
       variance from all orders. Unbiased where they are, that is with `gae_lambda=1`.
-    - "low-variance": :math:`A_t \pi_t / \bot \pi_t`. Its Hessian leaves out the products
-      of scores of different time steps,
+    - "low-variance": :math:`A_t \pi_t / \bot \pi_t`. Its Hessian leaves out the
+      products over different time steps,
       :math:`\mathbb{E} \sum_{u < t} (\nabla \log \pi_u \nabla^\top Q_t + \ldots)`
       (H12 and its transpose in Rothfuss et al., Theorem 1): biased but at horizon 1,
       with less variance. No :math:`\gamma^t`.
