@@ -36,6 +36,7 @@ def test_the_contract_of_learners(row, key):
         keys = jax.random.split(key, 2)
         tasks = jax.vmap(env.sample_task)(keys)
         pick = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
+        chex.clear_trace_counter()
         meta_params = learner.init(key, pick(tasks, 0))
         meta_grad = jax.jit(chex.assert_max_traces(learner.meta_grad, n=1))
         batched = jax.jit(jax.vmap(learner.meta_grad, (0, None, 0)))

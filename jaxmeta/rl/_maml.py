@@ -144,6 +144,12 @@ def maml(
     )
     loop = _loop.policy_loop(env, policy, settings)
 
+    def adapt(key, meta_params, support):
+        return loop.adapt(key, meta_params, support)
+
+    def predict(task_params, observations):
+        return loop.predict(task_params, observations)
+
     def meta_grad(key, meta_params, task, **extra):
         del extra
         samples, info = collect(loop, key, meta_params, task)
@@ -156,7 +162,7 @@ def maml(
         returns = loop.returns(key, meta_params, task, steps)
         return base.EvalInfo(-returns, {"return": returns})
 
-    return PolicyLearner(loop.init, loop.adapt, loop.predict, meta_grad, evaluate, loop)
+    return PolicyLearner(loop.init, adapt, predict, meta_grad, evaluate, loop)
 
 
 def collect(
