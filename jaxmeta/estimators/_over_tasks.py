@@ -12,7 +12,7 @@ from jaxmeta.estimators import _task_axis
 
 
 def over_tasks(
-    learner: base.MetaLearner,
+    learner: base.LearnerLike,
     sample_task: base.SampleTask,
     *,
     num_tasks: int,

@@ -77,7 +77,7 @@ class PolicyMamlLearner(_learner_settings._Learner):
     max_kl: float = 0.01
     """Of TRPO."""
 
-    def make(self, model, loss):
+    def make(self, model: base.ModelLike, loss: Any) -> Any:
         """Builds the learner; an environment takes the place of the loss."""
         for name in ("inner_learning_rate", "later_learning_rate"):
             _checks.check_positive(name, getattr(self, name))
@@ -96,7 +96,7 @@ class PolicyMamlLearner(_learner_settings._Learner):
             gae_lambda=self.gae_lambda,
         )
 
-    def estimator(self, learner, sample_task, outer_tx, **over) -> Any:
+    def estimator(self, learner: Any, sample_task, outer_tx, **over) -> Any:
         """Builds the estimator that the outer update wants."""
         if self.outer == "trpo":
             return rl.trpo(learner, sample_task, max_kl=self.max_kl, **over)

@@ -202,7 +202,8 @@ def policy_loop(
         is_finite = all_finite((inner, outer))
         zero = lambda x: jnp.where(is_finite, x, jnp.zeros_like(x))
         # Zeros, so that what is differentiated is finite for every task.
-        samples = Samples(*jax.tree.map(zero, (inner, outer)), ~is_finite)
+        inner, outer = jax.tree.map(zero, (inner, outer))
+        samples = Samples(inner, outer, skipped=~is_finite)
         return jax.lax.stop_gradient(samples), info, last_return
 
     def replay(params, samples):

@@ -147,8 +147,8 @@ def maml(
     def adapt(key, meta_params, support):
         return loop.adapt(key, meta_params, support)
 
-    def predict(task_params, observations):
-        return loop.predict(task_params, observations)
+    def predict(task_params, inputs):
+        return loop.predict(task_params, inputs)
 
     def meta_grad(key, meta_params, task, **extra):
         del extra

@@ -130,7 +130,7 @@ def trpo(
         solution, _ = jax.scipy.sparse.linalg.cg(
             curvature, grads, maxiter=cg_steps, tol=1e-10
         )
-        length = optax.tree.vdot(solution, curvature(solution))
+        length = jnp.asarray(optax.tree.vdot(solution, curvature(solution)))
         is_down = length > 0
         scale = jnp.where(
             is_down, jnp.sqrt(2 * max_kl / jnp.where(is_down, length, 1)), 0
