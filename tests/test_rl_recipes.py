@@ -62,3 +62,10 @@ def test_policies_are_for_environments():
 def test_trajectories_name_what_they_cannot_draw():
     with pytest.raises(ValueError, match="`labels` must name each of the 3"):
         plots.trajectories([None, None, None])
+
+
+def test_a_policy_is_not_adapted_to_images(tmp_path):
+    config = {"name": "n", "recipe": recipes.to_json(_small())}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="n was not trained on images"):
+        recipes.adapt_run(tmp_path, tmp_path)
