@@ -9,6 +9,8 @@
                       problems to optimize: quadratics, classification, ...
   estimators          meta-gradients: over_tasks for learners; bptt, truncated_bptt, es,
                       pes, imitation for learned optimizers
+  rl                  meta-reinforcement learning: environments, policies, maml, ppo,
+                      trpo
   training            make_train_step, evaluate, evaluate_optimizer, fit, save, load
   plots               learning, adaptation and loss curves, sheets of tasks
   recipes, cli        named experiments and the command line
@@ -34,6 +36,7 @@ from jaxmeta import (
     models as models,
     optimizers as optimizers,
     plots as plots,
+    rl as rl,
     tasks as tasks,
     training as training,
 )

@@ -181,6 +181,35 @@ class MetaLearner(NamedTuple):
     evaluate: EvaluateFn
 
 
+class LearnerLike(Protocol):
+    """Anything with the five functions of a `MetaLearner`, which may have more."""
+
+    @property
+    def init(self) -> InitFn:
+        """See `MetaLearner`."""
+        ...
+
+    @property
+    def adapt(self) -> AdaptFn:
+        """See `MetaLearner`."""
+        ...
+
+    @property
+    def predict(self) -> PredictFn:
+        """See `MetaLearner`."""
+        ...
+
+    @property
+    def meta_grad(self) -> MetaGradFn:
+        """See `MetaLearner`."""
+        ...
+
+    @property
+    def evaluate(self) -> EvaluateFn:
+        """See `MetaLearner`."""
+        ...
+
+
 class LearnedOptimizer(NamedTuple):
     """A family of optax transformations indexed by meta-parameters `theta`.
 

@@ -1,6 +1,5 @@
-"""The meta-gradient over a batch of tasks: the only place that adds the task axis."""
+"""The meta-gradient over a batch of tasks."""
 
-import functools
 from typing import Any
 
 import jax
@@ -9,10 +8,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from jaxmeta import _checks, base
+from jaxmeta.estimators import _task_axis
 
 
 def over_tasks(
-    learner: base.MetaLearner,
+    learner: base.LearnerLike,
     sample_task: base.SampleTask,
     *,
     num_tasks: int,
@@ -35,6 +35,7 @@ def over_tasks(
 
     Returns:
       A `GradientEstimator` without carry. Its info has one entry per task, [T, ...].
+      Tasks whose info says that they were `skipped` have no part in the mean.
 
     Raises:
       ValueError: if a count is not a positive int, or tasks do not divide into
@@ -51,51 +52,13 @@ def over_tasks(
       (4,)
     """
     num_devices = 1 if mesh is None else mesh.devices.shape[0]
-    _check_counts(num_tasks, tasks_per_chunk, num_devices)
+    check_counts(num_tasks, tasks_per_chunk, num_devices)
     sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
 
-    def one_task(sampler, key, meta_params, extra):
+    def one_task(shared, key):
+        sampler, meta_params, extra = shared
         task_key, learner_key = jax.random.split(key)
         return learner.meta_grad(learner_key, meta_params, sampler(task_key), **extra)
-
-    def mean_over(sampler, keys, meta_params, extra):
-        """Mean gradient and per-task info for keys [T']."""
-        chunk = tasks_per_chunk or default_chunk(meta_params, keys.shape[0], mesh)
-        chunks = keys.reshape(-1, chunk)
-
-        def add_chunk(total, keys):
-            grads, info = jax.vmap(one_task, (None, 0, None, None))(
-                sampler, keys, meta_params, extra
-            )
-            add = lambda t, g: t + jnp.sum(g, 0, dtype=t.dtype)
-            return jax.tree.map(add, total, grads), info
-
-        # At least float32: a long sum in bfloat16 stands still.
-        wide = lambda p: jnp.promote_types(p.dtype, jnp.float32)
-        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, wide(p)), meta_params)
-        total, info = jax.lax.scan(add_chunk, zeros, chunks)
-        mean = lambda p, t: (t / keys.shape[0]).astype(p.dtype)
-        grads = jax.tree.map(mean, meta_params, total)
-        return grads, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
-
-    def sharded(mesh, sampler, keys, meta_params, extra):
-        axis = mesh.axis_names[0]
-
-        def on_device(sampler, keys, meta_params, extra):
-            grads, info = mean_over(sampler, keys, meta_params, extra)
-            return jax.lax.pmean(grads, axis), info
-
-        everywhere, over = PartitionSpec(), PartitionSpec(axis)
-        # With its checks of what varies over devices, differentiating the replicated
-        # meta-parameters inside would put a psum into the INNER gradients: silently
-        # wrong. Without them each device does exactly what one alone would.
-        return jax.shard_map(
-            on_device,
-            mesh=mesh,
-            in_specs=(everywhere, over, everywhere, everywhere),
-            out_specs=(everywhere, over),
-            check_vma=False,
-        )(sampler, keys, meta_params, extra)
 
     def init(key):
         task_key, init_key = jax.random.split(key)
@@ -107,9 +70,13 @@ def over_tasks(
 
     def estimate(sampler, key, meta_params, carry, **extra: Any):
         keys = jax.random.split(key, num_tasks)
-        run = mean_over if mesh is None else functools.partial(sharded, mesh)
-        grads, info = run(sampler, keys, meta_params, extra)
-        return grads, carry, info
+        chunk = tasks_per_chunk or default_chunk(
+            meta_params, num_tasks // num_devices, mesh
+        )
+        over_axis = _task_axis.sum_over_tasks(one_task, chunk=chunk, mesh=mesh)
+        total, info = over_axis((sampler, meta_params, extra), keys)
+        num_kept = _task_axis.count_kept(info, num_tasks)
+        return _task_axis.mean_gradient(meta_params, total, num_kept), carry, info
 
     return base.GradientEstimator(init, Partial(estimate, sampler))
 
@@ -122,7 +89,8 @@ def default_chunk(meta_params: base.Params, num_tasks: int, mesh: Mesh | None) -
     return 1 if device.platform == "cpu" and num_params >= 10_000 else num_tasks
 
 
-def _check_counts(num_tasks, tasks_per_chunk, num_devices):
+def check_counts(num_tasks: int, tasks_per_chunk: int | None, num_devices: int) -> None:
+    """Raises unless the tasks divide into devices and chunks."""
     _checks.check_int("num_tasks", num_tasks)
     if num_tasks % num_devices:
         raise ValueError(

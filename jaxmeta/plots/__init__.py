@@ -17,3 +17,4 @@ from jaxmeta.plots._optimizers import (
 )
 from jaxmeta.plots._run import plot_run as plot_run
 from jaxmeta.plots._sheet import task_sheet as task_sheet
+from jaxmeta.plots._trajectories import trajectories as trajectories

@@ -8,7 +8,7 @@ import jax
 from jax.tree_util import Partial
 
 from jaxmeta import _json, training
-from jaxmeta.plots import _axes, _curves, _optimizers, _sheet
+from jaxmeta.plots import _axes, _curves, _optimizers, _sheet, _trajectories
 
 
 def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -17,7 +17,7 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     They go to its `plots/` as PNG, each whole or not at all. The adaptation curve needs
     a tested run of a learner that makes inner steps; `tasks` shows three test tasks. A
     learned optimizer's run has `optimizer_curves` and `update_against_gradient` instead
-    of these two.
+    of these two, a policy's run `trajectories` instead of `tasks`.
 
     Returns:
       The files.
@@ -40,7 +40,10 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
         )
     folder = run.directory / "plots"
     of_optimizer = isinstance(run.recipe, recipes.OptimizerRecipe)
+    of_policy = isinstance(getattr(run.recipe, "tasks", None), recipes.NavigationTasks)
     metrics = [name for name in ("loss", "accuracy") if name in records[0]]
+    if of_policy:  # Whose loss is minus it.
+        metrics = ["return"]
 
     def draw_panels(draw, content):
         figure = _axes.figure(width=5 * len(metrics))
@@ -49,7 +52,7 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
             draw(content, metric=metric, ax=ax)
         if of_optimizer:
             axes[0].set_ylabel("loss, mean over updates")
-        else:
+        elif not of_policy:
             loss = run.recipe.tasks.loss.__name__.replace("_", " ")
             axes[0].set_ylabel(f"loss ({loss})")
         figure.suptitle(run.name)
@@ -81,7 +84,10 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
             main = next(iter(drawn.values()), figures["learning_curve"])
             main.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
         figures |= drawn
-    if not of_optimizer:
+    if of_policy:
+        figures["trajectories"] = _draw_policy(run)
+        figures["trajectories"].suptitle(f"{run.name}: three test tasks")
+    elif not of_optimizer:
         figures["tasks"] = _draw_tasks(run.recipe)
         figures["tasks"].suptitle(f"{run.name}: three test tasks")
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
@@ -99,6 +105,20 @@ def _draw_tasks(recipe):
         _sheet.task_sheet(sample(sample_task, key), ax=ax)
     if axes[0].images:
         _sheet.fit_to_sheets(figure)
+    return figure
+
+
+def _draw_policy(run):
+    from jaxmeta import recipes
+
+    parts = recipes.build(run.recipe)
+    meta_params = recipes.best_meta_params(run, parts)
+    learner = run.recipe.make_learner()
+    figure = _axes.figure(width=12)
+    keys = jax.random.split(jax.random.key(run.recipe.seed), 3)
+    for ax, key in zip(figure.subplots(1, 3), keys, strict=True):
+        environment = run.recipe.tasks.environment
+        _trajectories.draw_adaptation(environment, learner, meta_params, key, ax)
     return figure
 
 

@@ -41,8 +41,14 @@ from jaxmeta.recipes._optimizer_settings import (
     RnnpropOptimizer as RnnpropOptimizer,
     TruncatedBptt as TruncatedBptt,
 )
+from jaxmeta.recipes._policy_settings import (
+    NavigationTasks as NavigationTasks,
+    PolicyMamlLearner as PolicyMamlLearner,
+)
 from jaxmeta.recipes._run import (
     Run as Run,
+    best_meta_params as best_meta_params,
+    build as build,
     evaluate_run as evaluate_run,
     open_run as open_run,
     train_run as train_run,

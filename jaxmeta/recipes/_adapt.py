@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import base, tasks
-from jaxmeta.recipes import _config, _run, _settings
+from jaxmeta.recipes import _config, _policy_settings, _run, _settings
 
 
 class Prediction(NamedTuple):
@@ -43,7 +43,7 @@ def adapt_run(
     run = _run.open_run(directory)
     recipe = run.recipe
     if not isinstance(recipe, _config.Recipe) or isinstance(
-        recipe.tasks, _settings.SinusoidTasks
+        recipe.tasks, _settings.SinusoidTasks | _policy_settings.NavigationTasks
     ):
         raise ValueError(f"{run.name} was not trained on images, which `adapt` needs.")
     ways = recipe.tasks.num_outputs

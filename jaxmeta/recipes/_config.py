@@ -13,9 +13,15 @@ import jax
 import jax.numpy as jnp
 import optax
 import tyro
+from jax.sharding import Mesh
 
 from jaxmeta import _checks, base, training
-from jaxmeta.recipes import _learner_settings, _optimizer_settings, _settings
+from jaxmeta.recipes import (
+    _learner_settings,
+    _optimizer_settings,
+    _policy_settings,
+    _settings,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +79,9 @@ class Training:
 class Recipe(Training):
     """A named experiment: a learner over tasks."""
 
-    tasks: _settings.Tasks
+    tasks: _settings.Tasks | _policy_settings.NavigationTasks
     model: _settings.ModelSettings
-    learner: _learner_settings.Learner
+    learner: _learner_settings.Learner | _policy_settings.PolicyMamlLearner
     num_tasks: int = 32
     """Tasks a meta-step (the meta-batch)."""
     tasks_per_chunk: int | None = None
@@ -92,6 +98,7 @@ class Recipe(Training):
             _checks.check_int(name, getattr(self, name))
         if self.learner.test_inner_steps is not None:
             _checks.check_int("test_inner_steps", self.learner.test_inner_steps)
+        _policy_settings.check_match(self.tasks, self.learner)
 
     def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
         """Builds the outer update."""
@@ -111,7 +118,22 @@ class Recipe(Training):
         num_outputs = None if self.learner.embeds else self.tasks.num_outputs
         model = self.model.make(num_outputs, statistics)
         learner = self.learner.with_inner_steps(inner_steps)
+        if isinstance(self.tasks, _policy_settings.NavigationTasks):
+            return learner.make(model, self.tasks.environment)  # pyright: ignore
         return learner.make(model, self.tasks.loss)
+
+    def make_estimator(
+        self, learner: base.MetaLearner, sample_task: base.SampleTask, mesh: Mesh
+    ) -> base.GradientEstimator:
+        """Builds what gives the meta-gradient over a batch of tasks."""
+        return self.learner.estimator(
+            learner,
+            sample_task,
+            super().make_outer_tx(),
+            num_tasks=self.num_tasks,
+            tasks_per_chunk=self.tasks_per_chunk,
+            mesh=mesh,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,6 +200,8 @@ _KINDS = {
         *typing.get_args(_settings.Tasks),
         *typing.get_args(_settings.ModelSettings),
         *typing.get_args(_learner_settings.Learner),
+        _policy_settings.NavigationTasks,
+        _policy_settings.PolicyMamlLearner,
         *typing.get_args(_optimizer_settings.Problem),
         *typing.get_args(_optimizer_settings.Optimizer),
         *typing.get_args(_optimizer_settings.Estimator),

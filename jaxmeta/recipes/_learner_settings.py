@@ -1,11 +1,11 @@
 """Settings of recipes' learners: dataclasses, each of which builds its learner."""
 
 import dataclasses
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import optax
 
-from jaxmeta import _checks, base, learners, optimizers
+from jaxmeta import _checks, base, estimators, learners, optimizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,17 @@ class _Learner:
     def outer_tx(self, outer_tx: optax.GradientTransformation):
         """The outer update for all the meta-parameters."""
         return outer_tx
+
+    def estimator(
+        self,
+        learner: base.MetaLearner,
+        sample_task: base.SampleTask,
+        outer_tx: optax.GradientTransformation,
+        **over: Any,
+    ) -> base.GradientEstimator:
+        """What gives the meta-gradient; `outer_tx` is before `self.outer_tx`."""
+        del outer_tx
+        return estimators.over_tasks(learner, sample_task, **over)
 
 
 @dataclasses.dataclass(frozen=True)

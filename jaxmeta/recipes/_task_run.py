@@ -2,7 +2,7 @@
 
 import jax
 
-from jaxmeta import estimators, training
+from jaxmeta import training
 from jaxmeta.recipes import _config, _parts
 
 
@@ -12,13 +12,7 @@ def build(recipe: _config.Recipe) -> _parts.Parts:
     learner = recipe.make_learner()
     splits = recipe.tasks.splits()
     mesh = _parts.mesh_for(recipe.num_tasks, recipe.tasks_per_chunk)
-    estimator = estimators.over_tasks(
-        learner,
-        splits.train,
-        num_tasks=recipe.num_tasks,
-        tasks_per_chunk=recipe.tasks_per_chunk,
-        mesh=mesh,
-    )
+    estimator = recipe.make_estimator(learner, splits.train, mesh)
     train_step = training.make_train_step(estimator, recipe.make_outer_tx())
     train_key, validation_key, test_key = jax.random.split(
         jax.random.key(recipe.seed), 3

@@ -77,7 +77,7 @@ def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
 
 
 def evaluate(
-    learner: base.MetaLearner,
+    learner: base.LearnerLike,
     meta_params: base.Params,
     sample_task: base.SampleTask,
     *,

@@ -137,6 +137,10 @@ def _run_chunk(step, state, length):
     means = {name: jnp.mean(x) for name, x in metrics.items()}
     if hasattr(infos, "counts"):  # Runs that diverged have no loss.
         means["loss"] = jnp.nanmean(infos.loss)
+    if hasattr(infos, "skipped"):  # Nor do tasks that were left out.
+        kept = {"loss": infos.loss, **metrics}
+        means = {name: jnp.nanmean(x) for name, x in kept.items()}
+        means["skipped"] = jnp.mean(infos.skipped)
     return state, means
 
 

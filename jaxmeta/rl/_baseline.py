@@ -1,0 +1,64 @@
+"""What a state is worth, by least squares.
+
+References:
+  Duan et al., "Benchmarking Deep Reinforcement Learning for Continuous Control", ICML
+  2016, Appendix. https://arxiv.org/abs/1604.06778
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.rl import _returns
+from jaxmeta.rl._rollout import Rollout
+
+
+def linear_baseline(
+    rollout: Rollout, *, discount: float, ridge: float = 1e-5
+) -> jax.Array:
+    r"""Fits values to the returns of some episodes; returns them there, [B, H].
+
+    The features of a time step are
+
+    .. math::
+      \phi = (o, o^2, t/100, (t/100)^2, (t/100)^3, 1),
+
+    and the weights solve :math:`(\Phi^\top \Phi + \rho D) w = \Phi^\top R` for the
+    discounted returns R, with D the diagonal of :math:`\Phi^\top \Phi`. Meant for one
+    task's episodes under one policy: fit it anew for the next ones.
+
+    Args:
+      rollout: the episodes.
+      discount: of the returns.
+      ridge: rho. rllab has the identity for D, far below single precision.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxmeta as jm
+      >>> env = jm.rl.bandit(2, noise=0.0, horizon=2)
+      >>> policy = jm.rl.categorical_policy(jm.models.MLP([2]))
+      >>> params = policy.init(jax.random.key(0), jnp.ones((1, 1)))
+      >>> found = jm.rl.rollout(jax.random.key(1), policy, params, env, jnp.ones(2),
+      ...                       num_episodes=1)
+      >>> print(linear_baseline(found, discount=1.0).round(2))
+      [[2. 1.]]
+    """
+    num_episodes, horizon = rollout.rewards.shape
+    dtype = rollout.rewards.dtype
+    targets = _returns.discounted_sums(rollout.rewards, discount)
+    observations = rollout.observations.reshape(num_episodes, horizon, -1)
+    observations = jnp.clip(observations.astype(dtype), -10, 10)  # As rllab.
+    t = jnp.arange(horizon, dtype=dtype) / 100
+    times = jnp.stack([t, t**2, t**3, jnp.ones_like(t)], -1)  # [H, 4]
+    times = jnp.broadcast_to(times[None], (num_episodes, horizon, 4))
+    features = jnp.concatenate([observations, observations**2, times], -1)
+    features = features * rollout.mask[..., None]
+
+    flat = features.reshape(-1, features.shape[-1])  # [B H, F]
+    gram, moments = flat.T @ flat, flat.T @ targets.reshape(-1)
+    # Features of one scale: else the ridge drowns in the rounding of the largest.
+    scale = jnp.sqrt(jnp.diagonal(gram))
+    scale = jnp.where(scale > 0, scale, 1)
+    correlations = gram / (scale[:, None] * scale[None]) + ridge * jnp.eye(
+        len(gram), dtype=dtype
+    )
+    weights = jax.scipy.linalg.solve(correlations, moments / scale, assume_a="pos")
+    return features @ (weights / scale)

@@ -1,0 +1,91 @@
+"""A batch of tasks that an outer update goes over several times."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from jaxmeta import base, estimators
+from jaxmeta.estimators import _over_tasks, _task_axis
+from jaxmeta.rl import _loop, _maml
+
+
+class TaskBatch(NamedTuple):
+    """The tasks of a step, and means over them.
+
+    Attributes:
+      init: `(key) -> meta_params`.
+      collect: `(sampler, key, meta_params) -> (Samples, PolicyInfo)`, leaves [T, ...].
+      mean: `(of_task, leave_out=True) -> (params, samples) -> mean`, over the tasks
+        that were not skipped, of what `of_task(params, samples of one)` returns, a tree
+        of floats. Tasks of which that is not finite are left out too, unless told not.
+    """
+
+    init: Callable[..., base.Params]
+    collect: Callable[..., tuple[_loop.Samples, _loop.PolicyInfo]]
+    mean: Callable[..., Callable[..., Any]]
+
+
+def task_batch(
+    learner: _maml.PolicyLearner,
+    sampler: Partial,
+    *,
+    num_tasks: int,
+    tasks_per_chunk: int | None,
+    mesh: Mesh | None,
+) -> TaskBatch:
+    """Chunks and shards the tasks, as `jaxmeta.estimators.over_tasks`."""
+    if not hasattr(learner, "loop"):
+        raise ValueError(
+            "`learner` must be a `jaxmeta.rl.PolicyLearner`, as `jaxmeta.rl.maml` "
+            f"returns, got {type(learner).__name__}."
+        )
+    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    _over_tasks.check_counts(num_tasks, tasks_per_chunk, num_devices)
+
+    def over_axis(of_task, meta_params):
+        chunk = tasks_per_chunk or estimators.default_chunk(
+            meta_params, num_tasks // num_devices, mesh
+        )
+        return _task_axis.sum_over_tasks(of_task, chunk=chunk, mesh=mesh)
+
+    def init(key):
+        task_key, init_key = jax.random.split(key)
+        meta_params = learner.init(init_key, sampler(task_key))
+        if mesh is not None:  # Where the steps will leave them: compiles them once.
+            replicated = NamedSharding(mesh, PartitionSpec())
+            meta_params = jax.lax.with_sharding_constraint(meta_params, replicated)
+        return meta_params
+
+    def collect(sampler, key, meta_params):
+        def of_task(shared, key):
+            sampler, meta_params = shared
+            task_key, key = jax.random.split(key)
+            return (), _maml.collect(learner.loop, key, meta_params, sampler(task_key))
+
+        keys = jax.random.split(key, num_tasks)
+        _, found = over_axis(of_task, meta_params)((sampler, meta_params), keys)
+        return found
+
+    def mean(of_task, leave_out=True):
+        def kept_terms(params, samples):
+            terms = of_task(params, samples)
+            # Zero episodes need not make zero terms: think of a KL penalty.
+            keep = ~samples.skipped
+            if leave_out:
+                keep &= _loop.all_finite(terms)
+            kept = lambda x: jnp.where(keep, x, jnp.zeros_like(x))
+            return (jax.tree.map(kept, terms), keep.astype(jnp.float32)), None
+
+        def mean_of(params, samples):
+            over = over_axis(kept_terms, jax.tree.leaves(params))
+            (total, num_kept), _ = over(params, samples)
+            num_kept = jnp.maximum(num_kept, 1)
+            return jax.tree.map(lambda x: x / num_kept.astype(x.dtype), total)
+
+        return mean_of
+
+    return TaskBatch(init, collect, mean)

@@ -1,0 +1,183 @@
+"""Model-agnostic meta-learning of policies.
+
+References:
+  Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+  Networks", ICML 2017, Algorithm 3. https://arxiv.org/abs/1703.03400
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import _checks, _inner_loop, base
+from jaxmeta.rl import _env, _loop, _policies, _surrogates
+
+
+class PolicyLearner(NamedTuple):
+    """A `MetaLearner` whose tasks are environment parameters.
+
+    Its first five fields are those of `jaxmeta.MetaLearner`, so that everything which
+    takes one takes this.
+
+    Attributes:
+      init: `(key, task) -> meta_params`.
+      adapt: `(key, meta_params, support) -> (task_params, AdaptationInfo)`; `support`
+        is the task, of which episodes are drawn.
+      predict: `(task_params, observations) -> distribution`.
+      meta_grad: `(key, meta_params, task) -> (meta_grads, PolicyInfo)`.
+      evaluate: `(key, meta_params, task, inner_steps=None) -> EvalInfo`; `loss` is
+        minus the mean return.
+      loop: what `ppo` and `trpo` take apart.
+    """
+
+    init: base.InitFn
+    adapt: Any
+    predict: base.PredictFn
+    meta_grad: Any
+    evaluate: base.EvaluateFn
+    loop: _loop.PolicyLoop
+
+
+def maml(
+    env: _env.Environment,
+    policy: _policies.Policy,
+    *,
+    inner_tx: optax.GradientTransformation,
+    inner_steps: int = 1,
+    num_episodes: int = 20,
+    test_episodes: int | None = None,
+    surrogate: _surrogates.Surrogate = "loaded-dice",
+    sampling_term: float = 0.0,
+    first_order: bool = False,
+    hvp: _inner_loop.Hvp = "forward-over-reverse",
+    discount: float = 0.99,
+    gae_lambda: float = 1.0,
+    baseline: _loop.Baseline | None = "linear",
+    standardize: bool = True,
+    average_over: _loop.AverageOver = "steps",
+) -> PolicyLearner:
+    r"""Learns a policy that a few policy-gradient steps turn into one for a task.
+
+    Every inner step draws B episodes of a task with the policy as it stands,
+
+    .. math::
+      \theta_{k+1} = \theta_k + \alpha \hat\nabla J(\theta_k), \qquad
+      g = -\hat\nabla_{\theta_0} J(\theta_K),
+
+    with REINFORCE gradients inside (advantages by GAE over a linear baseline that is
+    fitted to the same episodes) and fresh episodes of the adapted policy for the outer
+    one. The episodes are drawn first; differentiation then goes through the inner steps
+    on them.
+
+    Args:
+      env: an `Environment`; its `sample_task` draws the tasks.
+      policy: `gaussian_policy` or `categorical_policy` of any model.
+      inner_tx: the inner step, `optax.sgd(0.5)` for `navigation`. Its state starts
+        fresh for every task. A schedule gives later steps another rate.
+      inner_steps: K. Static.
+      num_episodes: B, episodes before each inner step and after the last. Static.
+      test_episodes: the same in `evaluate`; None is `num_episodes`. Static.
+      surrogate: what inner gradients are gradients of, and so what the second order of
+        the meta-gradient is: "loaded-dice" and "dice" are unbiased, "low-variance"
+        (ProMP) and "log-likelihood" (Finn et al. 2017) are not. DiCE weighs time steps
+        by the discount, inside and outside, the others do not. See `objective`. Static.
+      sampling_term: times this, the meta-gradient of where the inner episodes go
+        (E-MAML; Stadie et al. 2018, Equation 4). With "log-likelihood", 1.0 and no
+        discount the exact gradient of the expected return after adaptation *on B
+        episodes*. DiCE's is that of the other objective, the return after the
+        *expected* inner step: do not add up the two. Static.
+      first_order: treat the inner gradients as constants. Static.
+      hvp: as in `jaxmeta.maml`. Static.
+      discount: gamma.
+      gae_lambda: lambda of generalised advantages.
+      baseline: "linear" (Duan et al. 2016), or None. Static.
+      standardize: shift and scale the advantages of a batch to mean 0 and variance 1.
+        "dice" has none and sees rewards as they are. Static.
+      average_over: surrogates are means over time "steps", as in rllab, or means over
+        "episodes" of sums; the second is the gradient of the mean discounted return
+        where episodes differ in length. Static.
+
+    Returns:
+      A `PolicyLearner` for `jaxmeta.estimators.over_tasks`, `ppo` or `trpo`. Where
+      something of a task was not finite (a NaN reward), its meta-gradient is zero and
+      the info says `skipped`: estimators leave it out of their mean.
+
+    Raises:
+      ValueError: if a setting is out of range or the policy is not for the
+        environment's actions; while tracing, if the environment's step changes shapes
+        or dtypes or the policy's outputs have another size.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> env = jm.rl.bandit(2, noise=0.0)
+      >>> policy = jm.rl.categorical_policy(jm.models.MLP([2]))
+      >>> learner = maml(env, policy, inner_tx=optax.sgd(1.0), num_episodes=4)
+      >>> key = jax.random.key(0)
+      >>> task = env.sample_task(key)
+      >>> meta_params = learner.init(key, task)
+      >>> found = learner.evaluate(key, meta_params, task, inner_steps=3)
+      >>> found.metrics["return"].shape
+      (4,)
+
+    References:
+      Stadie et al., "Some Considerations on Learning to Explore via Meta-Reinforcement
+      Learning", NeurIPS 2018. https://arxiv.org/abs/1803.01118
+      Rothfuss et al., "ProMP: Proximal Meta-Policy Search", ICLR 2019.
+      https://arxiv.org/abs/1810.06784
+    """
+    settings = _loop.Settings(
+        inner_tx=inner_tx,
+        inner_steps=inner_steps,
+        num_episodes=num_episodes,
+        test_episodes=num_episodes if test_episodes is None else test_episodes,
+        surrogate=surrogate,
+        sampling_term=sampling_term,
+        first_order=first_order,
+        hvp=hvp,
+        discount=discount,
+        gae_lambda=gae_lambda,
+        baseline=baseline,
+        standardize=standardize,
+        average_over=average_over,
+    )
+    loop = _loop.policy_loop(env, policy, settings)
+
+    def adapt(key, meta_params, support):
+        return loop.adapt(key, meta_params, support)
+
+    def predict(task_params, inputs):
+        return loop.predict(task_params, inputs)
+
+    def meta_grad(key, meta_params, task, **extra):
+        del extra
+        samples, info = collect(loop, key, meta_params, task)
+        grads, _ = jax.grad(loop.loss, has_aux=True)(meta_params, samples)
+        return leave_out(grads, info)
+
+    def evaluate(key, meta_params, task, *, inner_steps=None):
+        steps = settings.inner_steps if inner_steps is None else inner_steps
+        _checks.check_int("inner_steps", steps)
+        returns = loop.returns(key, meta_params, task, steps)
+        return base.EvalInfo(-returns, {"return": returns})
+
+    return PolicyLearner(loop.init, adapt, predict, meta_grad, evaluate, loop)
+
+
+def collect(
+    loop: _loop.PolicyLoop, key: jax.Array, meta_params: base.Params, task: base.PyTree
+) -> tuple[_loop.Samples, _loop.PolicyInfo]:
+    """Draws a task's episodes and says how they went."""
+    samples, adapt_info, after = loop.collect(key, meta_params, task)
+    metrics = {"return": after, "return_before": adapt_info.returns[0]}
+    return samples, _loop.PolicyInfo(-after, metrics, adapt_info, samples.skipped)
+
+
+def leave_out(
+    grads: base.Params, info: _loop.PolicyInfo
+) -> tuple[base.Params, _loop.PolicyInfo]:
+    """Zeros the gradients of a task of which something is not finite, and says so."""
+    skipped = info.skipped | ~_loop.all_finite(grads)
+    grads = jax.tree.map(lambda g: jnp.where(skipped, jnp.zeros_like(g), g), grads)
+    return grads, info._replace(skipped=skipped)

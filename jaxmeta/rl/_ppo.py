@@ -1,0 +1,128 @@
+"""Several outer steps on the same episodes, clipped.
+
+References:
+  Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
+  https://arxiv.org/abs/1707.06347
+  Rothfuss et al., "ProMP: Proximal Meta-Policy Search", ICLR 2019, Algorithm 1.
+  https://arxiv.org/abs/1810.06784
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from jaxmeta import _checks, base
+from jaxmeta.rl import _batch, _maml
+
+
+class PpoInfo(NamedTuple):
+    """Diagnostics of one outer update; leaves of the first four [T]."""
+
+    loss: jax.Array  # minus the mean return after adaptation
+    metrics: Any
+    adapt: Any
+    skipped: jax.Array  # bool
+    surrogates: jax.Array  # [epochs], what each epoch minimises, before it
+    inner_kls: jax.Array  # [epochs], of the inner policies from those that sampled
+
+
+def ppo(
+    learner: _maml.PolicyLearner,
+    sample_task: base.SampleTask,
+    *,
+    num_tasks: int,
+    outer_tx: optax.GradientTransformation,
+    num_epochs: int = 5,
+    clip: float = 0.3,
+    kl_penalty: float = 0.0,
+    tasks_per_chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> base.GradientEstimator:
+    r"""Updates several times on the episodes of one batch of tasks.
+
+    Every epoch goes through the inner steps again, on the episodes as they were drawn,
+    and follows the gradient, in the initial parameters, of the clipped surrogate
+
+    .. math::
+      -\mathbb{E}_t \min(\rho_t A_t,
+        \operatorname{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) A_t)
+      + \eta \operatorname{KL}(\pi_{\text{old}} \,\|\, \pi_{\theta}),
+
+    with the KL divergence of the policies *before* adaptation from those that drew the
+    inner episodes. ProMP is this with `surrogate="low-variance"`.
+
+    Args:
+      learner: of `jaxmeta.rl.maml`.
+      sample_task: `(key) -> task`, the environment's.
+      num_tasks: T, tasks a step. Static.
+      outer_tx: the update of an epoch, `optax.adam(1e-3)` in ProMP. Its state is the
+        estimator's carry.
+      num_epochs: updates on the same episodes. Static.
+      clip: epsilon.
+      kl_penalty: eta; ProMP starts with 5e-4.
+      tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`. Static.
+      mesh: as there.
+
+    Returns:
+      A `GradientEstimator` whose "gradient" is the parameters less the new ones: follow
+      it by `optax.sgd(1.0)`.
+
+    Raises:
+      ValueError: if `learner` is none of policies, a count is not a positive int, a
+        number is not positive, or tasks do not divide into devices and chunks.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> env = jm.rl.bandit(2, horizon=3)
+      >>> learner = jm.rl.maml(env, jm.rl.categorical_policy(jm.models.MLP([2])),
+      ...                      inner_tx=optax.sgd(1.0), num_episodes=4)
+      >>> estimator = ppo(learner, env.sample_task, num_tasks=3, num_epochs=2,
+      ...                 outer_tx=optax.adam(1e-2))
+      >>> init, step = jm.training.make_train_step(estimator, optax.sgd(1.0))
+      >>> state, info = jax.jit(step)(init(jax.random.key(0)))
+      >>> info.surrogates.shape
+      (2,)
+    """
+    _checks.check_int("num_epochs", num_epochs)
+    _checks.check_positive("clip", clip)
+    _checks.check_plain_transformation("outer_tx", outer_tx)
+    sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
+    batch = _batch.task_batch(
+        learner,
+        sampler,
+        num_tasks=num_tasks,
+        tasks_per_chunk=tasks_per_chunk,
+        mesh=mesh,
+    )
+
+    def of_task(params, samples):
+        objective = jax.value_and_grad(learner.loop.loss, has_aux=True)
+        (value, inner_kl), grads = objective(params, samples, clip, kl_penalty)
+        return grads, value, inner_kl
+
+    def init(key):
+        meta_params = batch.init(key)
+        return meta_params, outer_tx.init(meta_params)
+
+    def estimate(sampler, key, meta_params, carry, **extra):
+        del extra
+        samples, info = batch.collect(sampler, key, meta_params)
+
+        def epoch(carry, _):
+            params, opt_state = carry
+            grads, value, inner_kl = batch.mean(of_task)(params, samples)
+            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
+            updates, opt_state = outer_tx.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state), (value, inner_kl)
+
+        start = (meta_params, carry)
+        (params, carry), found = jax.lax.scan(epoch, start, length=num_epochs)
+        difference = jax.tree.map(jnp.subtract, meta_params, params)
+        return difference, carry, PpoInfo(*info, *found)
+
+    return base.GradientEstimator(init, Partial(estimate, sampler))

@@ -1,0 +1,69 @@
+"""Returns and advantages of episodes."""
+
+import jax
+import jax.numpy as jnp
+
+
+def discounted_sums(rewards: jax.Array, discount: float) -> jax.Array:
+    r"""Returns :math:`\sum_{k \ge 0} \gamma^k r_{t+k}` for rewards [B, H].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> print(discounted_sums(jnp.array([[1.0, 2.0, 4.0]]), 0.5))
+      [[3. 4. 4.]]
+    """
+
+    def back(following, reward):
+        total = reward + discount * following
+        return total, total
+
+    zeros = jnp.zeros_like(rewards[:, 0])
+    _, sums = jax.lax.scan(back, zeros, rewards.T, reverse=True)
+    return sums.T
+
+
+def generalized_advantages(
+    rewards: jax.Array, values: jax.Array, *, discount: float, gae_lambda: float
+) -> jax.Array:
+    r"""Returns generalised advantage estimates [B, H].
+
+    .. math::
+      A_t = \sum_{k \ge 0} (\gamma \lambda)^k \delta_{t+k}, \qquad
+      \delta_t = r_t + \gamma V_{t+1} - V_t.
+
+    Args:
+      rewards: [B, H], zero after the end of an episode.
+      values: V, [B, H], zero after the end. After the last time step it is 0 as well:
+        the horizon ends an episode as rllab has it.
+      discount: gamma.
+      gae_lambda: lambda. 1: discounted returns less the values; 0: one-step errors.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rewards, values = jnp.array([[1.0, 1.0]]), jnp.array([[3.0, 1.0]])
+      >>> print(generalized_advantages(rewards, values, discount=1.0, gae_lambda=1.0))
+      [[-1.  0.]]
+
+    References:
+      Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage
+      Estimation", ICLR 2016, Equation 16. https://arxiv.org/abs/1506.02438
+    """
+    following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+    errors = rewards + discount * following - values
+    return discounted_sums(errors, discount * gae_lambda)
+
+
+def standardize(advantages: jax.Array, mask: jax.Array) -> jax.Array:
+    """Shifts and scales advantages [B, H] to mean 0 and variance 1 where `mask` is set.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> mask = jnp.array([[True, True, False]])
+      >>> print(standardize(jnp.array([[1.0, 3.0, 9.0]]), mask))
+      [[-1.  1.  0.]]
+    """
+    count = jnp.maximum(jnp.sum(mask), 1)
+    mean = jnp.sum(advantages * mask) / count
+    centred = jnp.where(mask, advantages - mean, 0)
+    # As rllab; equal advantages stay at zero.
+    return centred / (jnp.sqrt(jnp.sum(centred**2) / count) + 1e-8)

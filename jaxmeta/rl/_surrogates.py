@@ -1,0 +1,116 @@
+"""Objectives whose gradient is the policy's, and whose Hessian is as right as they say.
+
+All have the same gradient (in expectation); they differ in what differentiating that
+gradient again gives, which is what the meta-gradient is made of.
+
+References:
+  Foerster et al., "DiCE: The Infinitely Differentiable Monte Carlo Estimator", ICML
+  2018. https://arxiv.org/abs/1802.05098
+  Farquhar, Whiteson, Foerster, "Loaded DiCE", NeurIPS 2019.
+  https://arxiv.org/abs/1909.10549
+  Rothfuss et al., "ProMP: Proximal Meta-Policy Search", ICLR 2019.
+  https://arxiv.org/abs/1810.06784
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+
+Surrogate = Literal["loaded-dice", "dice", "low-variance", "log-likelihood"]
+SURROGATES: tuple[Surrogate, ...] = get_args(Surrogate)
+
+
+class Batch(NamedTuple):
+    """What gradients need of B episodes; zero after an episode's end."""
+
+    observations: jax.Array  # [B, H, ...]
+    actions: jax.Array  # [B, H] or [B, H, A]
+    distributions: Any  # leaves [B, H, A], of which the actions were drawn
+    log_probs: jax.Array  # [B, H], of the actions under these
+    rewards: jax.Array  # [B, H]
+    values: jax.Array  # [B, H], of the baseline
+    advantages: jax.Array  # [B, H]
+    mask: jax.Array  # [B, H] bool
+
+
+def objective(
+    surrogate: Surrogate, log_probs: jax.Array, batch: Batch, *, discount: float
+) -> jax.Array:
+    r"""Returns what each time step adds to a surrogate of the return, [B, H].
+
+    With :math:`\operatorname{magic}(x) = e^{x - \bot x}`, which is 1 and has the
+    derivatives of :math:`e^x`, and :math:`W_t = \sum_{u \le t} \log \pi_u`,
+
+    - "dice": :math:`\gamma^t (\operatorname{magic}(W_t) r_t + (1 -
+      \operatorname{magic}(\log \pi_t)) V_t)`. Unbiased for derivatives of every order;
+      the baseline takes variance from the first alone.
+    - "loaded-dice": :math:`\gamma^t (\operatorname{magic}(W_t) -
+      \operatorname{magic}(W_{t-1})) A_t`. The same, from advantages: these take
+      variance from all orders. Unbiased where they are, that is with `gae_lambda=1`.
+    - "low-variance": :math:`A_t \pi_t / \bot \pi_t`. Its Hessian leaves out the
+      products over different time steps,
+      :math:`\mathbb{E} \sum_{u < t} (\nabla \log \pi_u \nabla^\top Q_t + \ldots)`
+      (H12 and its transpose in Rothfuss et al., Theorem 1): biased but at horizon 1,
+      with less variance. No :math:`\gamma^t`.
+    - "log-likelihood": :math:`A_t \log \pi_t`, the original of Finn et al. 2017. Its
+      Hessian leaves out all products of scores: biased. No :math:`\gamma^t`.
+
+    Args:
+      surrogate: which.
+      log_probs: of the actions, [B, H], zero after the end of an episode; what is
+        differentiated.
+      batch: the episodes.
+      discount: gamma.
+    """
+    if surrogate == "log-likelihood":
+        return log_probs * batch.advantages
+    if surrogate == "low-variance":
+        # By the probabilities at sampling, as ProMP: they differ after an outer step.
+        return jnp.exp(log_probs - batch.log_probs) * batch.advantages
+    fade = discounts(surrogate, discount, batch)
+    until_now = jnp.cumsum(log_probs, axis=1)
+    if surrogate == "dice":
+        control = (1 - magic(log_probs)) * batch.values
+        return fade * (magic(until_now) * batch.rewards + control)
+    before = until_now - log_probs
+    return fade * (magic(until_now) - magic(before)) * batch.advantages
+
+
+def discounts(surrogate: Surrogate, discount: float, batch: Batch) -> jax.Array:
+    r"""Returns the weights of the time steps, [1, H].
+
+    They are :math:`\gamma^t` for DiCE, which is of the discounted return, and 1 for the
+    others, which leave it out as policy gradients mostly do.
+    """
+    times = jnp.arange(batch.rewards.shape[1], dtype=batch.rewards.dtype)[None]
+    return discount**times if "dice" in surrogate else jnp.ones_like(times)
+
+
+def magic(x: jax.Array) -> jax.Array:
+    """Is 1 with the derivatives of exp(x).
+
+    Example:
+      >>> import jax
+      >>> print(magic(3.0), jax.grad(magic)(3.0), jax.grad(jax.grad(magic))(3.0))
+      1.0 1.0 1.0
+    """
+    return jnp.exp(x - jax.lax.stop_gradient(x))
+
+
+def clipped_ratio(log_probs: jax.Array, batch: Batch, clip: float | None) -> jax.Array:
+    r"""Returns PPO's clipped objective, [B, H]; without `clip`, :math:`\rho_t A_t`.
+
+    .. math::
+      \min(\rho_t A_t, \operatorname{clip}(\rho_t, 1 - \epsilon, 1 + \epsilon) A_t),
+      \qquad \rho_t = \pi(a_t \mid s_t) / \pi_{\text{old}}(a_t \mid s_t)
+
+    References:
+      Schulman et al., "Proximal Policy Optimization Algorithms", 2017, Equation 7.
+      https://arxiv.org/abs/1707.06347
+    """
+    ratio = jnp.exp(log_probs - batch.log_probs)
+    plain = ratio * batch.advantages
+    if clip is None:
+        return plain
+    return jnp.minimum(plain, jnp.clip(ratio, 1 - clip, 1 + clip) * batch.advantages)

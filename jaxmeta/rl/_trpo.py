@@ -1,0 +1,168 @@
+"""The longest outer step that keeps adapted policies close to what they were.
+
+References:
+  Schulman et al., "Trust Region Policy Optimization", ICML 2015, Appendix C.
+  https://arxiv.org/abs/1502.05477
+  Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
+  Networks", ICML 2017, Section 5.3. https://arxiv.org/abs/1703.03400
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from jaxmeta import _checks, base
+from jaxmeta.rl import _batch, _maml
+
+
+class TrpoInfo(NamedTuple):
+    """Diagnostics of one outer update; leaves of the first four [T]."""
+
+    loss: jax.Array  # minus the mean return after adaptation
+    metrics: Any
+    adapt: Any
+    skipped: jax.Array  # bool
+    accepted: jax.Array  # [] bool; if not, the line search found nothing and stays
+    kl: jax.Array  # [] of the adapted policies after the update from those before
+    improvement: jax.Array  # [] of the surrogate return
+    shrinks: jax.Array  # [] int32, of the step
+
+
+def trpo(
+    learner: _maml.PolicyLearner,
+    sample_task: base.SampleTask,
+    *,
+    num_tasks: int,
+    max_kl: float = 0.01,
+    cg_steps: int = 10,
+    damping: float = 1e-5,
+    max_shrinks: int = 15,
+    shrink: float = 0.8,
+    tasks_per_chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> base.GradientEstimator:
+    r"""Follows the natural meta-gradient as far as a trust region allows.
+
+    With the surrogate loss :math:`L` and the mean KL divergence :math:`D` of the
+    adapted policies from those that drew the episodes, both functions of the initial
+    parameters through the inner steps,
+
+    .. math::
+      s = (\nabla^2 D + \kappa I)^{-1} \nabla L, \qquad
+      \theta' = \theta - \beta^j \sqrt{2 \delta / s^\top \nabla^2 D s} \; s
+
+    for the first :math:`j` at which L fell and :math:`D \le \delta`. The linear system
+    is solved by conjugate gradients on Hessian-vector products, reverse over reverse.
+
+    Args:
+      learner: of `jaxmeta.rl.maml`.
+      sample_task: `(key) -> task`, the environment's.
+      num_tasks: T, tasks a step. Static.
+      max_kl: delta.
+      cg_steps: conjugate-gradient steps, a Hessian-vector product each. Static.
+      damping: kappa.
+      max_shrinks: how often the step is shortened before it is given up. Static.
+      shrink: beta.
+      tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`. Static.
+      mesh: as there.
+
+    Returns:
+      A `GradientEstimator` whose "gradient" is the parameters less the new ones: follow
+      it by `optax.sgd(1.0)`.
+
+    Raises:
+      ValueError: if `learner` is none of policies, a count is not a positive int, a
+        number is out of range, or tasks do not divide into devices and chunks.
+
+    Example:
+      >>> import jax, optax, jaxmeta as jm
+      >>> env = jm.rl.bandit(2, horizon=3)
+      >>> learner = jm.rl.maml(env, jm.rl.categorical_policy(jm.models.MLP([2])),
+      ...                      inner_tx=optax.sgd(1.0), num_episodes=4)
+      >>> estimator = trpo(learner, env.sample_task, num_tasks=3, max_kl=0.01)
+      >>> init, step = jm.training.make_train_step(estimator, optax.sgd(1.0))
+      >>> state, info = jax.jit(step)(init(jax.random.key(0)))
+      >>> bool(info.kl <= 0.01)
+      True
+    """
+    for name, value in {"cg_steps": cg_steps, "max_shrinks": max_shrinks}.items():
+        _checks.check_int(name, value)
+    for name, value in {"max_kl": max_kl, "damping": damping}.items():
+        _checks.check_positive(name, value)
+    if not 0 < shrink < 1:
+        raise ValueError(f"`shrink` must be between 0 and 1, got {shrink!r}.")
+    sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
+    batch = _batch.task_batch(
+        learner,
+        sampler,
+        num_tasks=num_tasks,
+        tasks_per_chunk=tasks_per_chunk,
+        mesh=mesh,
+    )
+    loop = learner.loop
+
+    def judge(params, samples):
+        return loop.loss(params, samples)[0], loop.kl(params, samples)
+
+    def curve(params_and_vector, samples):
+        """The Hessian of one task's KL divergence, times a vector."""
+        params, vector = params_and_vector
+
+        def slope(params):
+            return optax.tree.vdot(jax.grad(loop.kl)(params, samples), vector)
+
+        return jax.grad(slope)(params)
+
+    def estimate(sampler, key, meta_params, carry, **extra):
+        del extra
+        samples, info = batch.collect(sampler, key, meta_params)
+        loss_and_grad = jax.value_and_grad(lambda *args: loop.loss(*args)[0])
+        before, grads = batch.mean(loss_and_grad)(meta_params, samples)
+
+        def curvature(vector):
+            product = batch.mean(curve)((meta_params, vector), samples)
+            return optax.tree.add_scale(product, damping, vector)
+
+        solution, _ = jax.scipy.sparse.linalg.cg(
+            curvature, grads, maxiter=cg_steps, tol=1e-10
+        )
+        length = jnp.asarray(optax.tree.vdot(solution, curvature(solution)))
+        is_down = length > 0
+        scale = jnp.where(
+            is_down, jnp.sqrt(2 * max_kl / jnp.where(is_down, length, 1)), 0
+        )
+
+        def candidate(shrinks):
+            size = scale * shrink**shrinks
+            return jax.tree.map(
+                lambda p, s: (p - size * s).astype(p.dtype), meta_params, solution
+            )
+
+        def attempt(state):
+            shrinks, *_ = state
+            mean = batch.mean(judge, leave_out=False)
+            after, kl = mean(candidate(shrinks + 1), samples)
+            is_good = (kl <= max_kl) & (after < before)
+            return shrinks + 1, is_good, before - after, kl
+
+        zero = jnp.zeros_like(before)
+        start = (jnp.full((), -1, jnp.int32), jnp.zeros((), bool), zero, zero)
+        shrinks, accepted, improvement, kl = jax.lax.while_loop(
+            lambda state: ~state[1] & (state[0] < max_shrinks), attempt, start
+        )
+        difference = jax.tree.map(
+            lambda p, c: jnp.where(accepted, p - c, jnp.zeros_like(p)),
+            meta_params,
+            candidate(shrinks),
+        )
+        kept = lambda x: jnp.where(accepted, x, 0)
+        found = (accepted, kept(kl), kept(improvement), shrinks)
+        return difference, carry, TrpoInfo(*info, *found)
+
+    return base.GradientEstimator(
+        lambda key: (batch.init(key), None), Partial(estimate, sampler)
+    )

@@ -1,0 +1,71 @@
+"""The recipe of policies: a run folder, its test, its plots."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmeta import cli, plots, recipes
+
+SMALL = {
+    "num_tasks": 4,
+    "steps": 2,
+    "log_every": 1,
+    "validate_every": 2,
+    "validation_tasks": 2,
+    "test_tasks": 3,
+}
+
+
+def _small(**learner):
+    recipe = recipes.RECIPES["maml-navigation"]
+    learner = {"num_episodes": 2, "test_episodes": 2, "test_inner_steps": 2} | learner
+    return dataclasses.replace(
+        recipe,
+        tasks=dataclasses.replace(recipe.tasks, horizon=4),
+        model=recipes.MlpModel(hidden=(4,)),
+        learner=dataclasses.replace(recipe.learner, **learner),
+        **SMALL,
+    )
+
+
+def test_a_run_of_a_policy_is_tested_and_drawn(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # As the tests' own JAX has.
+    summary = recipes.train_run("maml-navigation", _small(), tmp_path)
+    test = summary["test"]
+    assert len(test["return"]["mean"]) == 3
+    np.testing.assert_allclose(test["return"]["mean"], -np.array(test["loss"]["mean"]))
+    records = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert {"return", "return_before", "skipped"} <= set(json.loads(records[0]))
+    drawn = {path.stem for path in plots.plot_run(tmp_path)}
+    assert drawn == {"learning_curve", "adaptation_curve", "trajectories"}
+    assert cli.main(["evaluate", str(tmp_path), "--tasks", "2"]) == 0
+    assert "return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("outer", ["trpo", "gradient"])
+def test_other_outer_updates_are_settings(outer):
+    parts = recipes.build(_small(outer=outer))
+    after, info = jax.eval_shape(parts.train_step.step, parts.like)
+    assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, parts.like)
+    assert info.loss.shape == (4,)
+
+
+def test_policies_are_for_environments():
+    recipe = dataclasses.replace(_small(), learner=recipes.MamlLearner())
+    with pytest.raises(ValueError, match=r"`learner` must suit.*MamlLearner for Nav"):
+        recipes.build(recipe)
+
+
+def test_trajectories_name_what_they_cannot_draw():
+    with pytest.raises(ValueError, match="`labels` must name each of the 3"):
+        plots.trajectories([None, None, None])
+
+
+def test_a_policy_is_not_adapted_to_images(tmp_path):
+    config = {"name": "n", "recipe": recipes.to_json(_small())}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="n was not trained on images"):
+        recipes.adapt_run(tmp_path, tmp_path)
