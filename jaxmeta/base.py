@@ -11,7 +11,7 @@ whoever calls decides on `jit`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import optax
@@ -239,12 +239,14 @@ class OptimizationProblem(NamedTuple):
     loss: Callable[[Params, PyTree, jax.Array], jax.Array]
 
 
+def as_partial(fn: Callable[..., Any]) -> Any:
+    """The function as a `jax.tree_util.Partial`, whose data, if any, are leaves."""
+    return fn if isinstance(fn, Partial) else Partial(fn)
+
+
 def as_pytree(problem: OptimizationProblem) -> OptimizationProblem:
     """The problem with `jax.tree_util.Partial`s, so that its data are leaves."""
-    sample, init, loss = (
-        fn if isinstance(fn, Partial) else Partial(fn) for fn in problem
-    )
-    return OptimizationProblem(cast(Any, sample), cast(Any, init), cast(Any, loss))
+    return OptimizationProblem(*map(as_partial, problem))
 
 
 class EstimateFn(Protocol):

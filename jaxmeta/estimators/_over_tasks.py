@@ -53,7 +53,7 @@ def over_tasks(
     """
     num_devices = 1 if mesh is None else mesh.devices.shape[0]
     check_counts(num_tasks, tasks_per_chunk, num_devices)
-    sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
+    sampler = base.as_partial(sample_task)
 
     def one_task(shared, key):
         sampler, meta_params, extra = shared

@@ -5,9 +5,8 @@ import pathlib
 import textwrap
 
 import jax
-from jax.tree_util import Partial
 
-from jaxmeta import _json, training
+from jaxmeta import _json, base, training
 from jaxmeta.plots import _axes, _curves, _optimizers, _sheet, _trajectories
 
 
@@ -94,9 +93,8 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 
 def _draw_tasks(recipe):
-    sample_task = recipe.tasks.splits().test
-    if not isinstance(sample_task, Partial):  # A Partial's arrays are arguments of jit.
-        sample_task = Partial(sample_task)
+    # A Partial's arrays are arguments of jit.
+    sample_task = base.as_partial(recipe.tasks.splits().test)
     sample = jax.jit(lambda sample_task, key: sample_task(key))
     figure = _axes.figure(width=12)
     axes = figure.subplots(1, 3)

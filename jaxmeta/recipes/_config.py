@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxmeta import _checks, base, training
 from jaxmeta.recipes import (
     _learner_settings,
+    _metric_settings,
     _optimizer_settings,
     _policy_settings,
     _settings,
@@ -81,7 +82,11 @@ class Recipe(Training):
 
     tasks: _settings.Tasks | _policy_settings.NavigationTasks
     model: _settings.ModelSettings
-    learner: _learner_settings.Learner | _policy_settings.PolicyMamlLearner
+    learner: (
+        _learner_settings.InnerLoopLearner
+        | _metric_settings.MetricLearner
+        | _policy_settings.PolicyMamlLearner
+    )
     num_tasks: int = 32
     """Tasks a meta-step (the meta-batch)."""
     tasks_per_chunk: int | None = None
@@ -199,7 +204,8 @@ _KINDS = {
     for part in (
         *typing.get_args(_settings.Tasks),
         *typing.get_args(_settings.ModelSettings),
-        *typing.get_args(_learner_settings.Learner),
+        *typing.get_args(_learner_settings.InnerLoopLearner),
+        *typing.get_args(_metric_settings.MetricLearner),
         _policy_settings.NavigationTasks,
         _policy_settings.PolicyMamlLearner,
         *typing.get_args(_optimizer_settings.Problem),

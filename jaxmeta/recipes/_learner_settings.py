@@ -1,4 +1,4 @@
-"""Settings of recipes' learners: dataclasses, each of which builds its learner."""
+"""Settings of learners with an inner loop: dataclasses that build their learner."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -9,8 +9,8 @@ from jaxmeta import _checks, base, estimators, learners, optimizers
 
 
 @dataclasses.dataclass(frozen=True)
-class _Learner:
-    """What all have."""
+class Learner:
+    """What the settings of all learners have."""
 
     embeds: ClassVar[bool] = False  # takes a model without a head
     inner_steps: ClassVar[int | None] = None  # a field, where there are some
@@ -20,7 +20,7 @@ class _Learner:
         """Builds the learner."""
         raise NotImplementedError
 
-    def with_inner_steps(self, inner_steps: int | None) -> "_Learner":
+    def with_inner_steps(self, inner_steps: int | None) -> "Learner":
         """The same with other inner steps, if it makes any; None changes nothing."""
         if inner_steps is None or self.inner_steps is None:
             return self
@@ -43,7 +43,7 @@ class _Learner:
 
 
 @dataclasses.dataclass(frozen=True)
-class _InnerLoop(_Learner):
+class _InnerLoop(Learner):
     inner_learning_rate: float = 0.01
     """Of an inner step."""
     inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
@@ -96,7 +96,7 @@ class BoilLearner(_InnerLoop):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReptileLearner(_Learner):
+class ReptileLearner(Learner):
     """Reptile, with Adam inside as in the paper."""
 
     inner_learning_rate: float = 1e-3
@@ -133,7 +133,7 @@ class ReptileLearner(_Learner):
 
 
 @dataclasses.dataclass(frozen=True)
-class MetaSgdLearner(_Learner):
+class MetaSgdLearner(Learner):
     """MAML with a learned rate for every parameter."""
 
     low: float = 0.005
@@ -154,7 +154,7 @@ class MetaSgdLearner(_Learner):
 
 
 @dataclasses.dataclass(frozen=True)
-class MamlPlusPlusLearner(_Learner):
+class MamlPlusPlusLearner(Learner):
     """MAML++."""
 
     learning_rate: float = 0.1
@@ -221,7 +221,7 @@ class ImamlLearner(_InnerLoop):
 
 
 @dataclasses.dataclass(frozen=True)
-class MetaCurvatureLearner(_Learner):
+class MetaCurvatureLearner(Learner):
     """MAML along learned transformations of the gradient."""
 
     inner_learning_rate: float = 0.1
@@ -242,7 +242,7 @@ class MetaCurvatureLearner(_Learner):
 
 
 @dataclasses.dataclass(frozen=True)
-class MetaLstmLearner(_Learner):
+class MetaLstmLearner(Learner):
     """The meta-learner LSTM."""
 
     hidden_size: int = 20
@@ -274,112 +274,7 @@ class ProtoMamlLearner(_InnerLoop):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class PrototypicalLearner(_Learner):
-    """Prototypical network."""
-
-    embeds: ClassVar[bool] = True
-    distance: Literal["euclidean", "cosine"] = "euclidean"
-    """To the prototypes, squared where Euclidean."""
-
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.prototypical(model, distance=self.distance, loss=loss)
-
-
-@dataclasses.dataclass(frozen=True)
-class MatchingLearner(_Learner):
-    """Matching network."""
-
-    embeds: ClassVar[bool] = True
-    similarity: Literal["cosine", "l2"] = "cosine"
-    """What the attention is on."""
-    full_context: bool = False
-    """Embed the set as a whole, by LSTMs."""
-
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.matching(
-            model,
-            similarity=self.similarity,
-            full_context=self.full_context,
-            loss=loss,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class SiameseLearner(_Learner):
-    """Siamese network, trained by verification."""
-
-    embeds: ClassVar[bool] = True
-
-    def make(self, model, loss):
-        """Builds the learner; its loss is its own."""
-        del loss
-        return learners.siamese(model)
-
-
-@dataclasses.dataclass(frozen=True)
-class RelationLearner(_Learner):
-    """Relation network."""
-
-    embeds: ClassVar[bool] = True
-
-    def make(self, model, loss):
-        """Builds the learner; its loss is the squared error of its relations."""
-        del loss
-        return learners.relation(model)
-
-
-@dataclasses.dataclass(frozen=True)
-class RidgeLearner(_Learner):
-    """Ridge regression on embeddings: R2-D2."""
-
-    embeds: ClassVar[bool] = True
-
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.ridge(model, loss=loss)
-
-
-@dataclasses.dataclass(frozen=True)
-class SvmLearner(_Learner):
-    """A support vector machine on embeddings: MetaOptNet."""
-
-    embeds: ClassVar[bool] = True
-
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.svm(model, loss=loss)
-
-
-@dataclasses.dataclass(frozen=True)
-class SubspaceLearner(_Learner):
-    """Adaptive subspaces: DSN."""
-
-    embeds: ClassVar[bool] = True
-    flip: bool = True
-    """Add the mirror image of every support image."""
-
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.subspace(model, flip=self.flip, loss=loss)
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatLearner(_Learner):
-    """Prototypes that a transformer adapts to each other: FEAT."""
-
-    embeds: ClassVar[bool] = True
-    temperature: float = 64.0
-    """Of the distances."""
-
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.feat(model, temperature=self.temperature, loss=loss)
-
-
-Learner: TypeAlias = (
+InnerLoopLearner: TypeAlias = (
     MamlLearner
     | AnilLearner
     | BoilLearner
@@ -391,12 +286,4 @@ Learner: TypeAlias = (
     | MetaCurvatureLearner
     | MetaLstmLearner
     | ProtoMamlLearner
-    | PrototypicalLearner
-    | MatchingLearner
-    | SiameseLearner
-    | RelationLearner
-    | RidgeLearner
-    | SvmLearner
-    | SubspaceLearner
-    | FeatLearner
 )

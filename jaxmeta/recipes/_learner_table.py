@@ -8,23 +8,25 @@ from jaxmeta.recipes._learner_settings import (
     AnilLearner,
     BoilLearner,
     CaviaLearner,
-    FeatLearner,
     ImamlLearner,
     MamlPlusPlusLearner,
-    MatchingLearner,
     MetaCurvatureLearner,
     MetaLstmLearner,
     MetaSgdLearner,
     ProtoMamlLearner,
+    ReptileLearner,
+)
+from jaxmeta.recipes._maml_table import OMNIGLOT_PROTOCOL
+from jaxmeta.recipes._metric_settings import (
+    FeatLearner,
+    MatchingLearner,
     PrototypicalLearner,
     RelationLearner,
-    ReptileLearner,
     RidgeLearner,
     SiameseLearner,
     SubspaceLearner,
     SvmLearner,
 )
-from jaxmeta.recipes._maml_table import OMNIGLOT_PROTOCOL
 from jaxmeta.recipes._settings import (
     Conv4Model,
     FilmConv4Model,

@@ -36,7 +36,7 @@ class NavigationTasks:
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyMamlLearner(_learner_settings._Learner):
+class PolicyMamlLearner(_learner_settings.Learner):
     """MAML of a policy."""
 
     inner_learning_rate: float = 0.5

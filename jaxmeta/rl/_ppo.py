@@ -90,7 +90,7 @@ def ppo(
     _checks.check_int("num_epochs", num_epochs)
     _checks.check_positive("clip", clip)
     _checks.check_plain_transformation("outer_tx", outer_tx)
-    sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
+    sampler = base.as_partial(sample_task)
     batch = _batch.task_batch(
         learner,
         sampler,

@@ -95,7 +95,7 @@ def trpo(
         _checks.check_positive(name, value)
     if not 0 < shrink < 1:
         raise ValueError(f"`shrink` must be between 0 and 1, got {shrink!r}.")
-    sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
+    sampler = base.as_partial(sample_task)
     batch = _batch.task_batch(
         learner,
         sampler,

@@ -62,8 +62,6 @@ def random_affine(
       (15, 28, 28, 1)
     """
     _check_strengths(rotation, shear, scale, shift, probability)
-    if not isinstance(sample_task, Partial):
-        sample_task = cast(base.SampleTask, Partial(sample_task))
     radians = math.radians(rotation)
 
     def draw_map(key):
@@ -103,7 +101,7 @@ def random_affine(
         )
 
     # With the sampler as argument, its data stay leaves.
-    return cast(base.SampleTask, Partial(sample, sample_task))
+    return cast(base.SampleTask, Partial(sample, base.as_partial(sample_task)))
 
 
 def warp(images: jax.Array, matrices: jax.Array, shifts: jax.Array) -> jax.Array:

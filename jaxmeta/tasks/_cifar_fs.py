@@ -159,10 +159,4 @@ def _read_records(folder: pathlib.Path) -> _Photographs:
         return _Photographs(np.stack([images[name] for name in names]), np.array(names))
     # The records, their descriptions and Pillow each have exceptions of their own.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"{folder} does not hold all of CIFAR-100 in array_record format "
-            f"({reason:.200}). Remove that folder and run "
-            f"`{_tfds.command('cifar100', folder.parents[1])}`, or give another "
-            "`data_dir`."
-        ) from error
+        raise _tfds.damaged("cifar100", folder, error, "CIFAR-100") from error

@@ -118,9 +118,4 @@ def _read(name: str, folder: pathlib.Path) -> _Arrays:
         return _Arrays(*read(builder, "train"), *read(builder, "test"))
     # The records, their descriptions and Pillow each have exceptions of their own.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"{folder} does not hold all of {name} in array_record format "
-            f"({reason:.200}). Remove that folder and run "
-            f"`{_tfds.command(name, folder.parents[1])}`, or give another `data_dir`."
-        ) from error
+        raise _tfds.damaged(name, folder, error) from error

@@ -136,13 +136,7 @@ def _read_records(folder: pathlib.Path) -> _Characters:
         return _sort(examples, builder.info.features["alphabet"].int2str)
     # The records, their descriptions and Pillow each have exceptions of their own.
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        command = _tfds.command("omniglot", folder.parents[1])
-        raise ValueError(
-            f"{folder} does not hold all of Omniglot in array_record format "
-            f"({reason:.200}). Remove that folder and run `{command}`, or give another "
-            "`data_dir`."
-        ) from error
+        raise _tfds.damaged("omniglot", folder, error, "Omniglot") from error
 
 
 def _sort(

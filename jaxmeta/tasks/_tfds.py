@@ -52,6 +52,25 @@ def prepare(
     return folder
 
 
+def damaged(
+    name: str, folder: pathlib.Path, error: Exception, title: str | None = None
+) -> ValueError:
+    """Returns the error to raise where a prepared data set cannot be read.
+
+    Args:
+      name: tensorflow-datasets'.
+      folder: of the prepared data set.
+      error: what reading it raised.
+      title: what the data set is called; None is `name`.
+    """
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return ValueError(
+        f"{folder} does not hold all of {title or name} in array_record format "
+        f"({reason:.200}). Remove that folder and run "
+        f"`{command(name, folder.parents[1])}`, or give another `data_dir`."
+    )
+
+
 def command(name: str, data_dir: pathlib.Path) -> str:
     """Returns the command line that fetches a data set to `data_dir`."""
     quoted = shlex.quote(os.fspath(data_dir))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jax.tree_util import Partial
 
 from jaxmeta import _checks, base, estimators
 
@@ -124,7 +123,7 @@ def evaluate(
         _checks.check_int("inner_steps", inner_steps)
     if tasks_per_chunk is not None:
         _checks.check_int("tasks_per_chunk", tasks_per_chunk)
-    sampler = sample_task if isinstance(sample_task, Partial) else Partial(sample_task)
+    sampler = base.as_partial(sample_task)
     arrays = meta_params, sampler, key
     if mesh is not None:  # Restored parameters, say, are on one device.
         arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
