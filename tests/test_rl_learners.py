@@ -136,6 +136,30 @@ def test_trpo_stays_in_its_trust_region_and_reaches_for_its_edge(max_kl, key):
         np.testing.assert_allclose(kls.mean(), info.kl, rtol=1e-6)
 
 
+def test_curvature_of_trpo_is_the_hessian_of_the_divergence(key):
+    with jax.enable_x64(True):
+        env = rl.navigation(horizon=4)
+        policy = rl.gaussian_policy(jm.models.MLP([3, 2]))
+        inner = {"inner_tx": optax.sgd(0.5), "inner_steps": 2, "num_episodes": 2}
+        loop = rl.maml(env, policy, surrogate="low-variance", **inner).loop
+        task = env.sample_task(key)
+        params = loop.init(key, task)
+        samples, _, _ = loop.collect(key, params, task)
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+        def slope(flat):
+            return jax.grad(lambda flat: loop.kl(unravel(flat), samples))(flat)
+
+        def product(vector):
+            found = loop.kl_hessian(params, samples, unravel(vector))
+            return jax.flatten_util.ravel_pytree(found)[0]
+
+        expected = jax.jit(jax.jacrev(slope))(flat)  # Reverse over reverse.
+        found = jax.jit(jax.vmap(product))(jnp.eye(flat.size))
+        assert jnp.max(jnp.abs(expected)) > 0.1
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def _with_nan(env):
     """The environment, its reward NaN where the task's first number is negative."""
 

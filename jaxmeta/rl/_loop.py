@@ -77,6 +77,8 @@ class PolicyLoop(NamedTuple):
         surrogate after `replay`.
       kl: `(params, samples) -> scalar`, of the adapted policy from the one that drew
         the outer episodes.
+      kl_hessian: `(params, samples, vector) -> vector`, the product with its Hessian
+        where the two policies are the same.
       predict: `(params, observations) -> distribution`.
       policy: whose loop it is.
     """
@@ -87,6 +89,7 @@ class PolicyLoop(NamedTuple):
     collect: Callable[..., Any]
     loss: Callable[..., tuple[jax.Array, jax.Array]]
     kl: Callable[..., jax.Array]
+    kl_hessian: Callable[..., base.Params]
     predict: Callable[..., Any]
     policy: _policies.Policy
 
@@ -206,7 +209,7 @@ def policy_loop(
         samples = Samples(inner, outer, skipped=~is_finite)
         return jax.lax.stop_gradient(samples), info, last_return
 
-    def replay(params, samples):
+    def replay(params, samples, hvp=settings.hvp):
         def support_loss(params, key, batches, step):
             del key
             return inner_loss(params, jax.tree.map(lambda x: x[step], batches))
@@ -224,7 +227,7 @@ def policy_loop(
             support_loss,
             inner_tx,
             first_order=settings.first_order,
-            hvp=settings.hvp,
+            hvp=hvp,
         )
         result = run(
             jax.random.key(0), params, samples.inner, settings.inner_steps, probe
@@ -250,10 +253,28 @@ def policy_loop(
     def kl(params, samples):
         task_params, _ = replay(params, samples)
         distributions, _ = replayed(task_params, samples.outer)
+        return mean_kl(distributions, samples)
+
+    def mean_kl(distributions, samples):
         found = policy.kl(samples.outer.distributions, distributions)
         return masked_mean(found, samples.outer.mask)
 
-    return PolicyLoop(init, adapt, returns, collect, loss, kl, policy.apply, policy)
+    def kl_hessian(params, samples, vector):
+        # Gauss and Newton's product is the Hessian's where the divergence has its
+        # minimum: there its slope in the distributions is zero.
+        def distributions(params):
+            task_params, _ = replay(params, samples, hvp="reverse-over-reverse")
+            return replayed(task_params, samples.outer)[0]
+
+        outputs, push = jax.linearize(distributions, params)
+        slope = jax.grad(lambda outputs: mean_kl(outputs, samples))
+        _, curved = jax.jvp(slope, (outputs,), (push(vector),))
+        (product,) = jax.linear_transpose(push, params)(curved)
+        return product
+
+    return PolicyLoop(
+        init, adapt, returns, collect, loss, kl, kl_hessian, policy.apply, policy
+    )
 
 
 def check_settings(settings: Settings) -> None:

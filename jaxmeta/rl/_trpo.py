@@ -56,7 +56,8 @@ def trpo(
       \theta' = \theta - \beta^j \sqrt{2 \delta / s^\top \nabla^2 D s} \; s
 
     for the first :math:`j` at which L fell and :math:`D \le \delta`. The linear system
-    is solved by conjugate gradients on Hessian-vector products, reverse over reverse.
+    is solved by conjugate gradients on Hessian-vector products; where the divergence is
+    zero they are Gauss and Newton's, one derivative of the adaptation less.
 
     Args:
       learner: of `jaxmeta.rl.maml`.
@@ -109,13 +110,8 @@ def trpo(
         return loop.loss(params, samples)[0], loop.kl(params, samples)
 
     def curve(params_and_vector, samples):
-        """The Hessian of one task's KL divergence, times a vector."""
         params, vector = params_and_vector
-
-        def slope(params):
-            return optax.tree.vdot(jax.grad(loop.kl)(params, samples), vector)
-
-        return jax.grad(slope)(params)
+        return loop.kl_hessian(params, samples, vector)
 
     def estimate(sampler, key, meta_params, carry, **extra):
         del extra
