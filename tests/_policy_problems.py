@@ -38,3 +38,16 @@ def navigation_learner(hidden=(8,), horizon=6, **options):
     policy = jm.rl.gaussian_policy(jm.models.MLP([*hidden, 2], activation=jnp.tanh))
     options = {"inner_tx": optax.sgd(0.1), "num_episodes": 3} | options
     return env, jm.rl.maml(env, policy, **options)
+
+
+POLICY_LEARNERS = {
+    "policy": navigation_learner,
+    "policy, first order": lambda: navigation_learner(first_order=True),
+    "policy, low variance, two steps": lambda: navigation_learner(
+        surrogate="low-variance", inner_steps=2
+    ),
+    "policy of tables": tabular_learner,
+    "policy, sampling term": lambda: tabular_learner(
+        surrogate="log-likelihood", sampling_term=1.0
+    ),
+}

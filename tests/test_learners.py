@@ -1,8 +1,7 @@
-"""Every learner keeps the same contract: a learner is a row in `LEARNERS`."""
+"""Every learner keeps the same contract: a learner is a row of one of three tables."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -13,15 +12,24 @@ import pytest
 
 import jaxmeta as jm
 from tests._metric_problems import METRIC_LEARNERS, classification_task
+from tests._policy_problems import POLICY_LEARNERS
 from tests._problems import LEARNERS, maml, regression_task
 
 
 class Row(NamedTuple):
     """A learner, and the tasks that it is for."""
 
-    learner: jm.MetaLearner
-    sample_task: Callable[[jax.Array], jm.Task]
+    learner: Any
+    sample_task: Any
     makes_steps: bool
+
+    @property
+    def is_policy(self):
+        return isinstance(self.learner, jm.rl.PolicyLearner)
+
+    def support(self, task):
+        """What the learner adapts to: a policy explores the task itself."""
+        return task if self.is_policy else task.support
 
 
 OUTER = {
@@ -31,9 +39,12 @@ OUTER = {
 }
 
 
-@pytest.fixture(params=[*LEARNERS, *METRIC_LEARNERS])
+@pytest.fixture(params=[*LEARNERS, *METRIC_LEARNERS, *POLICY_LEARNERS])
 def row(request):
     name = request.param
+    if name in POLICY_LEARNERS:
+        env, learner = POLICY_LEARNERS[name]()
+        return Row(learner, env.sample_task, True)
     if name in LEARNERS:
         return Row(LEARNERS[name](), regression_task, True)
     learner = METRIC_LEARNERS[name]()
@@ -100,6 +111,8 @@ def test_a_step_is_the_same_on_several_devices_and_in_chunks(row, key):
 
 
 def test_adapt_and_predict_agree_with_evaluate(row, key):
+    if row.is_policy:
+        pytest.skip("a policy is evaluated on new episodes; see test_rl_learners")
     with jax.enable_x64(True):
         task, meta_params = _start(row, key)
         task_params, _ = row.learner.adapt(key, meta_params, task.support)
@@ -144,7 +157,7 @@ def test_bfloat16_parameters_stay_bfloat16(row, key):
     grads, _ = jax.jit(row.learner.meta_grad)(key, meta_params, task)
     chex.assert_trees_all_equal_dtypes(grads, meta_params)
     chex.assert_tree_all_finite(grads)
-    task_params, _ = row.learner.adapt(key, meta_params, task.support)
+    task_params, _ = row.learner.adapt(key, meta_params, row.support(task))
     model_params = getattr(task_params, "params", task_params)
     chex.assert_type(jax.tree.leaves(model_params), jnp.bfloat16)
 
@@ -195,6 +208,14 @@ def test_saved_meta_params_come_back(row, key, tmp_path):
 
 def test_bad_input_is_named(row, key):
     task, meta_params = jax.eval_shape(lambda key: _start(row, key), key)
+    is_int = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.int32)
+    wrong = jax.tree.map(is_int, meta_params)
+    name = "" if row.is_policy else "hidden"
+    with pytest.raises(ValueError, match=rf"floating point.*{name}.*int32"):
+        jax.eval_shape(row.learner.adapt, key, wrong, row.support(task))
+    if row.is_policy:
+        return
+
     cut = lambda x, n: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype)
     number = task.support.targets.shape[0]
     ragged = task.support._replace(targets=cut(task.support.targets, number - 1))
@@ -205,8 +226,3 @@ def test_bad_input_is_named(row, key):
     empty = task._replace(query=jax.tree.map(lambda x: cut(x, 0), task.query))
     with pytest.raises(ValueError, match="`query` holds no examples"):
         jax.eval_shape(row.learner.meta_grad, key, meta_params, empty)
-
-    is_int = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.int32)
-    wrong = jax.tree.map(is_int, meta_params)
-    with pytest.raises(ValueError, match=r"floating point.*hidden.*int32"):
-        jax.eval_shape(row.learner.adapt, key, wrong, task.support)

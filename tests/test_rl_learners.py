@@ -1,4 +1,4 @@
-"""Learners of policies keep the contract of learners; PPO and TRPO their own."""
+"""What is particular to learners of policies, and the contract of PPO and TRPO."""
 
 import chex
 import jax
@@ -10,48 +10,6 @@ import pytest
 import jaxmeta as jm
 from jaxmeta import rl
 from tests._policy_problems import navigation_learner, tabular_learner
-
-ROWS = {
-    "tabular": tabular_learner,
-    "navigation": navigation_learner,
-    "first order": lambda: navigation_learner(first_order=True),
-    "low variance, two steps": lambda: navigation_learner(
-        surrogate="low-variance", inner_steps=2
-    ),
-    "sampling term": lambda: tabular_learner(
-        surrogate="log-likelihood", sampling_term=1.0
-    ),
-}
-
-
-@pytest.fixture(params=ROWS)
-def row(request):
-    return ROWS[request.param]()
-
-
-def test_the_contract_of_learners(row, key):
-    """Shapes, one trace, a loop against vmap and jit, evaluation of any length."""
-    env, learner = row
-    with jax.enable_x64(True):
-        keys = jax.random.split(key, 2)
-        tasks = jax.vmap(env.sample_task)(keys)
-        pick = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
-        chex.clear_trace_counter()
-        meta_params = learner.init(key, pick(tasks, 0))
-        meta_grad = jax.jit(chex.assert_max_traces(learner.meta_grad, n=1))
-        batched = jax.jit(jax.vmap(learner.meta_grad, (0, None, 0)))
-        grads, info = batched(keys, meta_params, tasks)
-        for t in range(2):
-            one, _ = meta_grad(keys[t], meta_params, pick(tasks, t))
-            chex.assert_trees_all_equal_shapes_and_dtypes(one, meta_params)
-            chex.assert_trees_all_close(pick(grads, t), one, rtol=1e-7, atol=1e-10)
-        chex.assert_tree_all_finite((grads, info))
-        assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float64")}
-        assert optax.tree.norm(grads) > 0
-        evaluate = jax.jit(learner.evaluate, static_argnames="inner_steps")
-        found = evaluate(key, meta_params, pick(tasks, 0), inner_steps=3)
-        chex.assert_shape((found.loss, found.metrics["return"]), (4,))
-        np.testing.assert_allclose(found.loss, -found.metrics["return"])
 
 
 def test_adapted_policies_predict_distributions(key):

@@ -10,7 +10,7 @@ from scipy import io, ndimage
 
 import jaxmeta as jm
 from benchmarks import _eszsl
-from jaxmeta.tasks import _attributes, _datasets
+from jaxmeta.tasks import _datasets, _drawing_attributes
 
 MANY = 500  # tasks
 COUNTS = (5, 3, 4, 6, 3, 7)  # examples of each class
@@ -243,7 +243,7 @@ BAR = _draw("#", "#", "#", "#", "#")
 
 
 def test_statistics_of_a_ring_and_a_bar_by_hand():
-    ring, bar = _attributes._statistics(_classes([RING], [BAR]))
+    ring, bar = _drawing_attributes._statistics(_classes([RING], [BAR]))
     assert ring[0] == pytest.approx(16 / 81)
     assert bar[0] == pytest.approx(5 / 81)
     # Rows 2 to 6 of 9: cells of rows 0-2, 3-5, 6-8.
@@ -263,7 +263,7 @@ def test_statistics_of_a_ring_and_a_bar_by_hand():
 
 def test_statistics_of_random_drawings_by_loops():
     drawings = np.random.default_rng(0).random((4, 9, 9)) < 0.35
-    found = _attributes._statistics(_classes(*[[d] for d in drawings]))
+    found = _drawing_attributes._statistics(_classes(*[[d] for d in drawings]))
     axis = np.linspace(-1, 1, 9)
     for statistics, drawing in zip(found, drawings, strict=True):
         points = [(axis[i], axis[j]) for i, j in np.argwhere(drawing)]
@@ -284,8 +284,8 @@ def test_statistics_of_random_drawings_by_loops():
 
 
 def test_statistics_are_means_over_real_drawings_only():
-    several = _attributes._statistics(_classes([RING, BAR, BAR], [BAR]))
-    alone = _attributes._statistics(_classes([RING], [BAR]))
+    several = _drawing_attributes._statistics(_classes([RING, BAR, BAR], [BAR]))
+    alone = _drawing_attributes._statistics(_classes([RING], [BAR]))
     np.testing.assert_allclose(several[0], (alone[0] + 2 * alone[1]) / 3)
     np.testing.assert_allclose(several[1], alone[1])
 
@@ -321,7 +321,7 @@ def test_drawings_that_describe_are_no_examples():
     np.testing.assert_allclose(
         data.attributes[:4], jm.tasks.omniglot_attributes(described[0]), atol=1e-5
     )
-    raw = [_attributes._statistics(c) for c in described]
+    raw = [_drawing_attributes._statistics(c) for c in described]
     expected = (raw[1] - raw[0].mean(0)) / raw[0].std(0)
     np.testing.assert_allclose(data.attributes[4:], expected, rtol=1e-4, atol=1e-4)
     task = jm.tasks.zero_shot(data, ways=4, queries=3)(jax.random.key(0))

@@ -1,10 +1,6 @@
 """Task distributions: pure functions of a key, and the data behind them."""
 
-from jaxmeta.tasks._attributes import (
-    image_attributes as image_attributes,
-    load_attributes as load_attributes,
-    omniglot_attributes as omniglot_attributes,
-)
+from jaxmeta.tasks._attributes import load_attributes as load_attributes
 from jaxmeta.tasks._augment import random_affine as random_affine
 from jaxmeta.tasks._cifar_fs import (
     load_cifar_fs as load_cifar_fs,
@@ -18,6 +14,10 @@ from jaxmeta.tasks._datasets import (
     image_classes as image_classes,
     load_folder as load_folder,
     load_image as load_image,
+)
+from jaxmeta.tasks._drawing_attributes import (
+    image_attributes as image_attributes,
+    omniglot_attributes as omniglot_attributes,
 )
 from jaxmeta.tasks._few_shot import few_shot as few_shot
 from jaxmeta.tasks._glyphs import glyphs as glyphs
