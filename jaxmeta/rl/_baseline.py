@@ -42,8 +42,9 @@ def linear_baseline(
       [[2. 1.]]
     """
     num_episodes, horizon = rollout.rewards.shape
-    dtype = rollout.rewards.dtype
-    targets = _returns.discounted_sums(rollout.rewards, discount)
+    # A Gram matrix has no digits to lose, and LAPACK no half precision.
+    dtype = jnp.promote_types(rollout.rewards.dtype, jnp.float32)
+    targets = _returns.discounted_sums(rollout.rewards.astype(dtype), discount)
     observations = rollout.observations.reshape(num_episodes, horizon, -1)
     observations = jnp.clip(observations.astype(dtype), -10, 10)  # As rllab.
     t = jnp.arange(horizon, dtype=dtype) / 100
@@ -61,4 +62,4 @@ def linear_baseline(
         len(gram), dtype=dtype
     )
     weights = jax.scipy.linalg.solve(correlations, moments / scale, assume_a="pos")
-    return features @ (weights / scale)
+    return (features @ (weights / scale)).astype(rollout.rewards.dtype)
