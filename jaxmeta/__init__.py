@@ -13,7 +13,8 @@
                       trpo
   training            make_train_step, evaluate, evaluate_optimizer, fit, save, load
   plots               learning, adaptation and loss curves, sheets of tasks
-  recipes, cli        named experiments and the command line
+  jaxmeta.recipes, jaxmeta.cli
+                      named experiments and the command line, imported on their own
 
 Example:
   >>> import jax, optax, jaxmeta as jm

@@ -18,10 +18,28 @@ def check_int(name: str, value: Any, *, minimum: int = 1) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises if a Python or NumPy number is not finite and positive."""
+    """Raises if something that is no array or schedule is no positive finite number."""
+    if isinstance(value, jax.Array | np.ndarray) or callable(value):
+        return
     is_number = isinstance(value, int | float | np.number)
-    if is_number and not 0 < value < float("inf"):
+    if not is_number or not 0 < value < float("inf"):
         raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raises unless `value` can be called."""
+    if not callable(value):
+        raise ValueError(f"`{name}` must be a function, got {value!r}.")
+
+
+def check_type(name: str, value: Any, kind: type) -> None:
+    """Raises unless `value` is of a type that a learner makes itself."""
+    if not isinstance(value, kind):
+        origin = "`adapt`" if name == "task_params" else "`init`"
+        raise ValueError(
+            f"`{name}` must be the `{kind.__name__}` that this learner's {origin} "
+            f"returns, got {type(value).__name__}."
+        )
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
@@ -47,6 +65,16 @@ def check_examples(name: str, examples: base.Examples) -> None:
             f"All leaves of `{name}` need the same leading example axis, got "
             f"{sizes}. Batched tasks [T, N, ...] go through `jax.vmap`, or "
             "`jaxmeta.estimators.over_tasks`, which adds the task axis."
+        )
+    wrong = {
+        f"{name}{jax.tree_util.keystr(path)}": str(leaf.dtype)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(examples)
+        if getattr(getattr(leaf, "dtype", None), "kind", "f") in "OSUM"
+    }
+    if wrong:
+        raise ValueError(
+            f"`{name}` must hold numbers, got {wrong}. Names of classes go in as "
+            "integers: `numpy.unique(names, return_inverse=True)[1]`."
         )
     if not sizes or (0,) in sizes.values():
         raise ValueError(f"`{name}` holds no examples, got {sizes}.")

@@ -104,8 +104,10 @@ def unroll(
             if "forward-mode" not in str(error):
                 raise
             raise TypeError(
-                "`jax.jvp` and `jax.jacfwd` do not pass an inner loop whose `hvp` is "
-                '"forward-over-reverse"; use hvp="reverse-over-reverse".'
+                "`jax.jvp` and `jax.jacfwd` do not pass this inner loop, whose "
+                "Hessian-vector products are forward over reverse. Take reverse mode "
+                "(`jax.grad`, `jax.jacrev`), or `jaxmeta.maml` with "
+                'hvp="reverse-over-reverse".'
             ) from error
         if probe is not None:
             last = probe(params, jnp.full((), inner_steps, jnp.int32))

@@ -24,10 +24,15 @@ MetricFn: TypeAlias = Callable[[PyTree, PyTree], jax.Array]
 
 
 class Examples(NamedTuple):
-    """Labelled examples of one task; `vmap` adds the task axis T in front."""
+    """Labelled examples of one task; `vmap` adds the task axis T in front.
 
-    inputs: PyTree  # leaves [N, ...]
-    targets: PyTree  # leaves [N, ...]; classes are one-hot, [N, W]
+    Attributes:
+      inputs: leaves [N, ...].
+      targets: leaves [N, ...]; classes are one-hot, [N, W].
+    """
+
+    inputs: PyTree
+    targets: PyTree
 
 
 class Task(NamedTuple):
@@ -84,24 +89,39 @@ class Model(NamedTuple):
 
 
 class AdaptInfo(NamedTuple):
-    """Diagnostics of one adaptation. Never needed to go on."""
+    """Diagnostics of one adaptation. Never needed to go on.
 
-    losses: jax.Array  # [K] support loss before each inner step
+    Attributes:
+      losses: [K], the support loss before each inner step.
+    """
+
+    losses: jax.Array
 
 
 class MetaGradInfo(NamedTuple):
-    """Diagnostics of one meta-gradient."""
+    """Diagnostics of one meta-gradient.
 
-    loss: jax.Array  # [] query loss after adaptation
-    metrics: Mapping[str, jax.Array]  # each [], of the query outputs after adaptation
-    adapt: PyTree  # what `adapt` reports
+    Attributes:
+      loss: [], the query loss after adaptation.
+      metrics: name -> [], of the query outputs after adaptation.
+      adapt: what `adapt` reports.
+    """
+
+    loss: jax.Array
+    metrics: Mapping[str, jax.Array]
+    adapt: PyTree
 
 
 class EvalInfo(NamedTuple):
-    """Quality on the query set after 0 ... K inner steps."""
+    """Quality on the query set after 0 ... K inner steps.
 
-    loss: jax.Array  # [K + 1]
-    metrics: Mapping[str, jax.Array]  # each [K + 1]
+    Attributes:
+      loss: [K + 1].
+      metrics: name -> [K + 1].
+    """
+
+    loss: jax.Array
+    metrics: Mapping[str, jax.Array]
 
 
 class InitFn(Protocol):

@@ -9,7 +9,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import rich.console
 import rich.table
@@ -31,11 +31,15 @@ jaxmeta: functional meta-learning in JAX.
 """
 
 
+_Path = tyro.conf.Positional[pathlib.Path]
+_Run = Annotated[_Path, tyro.conf.arg(metavar="RUN")]
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateArgs:
     """Tests a run's best checkpoint on fresh tasks, after each inner step."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: _Run
     """The run folder."""
     tasks: int | None = None
     """How many tasks; the recipe's when left out."""
@@ -53,9 +57,9 @@ class AdaptArgs:
     the unlabelled ones.
     """
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: _Run
     """The run folder."""
-    folder: tyro.conf.Positional[pathlib.Path]
+    folder: Annotated[_Path, tyro.conf.arg(metavar="FOLDER")]
     """Of the images."""
     inner_steps: int | None = None
     """Inner steps; the recipe's when left out."""
@@ -68,7 +72,7 @@ class LakeArgs:
     That is 20 runs of 20-way one-shot classification within an alphabet.
     """
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: _Run
     """The run folder."""
     archive: pathlib.Path
     """`all_runs.zip`, from python/one-shot-classification in brendenlake/omniglot on
@@ -79,7 +83,7 @@ class LakeArgs:
 class PlotArgs:
     """Draws a run: learning curve, adaptation curve, sampled tasks."""
 
-    run: tyro.conf.Positional[pathlib.Path]
+    run: _Run
     """The run folder."""
 
 
@@ -122,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list(argv: list[str]) -> None:
     from jaxmeta import recipes
 
+    if argv and argv[0] in ("-h", "--help"):
+        print(_HELP, end="")
+        return
     if argv:
         raise _UsageError(f"`jaxmeta list` takes no arguments, got {argv[0]!r}.")
     name_column = rich.table.Column("recipe", no_wrap=True)
@@ -138,6 +145,8 @@ def _train(argv: list[str]) -> None:
     name = recipes.DEFAULT
     if argv and not argv[0].startswith("-"):
         name, *argv = argv
+    elif late := set(argv) & set(recipes.RECIPES):
+        raise _UsageError(f"The recipe comes first: `jaxmeta train {late.pop()} ...`.")
     if name not in recipes.RECIPES:
         raise _UsageError(_unknown("recipe", name, recipes.RECIPES))
     recipe = recipes.RECIPES[name]
@@ -154,7 +163,8 @@ def _train(argv: list[str]) -> None:
         argv,
         f"train {name}",
         default=TrainArgs(recipe),
-        description=f"{recipe.summary}. Published: {recipe.published or 'nothing'}.",
+        description=f"{recipe.summary}. Published: {recipe.published or 'nothing'}. "
+        "Other recipes: `jaxmeta list`.",
     )
     _start_jax()
     print(f"{name}: {recipe.summary}. Run folder: {args.out}")
@@ -179,7 +189,8 @@ def _evaluate(argv: list[str]) -> None:
     _start_jax()
     from jaxmeta import recipes
 
-    if not (args.run / "summary.json").exists():
+    is_run = (args.run / "config.json").exists()
+    if is_run and not (args.run / "summary.json").exists():
         print("training is not finished: this is the best checkpoint so far")
     _console.print_test(
         recipes.evaluate_run(
@@ -268,11 +279,20 @@ def _parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
         is_border = lambda line: set(line) <= {"─", "-"}
         body = itertools.dropwhile(is_border, lines)
         message = " ".join(itertools.takewhile(lambda line: not is_border(line), body))
-        meant = [line.split()[0] for line in lines if re.match("--[a-z]", line)]
-        hint = (
-            f" Did you mean {meant[0]}?" if "Unrecognized" in message and meant else ""
-        )
-        raise _UsageError(f"{message}{hint} See `jaxmeta {command} --help`.") from None
+        unknown = re.search("Unrecognized.*?(--[a-z][a-z.-]*)", message)
+        if unknown:
+            message = f"Unrecognized option: {unknown[1]}."
+            message += _meant(unknown[1], kind, options.get("default"))
+        raise _UsageError(f"{message} See `jaxmeta {command} --help`.") from None
+
+
+def _meant(got: str, kind: Any, default: Any) -> str:
+    """A hint at the option with the name nearest to what was given, if there is one."""
+    given = {} if default is None else {"default": default}
+    actions = tyro.extras.get_parser(kind, **given)._actions
+    names = [name for action in actions for name in action.option_strings]
+    close = difflib.get_close_matches(got, names, n=1, cutoff=0.7)
+    return f" Did you mean {close[0]}?" if close else ""
 
 
 def _unknown(what: str, got: str, choices: Any) -> str:

@@ -95,6 +95,12 @@ def _check_classes(outputs: jax.Array, targets: jax.Array) -> None:
         raise ValueError(f"`outputs` must be logits [N, W], got {outputs.shape}.")
     if targets.shape == outputs.shape:
         return
+    if targets.shape == (*outputs.shape[:-1], 1):
+        raise ValueError(
+            f"`targets` must be one-hot {outputs.shape} or integer labels "
+            f"{outputs.shape[:-1]}, got one column {targets.shape}: give "
+            "`targets[:, 0]`."
+        )
     if targets.shape[:-1] == outputs.shape[:-1] and targets.ndim == outputs.ndim:
         raise ValueError(
             f"The model has {outputs.shape[-1]} outputs, but `targets` are of "

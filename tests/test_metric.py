@@ -112,12 +112,14 @@ def test_each_set_is_normalised_by_itself_and_predictions_by_the_support(key):
     meta_params = learner.init(key, task)
     alone = lambda learner, i: logits_of(
         learner,
-        task._replace(query=jax.tree.map(lambda x: x[i : i + 1], task.query)),
+        task._replace(query=jax.tree.map(lambda x: x[i : i + 2], task.query)),
         meta_params,
     )
     together = logits_of(inductive, task, meta_params)
-    np.testing.assert_allclose(alone(inductive, 2), together[2:3], rtol=1e-4)
-    assert not np.allclose(alone(learner, 2), logits_of(learner, task, meta_params)[2])
+    np.testing.assert_allclose(alone(inductive, 2), together[2:4], rtol=1e-4)
+    assert not np.allclose(
+        alone(learner, 2), logits_of(learner, task, meta_params)[2:4]
+    )
     # Meta-training does not depend on what predictions use.
     mine, other = (x.meta_grad(key, meta_params, task) for x in (learner, inductive))
     chex.assert_trees_all_close(mine, other)

@@ -24,16 +24,21 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
 
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    adapt, learners, own_data, learned = others
+    adapt, learners, own_data, zero_shot, learned = others
     exec(adapt, names)
     assert names["outputs"].shape == (10, 1)
     assert (tmp_path / "adaptation.png").stat().st_size > 0
     exec(learners, names)
-    assert names["learner"].init(names["key"], names["task"])
+    task = names["sample_task"](names["key"])
+    assert names["learner"].init(names["key"], task)
     exec(own_data.partition("def sample_task")[0], names)
     assert names["sample_task"](names["key"]).query.targets.shape == (25, 5)
     exec(own_data, names)
     chex.assert_shape(names["sample_task"](names["key"]).support.inputs, (10, 1))
+    exec(zero_shot, names)
+    learner, unseen = names["learner"], names["unseen"]
+    params = learner.init(names["key"], names["sample_task"](names["key"]))
+    assert learner.evaluate(names["key"], params, unseen).loss.shape == (1,)
     exec(learned, names)
     assert names["info"].loss.shape == (16,)
     updates, _ = names["tx"].update(jnp.ones(3), names["tx"].init(jnp.ones(3)))

@@ -1,17 +1,31 @@
 """Estimators of meta-gradients: each returns a `jaxmeta.GradientEstimator`."""
 
-from jaxmeta.estimators._bptt import bptt as bptt, truncated_bptt as truncated_bptt
+from jaxmeta.estimators._bptt import bptt, truncated_bptt
 from jaxmeta.estimators._evolution import (
-    EvolutionCarry as EvolutionCarry,
-    es as es,
-    pes as pes,
+    EvolutionCarry,
+    es,
+    pes,
 )
 from jaxmeta.estimators._imitation import (
-    ImitationCarry as ImitationCarry,
-    imitation as imitation,
+    ImitationCarry,
+    imitation,
 )
 from jaxmeta.estimators._over_tasks import (
-    default_chunk as default_chunk,
-    over_tasks as over_tasks,
+    default_chunk,
+    over_tasks,
 )
-from jaxmeta.estimators._runs import Run as Run, RunInfo as RunInfo
+from jaxmeta.estimators._runs import Run, RunInfo
+
+__all__ = [
+    "EvolutionCarry",
+    "ImitationCarry",
+    "Run",
+    "RunInfo",
+    "bptt",
+    "default_chunk",
+    "es",
+    "imitation",
+    "over_tasks",
+    "pes",
+    "truncated_bptt",
+]

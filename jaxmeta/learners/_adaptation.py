@@ -80,6 +80,7 @@ def inner_loop(
     _checks.check_choice("hvp", hvp, _inner_loop.HVP_MODES)
     if batch_size is not None:
         _checks.check_int("batch_size", batch_size)
+    _checks.check_callable("loss", loss)
     metrics = losses.default_metrics(loss) if metrics is None else metrics
     _checks.check_metric_names(metrics)
     default_steps, net = inner_steps, _model.normalize(model)

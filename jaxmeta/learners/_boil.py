@@ -7,6 +7,7 @@ References:
 
 from collections.abc import Mapping
 
+import jax
 import optax
 
 from jaxmeta import base
@@ -87,7 +88,13 @@ def boil(
 
     def init(key, task):
         params = learner.init(key, task)
-        _partial.split(params, _partial.is_head)  # Raises if nothing would stay.
+        _, kept = _partial.split(params, is_body)
+        if not jax.tree.leaves(kept):
+            raise ValueError(
+                "`is_adapted` names all of the parameters, none of which goes through "
+                f'a "head": {_partial.path_names(params)}. Give a predicate over such '
+                "paths that leaves the last layer out."
+            )
         return params
 
     return learner._replace(init=init)

@@ -92,9 +92,10 @@ def cavia(
             return inputs, phi
         flat = inputs.reshape(inputs.shape[0], -1)
         phi = jnp.broadcast_to(phi[None], (flat.shape[0], num_context))
-        return jnp.concatenate([flat, phi.astype(flat.dtype)], -1)
+        return jnp.concatenate([flat, phi], -1)
 
     def apply(task_params, inputs, key=None, train=False):
+        _checks.check_type("task_params", task_params, CaviaParams)
         params, phi = task_params
         return net.apply(params, join(inputs, phi), key=key, train=train)
 

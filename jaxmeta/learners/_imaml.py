@@ -22,7 +22,7 @@ class ImplicitInfo(NamedTuple):
     losses: jax.Array  # [K] support loss before each inner step
     gradient_norm: jax.Array  # [] of the inner objective at the end; 0 is converged
     residual: jax.Array  # [] of the linear system, relative to its right-hand side
-    converged: jax.Array  # [] bool, whether that is under `cg_tolerance`
+    converged: jax.Array  # [] bool, whether the residual is under `cg_tolerance`
 
 
 def imaml(
@@ -66,7 +66,8 @@ def imaml(
 
     Returns:
       A `MetaLearner` whose meta-parameters are the model's parameters. The info of
-      `meta_grad` has an `ImplicitInfo` as `adapt`: whether both loops converged.
+      `meta_grad` has an `ImplicitInfo` as `adapt`: whether the linear system was
+      solved, and how far the inner loop is from its minimum.
 
     Raises:
       ValueError: if a number is out of range or `inner_tx` is no transformation; while

@@ -99,6 +99,7 @@ def maml(
     def prepare(key, meta_params, support):
         del key, support
         if isinstance(inner_tx, base.LearnedOptimizer):
+            _checks.check_type("meta_params", meta_params, MamlParams)
             params, tx = meta_params.params, inner_tx.transform(meta_params.theta)
         else:
             params, tx = meta_params, inner_tx

@@ -24,7 +24,8 @@ class MamlPlusPlusParams(NamedTuple):
 
 def is_norm(path: str) -> bool:
     """Whether a parameter is a normalisation layer's, going by the layer's name."""
-    return any("Norm" in name for name in path.split("/"))
+    names = path.lower().split("/")
+    return any("norm" in name or name.startswith("bn") for name in names)
 
 
 def maml_plus_plus(
@@ -103,9 +104,12 @@ def maml_plus_plus(
     _checks.check_int("first_order_until", first_order_until, minimum=0)
     _checks.check_int("inner_steps", inner_steps)
     net = _model.normalize(model)
-    rule = optimizers.learned_sgd(
-        learning_rate, shared_by="leaf", num_steps=inner_steps
-    )
+
+    def rule(num_steps):
+        return optimizers.learned_sgd(
+            learning_rate, shared_by="leaf", num_steps=num_steps
+        )
+
     is_adapted = lambda path: not is_per_step(path)
 
     def init(key, task):
@@ -114,18 +118,21 @@ def maml_plus_plus(
         adapted, per_step = _partial.split(params, is_adapted)
         repeat = lambda x: jnp.repeat(x[None], inner_steps + 1, axis=0)
         params = _partial.merge(adapted, jax.tree.map(repeat, per_step))
-        return MamlPlusPlusParams(params, rule.init(key, adapted))
+        return MamlPlusPlusParams(params, rule(inner_steps).init(key, adapted))
 
     def prepare(key, meta_params, support):
         del key, support
+        _checks.check_type("meta_params", meta_params, MamlPlusPlusParams)
         adapted, per_step = _partial.split(meta_params.params, is_adapted)
+        # As many as were learned; other numbers of steps go on with the last.
+        num_steps = jax.tree.leaves(meta_params.rates)[0].shape[0]
 
         def to_params(variables, step):
-            own = lambda x: x[jnp.minimum(step, inner_steps)]
+            own = lambda x: x[jnp.minimum(step, num_steps)]
             return _partial.merge(variables, jax.tree.map(own, per_step))
 
         return _adaptation.Adaptation(
-            adapted, to_params, rule.transform(meta_params.rates)
+            adapted, to_params, rule(num_steps).transform(meta_params.rates)
         )
 
     exact, first_order = (

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from jaxmeta import _checks, _model, base
 
-# The logit of a class without support examples: never predicted, and finite, so that
-# zero times it is zero.
+# Far below any score of an example, and finite, so that zero times it is zero.
 LOWEST = -1e9
 
 
@@ -47,7 +46,8 @@ class Head(NamedTuple):
         meta-trained, not to the loss that is reported; or None.
       judge: `(head_params, fitted, query) -> (loss, metrics)`, where the loss is not
         one of the logits; or None.
-      absent: the output for a class without support examples.
+      absent: the output for a class without support examples; None is below all the
+        others.
     """
 
     fit: Callable[..., tuple[Any, Any]]
@@ -55,7 +55,7 @@ class Head(NamedTuple):
     init: Callable[[jax.Array, base.Examples], Any] | None = None
     regularizer: Callable[..., jax.Array] | None = None
     judge: Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]] | None = None
-    absent: float = LOWEST
+    absent: float | None = None
 
 
 def metric_learner(
@@ -84,6 +84,7 @@ def metric_learner(
       A `MetaLearner`. Its meta-parameters are the model's own, or `MetricParams` where
       the head or a `support_model` learns too.
     """
+    _checks.check_callable("loss", loss)
     _checks.check_metric_names(metrics)
     net = _model.normalize(model)
     support_net = net if support_model is None else _model.normalize(support_model)
@@ -91,6 +92,7 @@ def metric_learner(
 
     def unpack(meta_params):
         params = MetricParams(meta_params) if is_plain else meta_params
+        _checks.check_type("meta_params", params, MetricParams)
         for part in params:
             _checks.check_params(part)
         return params
@@ -121,7 +123,9 @@ def metric_learner(
     def outputs_of(task_params, embeddings, **options):
         _, head_params, fitted, present = task_params
         outputs = head.logits(head_params, fitted, embeddings, **options)
-        return jnp.where(present[None], outputs, head.absent)
+        if head.absent is not None:
+            return jnp.where(present[None], outputs, head.absent)
+        return without_absent(outputs, present)
 
     def judge(task_params, query, **options):
         if head.judge is not None:
@@ -137,8 +141,19 @@ def metric_learner(
         check_targets("support", support)
         return support if augment is None else augment(support)
 
-    def init(key, task):
+    def check(task):
         check_classification(task)
+        sizes = lambda inputs: jax.tree.map(lambda x: str(jnp.shape(x)[1:]), inputs)
+        shapes = sizes(task.support.inputs), sizes(task.query.inputs)
+        if support_model is None and shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Support and query inputs must be of one kind, got shapes {shapes[0]} "
+                f"and {shapes[1]} an example. Where descriptions stand for examples "
+                "(zero-shot), give a `support_model` for them."
+            )
+
+    def init(key, task):
+        check(task)
         model_key, support_key, embed_key, head_key = jax.random.split(key, 4)
         params = net.init(model_key, task.query.inputs)
         _checks.check_params(params)
@@ -150,7 +165,7 @@ def metric_learner(
             _checks.check_params(support_params)
         if head.init is not None:
             own = params if support_model is None else support_params
-            embedded = embed(support_net, own, support, key=embed_key)
+            embedded = embed(support_net, own, support, key=embed_key, train=True)
             head_params = head.init(head_key, embedded)
         return MetricParams(params, support_params, head_params)
 
@@ -165,6 +180,7 @@ def metric_learner(
         return task_params, info
 
     def predict(task_params, inputs):
+        _checks.check_type("task_params", task_params, MetricTaskParams)
         embeddings = net.apply(task_params.params, inputs)
         if flatten:
             embeddings = as_vectors(embeddings)
@@ -175,6 +191,12 @@ def metric_learner(
         params, support = unpack(meta_params), prepare(task.support)
         task_params, support, info = fit(params, support, support_key, train=True)
         query = embed(net, params.params, task.query, key=query_key, train=True)
+        shapes = (support.inputs.shape[1:], query.inputs.shape[1:])
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "`support_model` must make embeddings of the shape of `model`'s, "
+                f"{shapes[1]}, got {shapes[0]}."
+            )
         value, values = judge(task_params, query, key=head_key, train=True)
         total = value
         if head.regularizer is not None:
@@ -185,7 +207,7 @@ def metric_learner(
 
     def meta_grad(key, meta_params, task, **extra):
         del extra
-        check_classification(task)
+        check(task)
         return jax.grad(meta_loss, has_aux=True)(meta_params, key, task)
 
     def evaluate(key, meta_params, task, *, inner_steps=None):
@@ -194,7 +216,7 @@ def metric_learner(
                 f"`inner_steps` must be None, got {inner_steps!r}: a metric learner "
                 "makes no inner steps."
             )
-        check_classification(task)
+        check(task)
         task_params, _ = adapt(key, meta_params, task.support)
         query = embed(net, task_params.params, task.query)
         judged = judge(task_params, query)
@@ -206,11 +228,19 @@ def metric_learner(
 def check_targets(name: str, examples: base.Examples) -> None:
     """Raises unless the targets are one-hot or class probabilities [N, W]."""
     shape = jnp.shape(examples.targets)
-    if len(shape) != 2:
+    if len(shape) == 3:
+        raise ValueError(
+            f"`{name}.targets` must be one-hot [N, W], got shape {shape}. Batched "
+            "tasks [T, N, ...] go through `jax.vmap`, or "
+            "`jaxmeta.estimators.over_tasks`, which adds the task axis."
+        )
+    dtype = jnp.result_type(examples.targets)
+    is_labels = shape[1:] == (1,) and jnp.issubdtype(dtype, jnp.integer)
+    if len(shape) != 2 or is_labels:
         raise ValueError(
             f"`{name}.targets` must be one-hot [N, W], so that the number of ways is "
-            f"in the shape, got shape {shape}. Integer labels go through "
-            "`jax.nn.one_hot(labels, ways)`."
+            f"in the shape, got {dtype} of shape {shape}. Integer labels [N] go "
+            "through `jax.nn.one_hot(labels, ways)`."
         )
 
 
@@ -225,6 +255,15 @@ def check_classification(task: base.Task) -> None:
             "`support` and `query` must be of the same classes, got targets of "
             f"{ways[0]} and {ways[1]} ways. Sample both of one task."
         )
+
+
+def without_absent(logits: jax.Array, present: jax.Array) -> jax.Array:
+    """Logits [Q, W], those of classes that are not present [W] below all the others.
+
+    Finite, so that zero times them is zero.
+    """
+    lowest = jnp.min(jax.lax.stop_gradient(logits), -1, keepdims=True)
+    return jnp.where(present[None], logits, lowest - 1e9)
 
 
 def check_weight(name: str, value: float) -> None:

@@ -28,6 +28,11 @@ def adapt_part(
     metrics: Mapping[str, base.MetricFn] | None,
 ) -> base.MetaLearner:
     """Returns a MAML whose inner loop moves the parameters that `is_adapted` names."""
+    if not callable(is_adapted):
+        raise ValueError(
+            "`is_adapted` must be a function of a parameter's path, say `lambda path: "
+            f'"head" in path`, got {is_adapted!r}.'
+        )
     _checks.check_plain_transformation("inner_tx", inner_tx)
     net = _model.normalize(model)
 
@@ -65,10 +70,11 @@ def split(params: Any, is_adapted: IsAdapted) -> tuple[Any, Any]:
     )
     kept = jax.tree.map(lambda x, name: None if is_adapted(name) else x, params, names)
     if not jax.tree.leaves(adapted):
+        listed = path_names(params)
+        layer = listed[-1].rpartition("/")[0] or listed[-1]
         raise ValueError(
-            "`is_adapted` names none of the parameters "
-            f"{jax.tree.leaves(names)}. Give a predicate over such paths, say "
-            '`lambda path: "Dense_2" in path`.'
+            f"`is_adapted` names none of the parameters {listed}. Give a predicate "
+            f'over such paths, say `lambda path: "{layer}" in path`.'
         )
     return adapted, kept
 
@@ -77,6 +83,11 @@ def merge(adapted: Any, kept: Any) -> Any:
     """Undoes `split`."""
     choose = lambda x, y: y if x is None else x
     return jax.tree.map(choose, adapted, kept, is_leaf=lambda x: x is None)
+
+
+def path_names(params: Any) -> list[str]:
+    """The paths of all leaves."""
+    return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def path_name(path: Any) -> str:

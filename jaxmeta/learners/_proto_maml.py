@@ -22,6 +22,7 @@ class ProtoMamlParams(NamedTuple):
     params: base.Params  # of the embedding
     kernel: jax.Array  # [D, W]
     bias: jax.Array  # [W]
+    present: jax.Array  # [W] 1 for classes with support examples, else 0
 
 
 def proto_maml(
@@ -56,7 +57,8 @@ def proto_maml(
 
     Returns:
       A `MetaLearner` whose meta-parameters are the embedding's parameters; its task
-      parameters are `ProtoMamlParams(params, kernel, bias)`.
+      parameters are `ProtoMamlParams(params, kernel, bias, present)`. A class without
+      support examples is never predicted.
 
     Raises:
       ValueError: if `inner_tx` is no transformation or `inner_steps` is not a positive
@@ -80,8 +82,10 @@ def proto_maml(
         return _metric.as_vectors(net.apply(params, inputs, **options))
 
     def apply(task_params, inputs, key=None, train=False):
-        params, kernel, bias = task_params
-        return embed(params, inputs, key=key, train=train) @ kernel + bias[None]
+        _checks.check_type("task_params", task_params, ProtoMamlParams)
+        params, kernel, bias, present = task_params
+        logits = embed(params, inputs, key=key, train=train) @ kernel + bias[None]
+        return _metric.without_absent(logits, present > 0)
 
     def with_statistics(task_params, inputs):
         return task_params._replace(
@@ -97,8 +101,15 @@ def proto_maml(
         embeddings = embed(meta_params, support.inputs, key=key, train=True)
         prototypes = _metric.class_means(base.Examples(embeddings, support.targets))
         bias = -jnp.sum(jnp.square(prototypes), -1)
-        start = ProtoMamlParams(meta_params, 2 * prototypes.T, bias)
-        return _adaptation.Adaptation(start, lambda params, step: params, inner_tx)
+        # Floats: what an inner gradient closes over may have a cotangent.
+        present = (jnp.sum(support.targets, 0) > 0).astype(embeddings.dtype)
+        start = (meta_params, 2 * prototypes.T, bias)
+
+        def to_params(variables, step):
+            params, kernel, bias = variables
+            return ProtoMamlParams(params, kernel, bias, present)
+
+        return _adaptation.Adaptation(start, to_params, inner_tx)
 
     loop = _adaptation.inner_loop(
         base.Model(net.init, apply, with_statistics),

@@ -41,7 +41,8 @@ def prototypical(
       support_model: embeds the support's inputs instead of `model`, into the same D
         features. With a description of each class as support, [W, A] beside targets
         `jnp.eye(W)`, this is zero-shot learning. A batch-normalised `model` then
-        predicts from the statistics of the queries, having no others.
+        predicts from the statistics of the queries, having no others: say
+        `statistics="batch"` to adapters of flax.
       normalize_prototypes: scale prototypes to length one, as the paper does for
         zero-shot learning. Static.
       loss: `(logits [Q, W], targets [Q, W]) -> scalar`, a mean over Q.

@@ -52,7 +52,7 @@ def relation(
       support_model: embeds the support's inputs instead of `model`. With a description
         of each class as support, [W, A] beside targets `jnp.eye(W)`, this is zero-shot
         learning. Batch-normalised networks then predict from the statistics of the
-        queries, having no others.
+        queries, having no others: say `statistics="batch"` to adapters of flax.
       loss: `(relations [Q, W], targets [Q, W]) -> scalar`, a mean over Q.
       metrics: name -> `(relations, targets) -> scalar`. None: accuracy.
 
@@ -97,11 +97,6 @@ def relation(
 
     def pairs_with(features, embeddings):
         """Concatenates each query with each class: [Q * W, ..., 2 channels]."""
-        if features.shape[1:] != embeddings.shape[1:]:
-            raise ValueError(
-                "`support_model` must make embeddings of the shape of `model`'s, "
-                f"{embeddings.shape[1:]}, got {features.shape[1:]}."
-            )
         shape = (embeddings.shape[0], *features.shape)
         both = (features[None], embeddings[:, None])
         both = [jnp.broadcast_to(x, shape) for x in both]

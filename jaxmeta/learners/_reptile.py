@@ -52,15 +52,15 @@ def reptile(
       batch_size: support examples of an inner step, drawn anew for each, without
         replacement; None is all of them. A smaller support set is taken whole. Static.
       keep_inner_state: go on with the inner rule's state from task to task, as the
-        released code does with Adam's. Static.
+        released code does with Adam's. The outer rule must then be
+        `jaxmeta.learners.reptile_outer_tx(outer_tx)`: any other one spoils the state,
+        and the loss turns NaN after some steps. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
     Returns:
       A `MetaLearner`. Its meta-parameters are the initial model parameters, or with
-      `keep_inner_state` `ReptileParams(params, inner_state)`, whose second part must
-      follow the mean over tasks: an outer rule `optax.partition({"params": outer_tx,
-      "state": optax.sgd(1.0)}, ReptileParams("params", "state"))`.
+      `keep_inner_state` `ReptileParams(params, inner_state)`.
 
     Raises:
       ValueError: if a count is not a positive int, `inner_tx` is no transformation, or
@@ -103,6 +103,7 @@ def reptile(
         to_params = lambda params, step: params
         if not keep_inner_state:
             return _adaptation.Adaptation(meta_params, to_params, inner_tx)
+        _checks.check_type("meta_params", meta_params, ReptileParams)
         params, state = meta_params
         like = jax.eval_shape(inner_tx.init, params)
         state = jax.tree.map(_like, state, like)
@@ -130,6 +131,28 @@ def reptile(
         return grads, base.MetaGradInfo(value, values, base.AdaptInfo(result.losses))
 
     return _adaptation.as_learner(loop, init, meta_grad)
+
+
+def reptile_outer_tx(
+    outer_tx: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The outer rule for `reptile(keep_inner_state=True)`.
+
+    Args:
+      outer_tx: moves the initialisation, `optax.sgd(epsilon)` in the paper. The inner
+        state becomes the mean over the tasks.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> params = ReptileParams(params=jnp.ones(()), inner_state=jnp.array(4.0))
+      >>> tx = reptile_outer_tx(optax.sgd(0.5))
+      >>> updates, _ = tx.update(params, tx.init(params), params)
+      >>> print(updates.params, updates.inner_state)
+      -0.5 -4.0
+    """
+    return optax.partition(
+        {"params": outer_tx, "state": optax.sgd(1.0)}, ReptileParams("params", "state")
+    )
 
 
 def _as_floats(state):

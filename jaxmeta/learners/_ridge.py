@@ -122,7 +122,7 @@ def solve_ridge(x: jax.Array, y: jax.Array, regularizer: jax.Array) -> jax.Array
     Args:
       x: [N, D].
       y: [N, W].
-      regularizer: [], positive.
+      regularizer: [], positive; less than what rounding leaves of |x|^2 is that.
 
     Example:
       >>> import jax.numpy as jnp
@@ -130,9 +130,16 @@ def solve_ridge(x: jax.Array, y: jax.Array, regularizer: jax.Array) -> jax.Array
       [[0.25, 0.0], [0.0, 0.25]]
     """
     num_examples, size = x.shape
+
+    def solve(gram, right):
+        # Examples that are the same make it singular but for the regularizer, which
+        # has to stand out from the rounding.
+        rounding = 10 * len(gram) * jnp.finfo(x.dtype).eps * jnp.max(jnp.diag(gram))
+        least = jnp.maximum(regularizer, jax.lax.stop_gradient(rounding))
+        system = gram + least * jnp.eye(len(gram), dtype=x.dtype)
+        return jax.scipy.linalg.solve(system, right, assume_a="pos")
+
     with jax.default_matmul_precision("highest"):
         if num_examples <= size:
-            system = x @ x.T + regularizer * jnp.eye(num_examples, dtype=x.dtype)
-            return x.T @ jax.scipy.linalg.solve(system, y, assume_a="pos")
-        system = x.T @ x + regularizer * jnp.eye(size, dtype=x.dtype)
-        return jax.scipy.linalg.solve(system, x.T @ y, assume_a="pos")
+            return x.T @ solve(x @ x.T, y)
+        return solve(x.T @ x, x.T @ y)

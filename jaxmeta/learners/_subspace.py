@@ -74,8 +74,9 @@ def subspace(
     shots, which is what the paper's experiments keep of it; there is no way to keep
     fewer. It comes of a Cholesky decomposition, since singular vectors have no
     derivative where singular values meet; directions in which a class spreads by less
-    than rounding are damped. The released code decomposes the embeddings themselves,
-    not less their mean, and divides distances by D.
+    than rounding are damped. The released code for ResNet-12 decomposes the embeddings
+    themselves, not less their mean, and divides distances by D; that for Conv4 does
+    not square them.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm

@@ -37,6 +37,7 @@ def conv(
       >>> conv(x, kernel, strides=(1, 1), padding="VALID")[0, :, :, 0].tolist()
       [[9.0, 9.0], [9.0, 9.0]]
     """
+    inputs, kernel = promote(inputs, kernel)
 
     def matmul(inputs, kernel):
         return im2col_conv(inputs, kernel, strides=strides, padding=padding)
@@ -95,6 +96,7 @@ def batch_last_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
       >>> batch_last_conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 5))).shape
       (5, 4, 4, 2)
     """
+    inputs, kernel = promote(inputs, kernel)
 
     def matmul(inputs, kernel):
         rows, columns, _, features = kernel.shape
@@ -120,6 +122,12 @@ def batch_last_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
         )
 
     return lax.platform_dependent(inputs, kernel, cpu=matmul, default=convolution)
+
+
+def promote(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Brings both to one dtype, as flax does; integers to the kernel's."""
+    dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
+    return inputs.astype(dtype), kernel.astype(dtype)
 
 
 def max_pool(inputs: jax.Array) -> jax.Array:

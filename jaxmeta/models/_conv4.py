@@ -1,5 +1,7 @@
 """The four-block convolutional network of few-shot learning."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,11 @@ class Conv4(nn.Module):
 
 def check_images(name: str, inputs: jax.Array, strided: bool) -> None:
     """Raises unless `inputs` are images that four blocks can halve."""
+    if isinstance(inputs, tuple):
+        raise ValueError(
+            f"{name} takes images alone, got {len(inputs)} inputs. With cavia's "
+            '`context="model"` the model is a `FilmConv4`.'
+        )
     if inputs.ndim != 4:
         raise ValueError(
             f"{name} takes images [N, H, W, channels], got shape {inputs.shape}."
@@ -84,8 +91,15 @@ class Block(nn.Module):
     norm: str | None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, channels] to [N, H / 2, W / 2, filters]."""
+    def __call__(
+        self,
+        x: jax.Array,
+        modulate: Callable[[jax.Array], jax.Array] = lambda x: x,
+    ) -> jax.Array:
+        """Maps [N, H, W, channels] to [N, H / 2, W / 2, filters].
+
+        `modulate` changes what goes into the ReLU.
+        """
         dtype = jnp.result_type(float)
         shape = (3, 3, x.shape[-1], self.filters)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, dtype)
@@ -94,5 +108,5 @@ class Block(nn.Module):
         if self.norm is None:
             shape = (1, 1, 1, self.filters)
             x = x + self.param("bias", nn.initializers.zeros, shape, dtype)
-        x = nn.relu(_norm.normalize(self.norm, x))
+        x = nn.relu(modulate(_norm.normalize(self.norm, x)))
         return x if self.strided else _conv.max_pool(x)

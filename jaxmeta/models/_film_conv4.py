@@ -9,7 +9,7 @@ from jaxmeta.models import _conv4, _norm
 
 
 class FilmConv4(nn.Module):
-    """`Conv4` whose third block is scaled and shifted by a context (FiLM).
+    """`Conv4` in whose third block a context scales and shifts what ReLU gets (FiLM).
 
     Takes the pair `(inputs [N, H, W, channels], context [P])`, as `jaxmeta.cavia` with
     `context="model"` gives it. The context, through a linear layer, gives every channel
@@ -44,17 +44,23 @@ class FilmConv4(nn.Module):
     @nn.compact
     def __call__(self, inputs_and_context: tuple[jax.Array, jax.Array]) -> jax.Array:
         """Maps ([N, H, W, channels], [P]) to [N, head]."""
+        if not isinstance(inputs_and_context, tuple) or len(inputs_and_context) != 2:
+            raise ValueError(
+                "FilmConv4 takes the pair (images, context), got "
+                f"{jax.tree.map(jnp.shape, inputs_and_context)}. Give it to "
+                '`jaxmeta.cavia` with `context="model"`.'
+            )
         x, context = inputs_and_context
         _conv4.check_images("FilmConv4", x, self.strided)
         for name in ("filters", "head"):
             _checks.check_int(name, getattr(self, name))
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
+        film = nn.Dense(2 * self.filters, param_dtype=dtype, name="film")
+        scale, shift = jnp.split(film(context).reshape(1, 1, 1, -1), 2, -1)
+        modulate = lambda x: x * (1 + scale) + shift
         for i in range(4):
-            x = _conv4.Block(self.filters, self.strided, self.norm)(x)
-            if i == 2:
-                film = nn.Dense(2 * self.filters, param_dtype=dtype, name="film")
-                scale, shift = jnp.split(film(context).reshape(1, 1, 1, -1), 2, -1)
-                x = x * (1 + scale) + shift
+            block = _conv4.Block(self.filters, self.strided, self.norm)
+            x = block(x, modulate) if i == 2 else block(x)
         x = jnp.mean(x, (1, 2)) if self.strided else x.reshape(x.shape[0], -1)
         return nn.Dense(self.head, param_dtype=dtype, name="head")(x)
 

@@ -38,6 +38,12 @@ class BatchNorm(nn.Module):
             mean = self.get_variable("batch_stats", "mean")
             variance = self.get_variable("batch_stats", "variance")
         else:
+            if x.size == x.shape[self.axis] and not self.is_initializing():
+                raise ValueError(
+                    "Batch normalisation of a single example is a constant, got "
+                    f"features of shape {x.shape}. Predict several together, or say "
+                    '`statistics="support"` to the model.'
+                )
             mean = jnp.mean(x, axes)
             # Two passes: E[x^2] - E[x]^2 cancels, and its derivatives more so.
             variance = jnp.mean(jnp.square(x - jnp.expand_dims(mean, axes)), axes)

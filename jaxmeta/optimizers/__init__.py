@@ -1,41 +1,71 @@
 """Optimizers as optax transformations: for inner loops, and learned ones."""
 
-from jaxmeta.optimizers._adam import adam as adam
+from jaxmeta.optimizers._adam import adam
 from jaxmeta.optimizers._coordinates import (
-    LstmState as LstmState,
-    LstmTheta as LstmTheta,
+    LstmState,
+    LstmTheta,
 )
-from jaxmeta.optimizers._curvature_sgd import curvature_sgd as curvature_sgd
-from jaxmeta.optimizers._learned_rate import learned_rate as learned_rate
+from jaxmeta.optimizers._curvature_sgd import curvature_sgd
+from jaxmeta.optimizers._learned_rate import learned_rate
 from jaxmeta.optimizers._learned_sgd import (
-    LearnedSgdState as LearnedSgdState,
-    learned_sgd as learned_sgd,
+    LearnedSgdState,
+    learned_sgd,
 )
-from jaxmeta.optimizers._lstm import lstm as lstm, lstm_gac as lstm_gac
+from jaxmeta.optimizers._lstm import lstm, lstm_gac
 from jaxmeta.optimizers._meta_lstm import (
-    MetaLstmState as MetaLstmState,
-    MetaLstmTheta as MetaLstmTheta,
-    meta_lstm as meta_lstm,
+    MetaLstmState,
+    MetaLstmTheta,
+    meta_lstm,
 )
-from jaxmeta.optimizers._mlp import MlpState as MlpState, mlp as mlp
+from jaxmeta.optimizers._mlp import MlpState, mlp
 from jaxmeta.optimizers._ntm_bfgs import (
-    NtmBfgsState as NtmBfgsState,
-    ntm_bfgs as ntm_bfgs,
+    NtmBfgsState,
+    ntm_bfgs,
 )
-from jaxmeta.optimizers._partition import partition as partition
+from jaxmeta.optimizers._partition import partition
 from jaxmeta.optimizers._preprocess import (
-    log_gradient as log_gradient,
-    scaled_gradient as scaled_gradient,
+    log_gradient,
+    scaled_gradient,
 )
 from jaxmeta.optimizers._rnnprop import (
-    RnnpropState as RnnpropState,
-    RnnpropTheta as RnnpropTheta,
-    rnnprop as rnnprop,
+    RnnpropState,
+    RnnpropTheta,
+    rnnprop,
 )
 from jaxmeta.optimizers._weights import (
-    Pretrained as Pretrained,
-    load as load,
-    load_pretrained as load_pretrained,
-    pretrained as pretrained,
-    save as save,
+    Pretrained,
+    load,
+    load_pretrained,
+    pretrained,
+    save,
 )
+
+__all__ = [
+    "LearnedSgdState",
+    "LstmState",
+    "LstmTheta",
+    "MetaLstmState",
+    "MetaLstmTheta",
+    "MlpState",
+    "NtmBfgsState",
+    "Pretrained",
+    "RnnpropState",
+    "RnnpropTheta",
+    "adam",
+    "curvature_sgd",
+    "learned_rate",
+    "learned_sgd",
+    "load",
+    "load_pretrained",
+    "log_gradient",
+    "lstm",
+    "lstm_gac",
+    "meta_lstm",
+    "mlp",
+    "ntm_bfgs",
+    "partition",
+    "pretrained",
+    "rnnprop",
+    "save",
+    "scaled_gradient",
+]

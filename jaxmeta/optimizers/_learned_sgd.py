@@ -63,10 +63,12 @@ def learned_sgd(
       >>> print(updates)
       [-0.5 -1. ]
     """
-    is_range = isinstance(learning_rate, tuple)
+    is_range = isinstance(learning_rate, tuple | list)
     low, high = learning_rate if is_range else (learning_rate, learning_rate)
     for rate in (low, high):
         _checks.check_positive("learning_rate", rate)
+    if is_range and not low <= high:
+        raise ValueError(f"`learning_rate` must be (low, high), got {learning_rate!r}.")
     _checks.check_choice("shared_by", shared_by, _SHARED)
     if num_steps is not None:
         _checks.check_int("num_steps", num_steps)

@@ -6,15 +6,27 @@ picture; in a notebook with `%matplotlib inline`, `ax.figure` shows it.
 """
 
 from jaxmeta.plots._curves import (
-    adaptation_curve as adaptation_curve,
-    learning_curve as learning_curve,
+    adaptation_curve,
+    learning_curve,
 )
 from jaxmeta.plots._optimizers import (
-    horizon_sweep as horizon_sweep,
-    optimizer_curves as optimizer_curves,
-    update_against_gradient as update_against_gradient,
-    width_depth_grid as width_depth_grid,
+    horizon_sweep,
+    optimizer_curves,
+    update_against_gradient,
+    width_depth_grid,
 )
-from jaxmeta.plots._run import plot_run as plot_run
-from jaxmeta.plots._sheet import task_sheet as task_sheet
-from jaxmeta.plots._trajectories import trajectories as trajectories
+from jaxmeta.plots._run import plot_run
+from jaxmeta.plots._sheet import task_sheet
+from jaxmeta.plots._trajectories import trajectories
+
+__all__ = [
+    "adaptation_curve",
+    "horizon_sweep",
+    "learning_curve",
+    "optimizer_curves",
+    "plot_run",
+    "task_sheet",
+    "trajectories",
+    "update_against_gradient",
+    "width_depth_grid",
+]

@@ -50,6 +50,8 @@ def adapt_run(
     labels, labelled, paths, unlabelled = _read_images(
         pathlib.Path(folder), getattr(recipe.tasks, "size", 28)
     )
+    if recipe.learner.embeds:  # Tells any number apart.
+        ways = len(labels)
     if len(labels) > ways:
         raise ValueError(
             f"{folder} has {len(labels)} labels, but {run.name} tells {ways} apart. "
@@ -68,8 +70,8 @@ def adapt_run(
         task_params, _ = learner.adapt(
             jax.random.key(recipe.seed), meta_params, support
         )
-        logits = learner.predict(task_params, inputs)
-        return jax.nn.softmax(logits[:, : len(labels)])
+        outputs = learner.predict(task_params, inputs)[:, : len(labels)]
+        return recipe.learner.probabilities(outputs)
 
     probabilities = predict(meta_params, support, _to_inputs(unlabelled))
     return [

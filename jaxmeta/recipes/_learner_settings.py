@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar, Literal, TypeAlias
 
+import jax
 import optax
 
 from jaxmeta import _checks, base, estimators, learners, optimizers
@@ -29,6 +30,10 @@ class Learner:
     def outer_tx(self, outer_tx: optax.GradientTransformation):
         """The outer update for all the meta-parameters."""
         return outer_tx
+
+    def probabilities(self, outputs: jax.Array) -> jax.Array:
+        """Of the classes, [N, W], from what the learner predicts."""
+        return jax.nn.softmax(outputs)
 
     def estimator(
         self,
@@ -126,10 +131,7 @@ class ReptileLearner(Learner):
         """The kept state is the mean over the tasks."""
         if not self.keep_inner_state:
             return outer_tx
-        return optax.partition(
-            {"params": outer_tx, "state": optax.sgd(1.0)},
-            learners.ReptileParams("params", "state"),
-        )
+        return learners.reptile_outer_tx(outer_tx)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,10 +76,6 @@ _cavia_sinusoid = Recipe(
     test_tasks=2000,
 )
 
-_STRIDED = (
-    "strided network, outer rate 3e-3 along a cosine, {:,} meta-steps of {} tasks"
-)
-
 
 def _by_inner_loop(name, learner, published, *, steps=5000, ours="", **options):
     """A learner with an inner loop on Omniglot, 5-way 1-shot."""
@@ -92,8 +88,11 @@ def _by_inner_loop(name, learner, published, *, steps=5000, ours="", **options):
         "steps": steps,
         "validate_every": 500,
     } | options
-    ways = settings["tasks"].ways
-    told = _STRIDED.format(steps, settings["num_tasks"])
+    ways, rate = settings["tasks"].ways, settings["outer_learning_rate"]
+    told = (
+        f"strided network, outer rate {rate:g} along a cosine, {steps:,} meta-steps of "
+        f"{settings['num_tasks']} tasks"
+    )
     return Recipe(
         summary=f"{name} on Omniglot, {ways}-way 1-shot, Conv4",
         published=published,
@@ -183,7 +182,7 @@ RECIPES: dict[str, Recipe] = {
         outer_optimizer="sgd",
         outer_learning_rate=1.0,
         steps=36_000,
-        ours=", outer rate 1; the paper's goes to zero along a line",
+        ours="; 10 shots in training; the paper's rate goes to zero along a line",
     ),
     "reptile-omniglot-20w1s": _by_inner_loop(
         "Reptile",
@@ -196,7 +195,8 @@ RECIPES: dict[str, Recipe] = {
         outer_optimizer="sgd",
         outer_learning_rate=1.0,
         steps=8000,
-        ours=", outer rate 1; the paper's goes to zero along a line",
+        ours="; 10 shots in training, all 20 images a step at test; the paper's rate "
+        "goes to zero along a line",
     ),
     "meta-sgd-omniglot-5w1s": _by_inner_loop(
         "Meta-SGD",
@@ -262,7 +262,12 @@ RECIPES: dict[str, Recipe] = {
         "99.97 % (Park and Oliva 2019, Table 1)",
     ),
     "meta-lstm-omniglot-5w1s": _by_inner_loop(
-        "Meta-LSTM", MetaLstmLearner(), "none", clip=0.25, outer_learning_rate=1e-3
+        "Meta-LSTM",
+        MetaLstmLearner(),
+        "none",
+        clip=0.25,
+        outer_learning_rate=1e-3,
+        ours="; meta-gradients clipped to a norm of 0.25",
     ),
     "proto-maml-omniglot-5w1s": _by_inner_loop(
         "Proto-MAML",

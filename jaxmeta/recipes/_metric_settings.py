@@ -3,6 +3,8 @@
 import dataclasses
 from typing import ClassVar, Literal, TypeAlias
 
+import jax.numpy as jnp
+
 from jaxmeta import learners
 from jaxmeta.recipes._learner_settings import Learner
 
@@ -61,6 +63,10 @@ class RelationLearner(_Metric):
         """Builds the learner; its loss is the squared error of its relations."""
         del loss
         return learners.relation(model)
+
+    def probabilities(self, outputs):
+        """Relations are between 0 and 1 each."""
+        return outputs / jnp.maximum(jnp.sum(outputs, -1, keepdims=True), 1e-12)
 
 
 @dataclasses.dataclass(frozen=True)

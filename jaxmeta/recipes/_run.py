@@ -192,12 +192,16 @@ def _check_unclaimed(run: Run) -> None:
     )
     # Words may be mended and data moved.
     free = {"summary", "published", "protocol", "tasks.data_dir", "problem.data_dir"}
-    for field in sorted((ours | theirs).keys() - free):
-        if ours.get(field) != theirs.get(field):
-            raise ValueError(
-                f"`--out` holds another run: in {run.directory}, `{field}` is "
-                f"{theirs.get(field)!r}, here {ours.get(field)!r}. Choose another."
-            )
+    differing = [
+        f"`{field}` is {theirs.get(field)!r}, here {ours.get(field)!r}"
+        for field in sorted((ours | theirs).keys() - free)
+        if ours.get(field) != theirs.get(field)
+    ]
+    if differing:
+        raise ValueError(
+            f"`--out` holds another run: in {run.directory}, {'; '.join(differing)}. "
+            "Repeat its options to go on with it, or choose another."
+        )
 
 
 @contextlib.contextmanager

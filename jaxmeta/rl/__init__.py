@@ -18,50 +18,91 @@ Example:
 """
 
 from jaxmeta.rl._adapters import (
-    ant_velocity as ant_velocity,
-    from_brax as from_brax,
-    from_gymnax as from_gymnax,
-    half_cheetah_direction as half_cheetah_direction,
-    half_cheetah_velocity as half_cheetah_velocity,
+    ant_velocity,
+    from_brax,
+    from_gymnax,
+    half_cheetah_direction,
+    half_cheetah_velocity,
 )
-from jaxmeta.rl._bandits import bandit as bandit
-from jaxmeta.rl._baseline import linear_baseline as linear_baseline
+from jaxmeta.rl._bandits import bandit
+from jaxmeta.rl._baseline import linear_baseline
 from jaxmeta.rl._env import (
-    Box as Box,
-    Discrete as Discrete,
-    Environment as Environment,
+    Box,
+    Discrete,
+    Environment,
 )
 from jaxmeta.rl._loop import (
-    AdaptationInfo as AdaptationInfo,
-    PolicyInfo as PolicyInfo,
-    PolicyLoop as PolicyLoop,
-    Samples as Samples,
+    AdaptationInfo,
+    PolicyInfo,
+    PolicyLoop,
+    Samples,
 )
-from jaxmeta.rl._maml import PolicyLearner as PolicyLearner, maml as maml
-from jaxmeta.rl._navigation import navigation as navigation
+from jaxmeta.rl._maml import PolicyLearner, maml
+from jaxmeta.rl._navigation import navigation
 from jaxmeta.rl._policies import (
-    Categorical as Categorical,
-    Gaussian as Gaussian,
-    GaussianParams as GaussianParams,
-    Policy as Policy,
-    categorical_policy as categorical_policy,
-    gaussian_policy as gaussian_policy,
+    Categorical,
+    Gaussian,
+    GaussianParams,
+    Policy,
+    categorical_policy,
+    gaussian_policy,
 )
-from jaxmeta.rl._ppo import PpoInfo as PpoInfo, ppo as ppo
+from jaxmeta.rl._ppo import PpoInfo, ppo
 from jaxmeta.rl._returns import (
-    discounted_sums as discounted_sums,
-    generalized_advantages as generalized_advantages,
+    discounted_sums,
+    generalized_advantages,
 )
 from jaxmeta.rl._rollout import (
-    Rollout as Rollout,
-    mean_return as mean_return,
-    rollout as rollout,
+    Rollout,
+    mean_return,
+    rollout,
 )
-from jaxmeta.rl._surrogates import Batch as Batch, objective as objective
+from jaxmeta.rl._surrogates import Batch, objective
 from jaxmeta.rl._tabular import (
-    TabularTask as TabularTask,
-    action_values as action_values,
-    expected_return as expected_return,
-    tabular as tabular,
+    TabularTask,
+    action_values,
+    expected_return,
+    tabular,
 )
-from jaxmeta.rl._trpo import TrpoInfo as TrpoInfo, trpo as trpo
+from jaxmeta.rl._trpo import TrpoInfo, trpo
+
+__all__ = [
+    "AdaptationInfo",
+    "Batch",
+    "Box",
+    "Categorical",
+    "Discrete",
+    "Environment",
+    "Gaussian",
+    "GaussianParams",
+    "Policy",
+    "PolicyInfo",
+    "PolicyLearner",
+    "PolicyLoop",
+    "PpoInfo",
+    "Rollout",
+    "Samples",
+    "TabularTask",
+    "TrpoInfo",
+    "action_values",
+    "ant_velocity",
+    "bandit",
+    "categorical_policy",
+    "discounted_sums",
+    "expected_return",
+    "from_brax",
+    "from_gymnax",
+    "gaussian_policy",
+    "generalized_advantages",
+    "half_cheetah_direction",
+    "half_cheetah_velocity",
+    "linear_baseline",
+    "maml",
+    "mean_return",
+    "navigation",
+    "objective",
+    "ppo",
+    "rollout",
+    "tabular",
+    "trpo",
+]

@@ -209,7 +209,7 @@ def policy_loop(
         samples = Samples(inner, outer, skipped=~is_finite)
         return jax.lax.stop_gradient(samples), info, last_return
 
-    def replay(params, samples, hvp=settings.hvp):
+    def replay(params, samples, hvp: _inner_loop.Hvp = settings.hvp):
         def support_loss(params, key, batches, step):
             del key
             return inner_loss(params, jax.tree.map(lambda x: x[step], batches))

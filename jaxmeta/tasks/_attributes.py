@@ -15,8 +15,8 @@ def load_attributes(path: str | os.PathLike[str]) -> _zero_shot.AttributeData:
     """Loads zero-shot data: an .npz file, or a folder in the layout of xlsa17.
 
     An .npz file holds `features` [N, ...] (floats, or uint8 images), `labels` [N]
-    (integers from 0), `attributes` [C, A], and may hold `seen` and `unseen` (distinct
-    classes; by default the others, and none) and `names` [C].
+    (integers from 0), `attributes` [C, A], and may hold `unseen` (distinct classes, as
+    labels; none by default), `seen` (all others by default) and `names` [C].
 
     A folder of the "proposed splits" (CUB, AWA1, AWA2, ...) holds `res101.mat` and
     `att_splits.mat`. The classes of `trainval_loc` are seen, those of `test_unseen_loc`
@@ -184,7 +184,7 @@ def _integers(
         raise ValueError(
             f"`{name}` in {path} must be a list of integers from 0 to {count - 1}, a "
             f"class each, got shape {values.shape} and dtype {values.dtype}"
-            + (f" from {values.min()} to {values.max()}." if values.size else ".")
+            + (f" from {values.min()} to {values.max()}." if is_valid else ".")
         )
     return values.astype(np.int32)
 

@@ -5,6 +5,7 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy import ndimage
 from jax.tree_util import Partial
 
@@ -148,7 +149,7 @@ def _check_strengths(rotation, shear, scale, shift, probability):
             raise ValueError(f"`{name}` must be finite and >= 0, got {value!r}.")
     if not 0 <= shear < 1:
         raise ValueError(f"`shear` must be in [0, 1), got {shear!r}.")
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] < math.inf:
+    if np.shape(scale) != (2,) or not 0 < scale[0] <= scale[1] < math.inf:
         raise ValueError(
             f"`scale` must be (low, high) with 0 < low <= high, got {scale!r}."
         )

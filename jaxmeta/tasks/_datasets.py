@@ -15,11 +15,42 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
 
 class ImageClasses(NamedTuple):
-    """Images sorted by class, on the host."""
+    """Images sorted by class, on the host.
 
-    images: np.ndarray  # [C, E, H, W, channels] uint8
-    num_examples: np.ndarray  # [C] int32: the first so many are real, the rest zeros
-    names: tuple[str, ...]  # C names, such as "Greek/character03"
+    Attributes:
+      images: [C, E, H, W, channels] uint8.
+      num_examples: [C] int32; the first so many of a class are real, the rest zeros.
+      names: C names, such as "Greek/character03".
+    """
+
+    images: np.ndarray
+    num_examples: np.ndarray
+    names: tuple[str, ...]
+
+    def take_classes(self, classes: Sequence[int] | np.ndarray) -> "ImageClasses":
+        """Keeps these classes alone, in the order given: to hold some out for a test.
+
+        Raises:
+          ValueError: if a class is unknown or given twice, or there is none.
+
+        Example:
+          >>> data = image_classes(np.zeros((5, 20, 28, 28), np.uint8))
+          >>> train, test = data.take_classes(range(3)), data.take_classes([3, 4])
+          >>> train.names, test.names
+          (('0', '1', '2'), ('3', '4'))
+        """
+        chosen = [int(c) for c in classes]
+        count = len(self.images)
+        known = set(range(count))
+        if not chosen or len(set(chosen)) < len(chosen) or not set(chosen) <= known:
+            raise ValueError(
+                f"`classes` must be some of 0 to {count - 1}, each once, got {chosen}."
+            )
+        return ImageClasses(
+            self.images[chosen],
+            self.num_examples[chosen],
+            tuple(self.names[c] for c in chosen),
+        )
 
 
 class Splits(NamedTuple):
@@ -135,6 +166,10 @@ def load_folder(
 
 def load_image(path: str | os.PathLike[str], *, size: int, channels: int) -> np.ndarray:
     """Loads one image, resized to a square by averaging over areas.
+
+    As in the file, never inverted, where `few_shot` gives [0, 1] and `load_folder`
+    inverts drawings on light paper: to predict, `image[None] / 255` or
+    `(255 - image)[None] / 255`.
 
     An image that is not square is stretched; a transparent one is laid on white;
     the orientation that a camera noted is applied; of an animation the first frame

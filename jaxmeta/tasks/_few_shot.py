@@ -165,7 +165,8 @@ def _as_arrays(dataset):
         raise ValueError(
             "`dataset` must be uint8 images [classes, examples, height, width] or "
             f"[..., channels], got {got}. A folder of images is read by "
-            "`jaxmeta.tasks.load_folder`; of splits take one, say `splits.train`."
+            "`jaxmeta.tasks.load_folder`; of splits take one, say `splits.train`; "
+            "some of the classes are `dataset.take_classes(range(10))`."
         )
     if 0 in shape:
         raise ValueError(f"`dataset` is empty: its images have shape {shape}.")

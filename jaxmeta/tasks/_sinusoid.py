@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmeta import _checks, base
 
@@ -48,7 +49,7 @@ def sinusoid(
     _checks.check_int("queries", queries)
     ranges = {"amplitude": amplitude, "frequency": frequency, "phase": phase}
     for name, bounds in ranges.items():
-        if len(bounds) != 2 or not bounds[0] <= bounds[1]:
+        if np.shape(bounds) != (2,) or not bounds[0] <= bounds[1]:
             raise ValueError(f"`{name}` must be (low, high), got {bounds!r}.")
 
     def sample_task(key):

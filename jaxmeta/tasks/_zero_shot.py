@@ -16,15 +16,25 @@ from jaxmeta.tasks import _few_shot
 
 
 class AttributeData(NamedTuple):
-    """Examples of classes, and what is known of each class, on the host."""
+    """Examples of classes, and what is known of each class, on the host.
 
-    features: np.ndarray  # [N, ...] float, or uint8 images
-    labels: np.ndarray  # [N] int32, rows of `attributes`
-    attributes: np.ndarray  # [C, A] float32
-    seen: np.ndarray  # [S] int32, classes to train on
-    unseen: np.ndarray  # [U] int32, classes to report on
-    names: tuple[str, ...]  # C names
-    held_out: np.ndarray = np.zeros(0, np.int32)  # examples that no task draws
+    Attributes:
+      features: [N, ...] float, or uint8 images.
+      labels: [N] int32, rows of `attributes`.
+      attributes: [C, A] float32.
+      seen: [S] int32, classes to train on.
+      unseen: [U] int32, classes to report on.
+      names: C names.
+      held_out: [...] int32, examples that no task draws.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    attributes: np.ndarray
+    seen: np.ndarray
+    unseen: np.ndarray
+    names: tuple[str, ...]
+    held_out: np.ndarray = np.zeros(0, np.int32)
 
 
 def zero_shot(
@@ -127,6 +137,8 @@ def zero_shot_test(
       >>> task.support.inputs.shape, task.query.targets.shape
       ((20, 20), (140, 20))
     """
+    if classes is None and not len(data.unseen):
+        raise ValueError("`data` names no unseen classes: give `classes` to test on.")
     classes = _known_classes(data, data.unseen if classes is None else classes)
     chosen = np.sort(np.concatenate(_rows_by_class(data, classes)))
     position = np.zeros(len(data.attributes), np.int32)

@@ -12,11 +12,17 @@ from jaxmeta import _checks, base, estimators
 
 
 class MeanWithInterval(NamedTuple):
-    """A mean over tasks and the half-width of its 95 % confidence interval."""
+    """A mean over tasks and the half-width of its 95 % confidence interval.
 
-    mean: jax.Array  # [...]
-    interval: jax.Array  # [...]
-    per_task: jax.Array  # [T, ...]
+    Attributes:
+      mean: [...].
+      interval: [...].
+      per_task: [T, ...].
+    """
+
+    mean: jax.Array
+    interval: jax.Array
+    per_task: jax.Array
 
     def __str__(self) -> str:
         """Mean ± interval, or one such a line for vectors."""
@@ -29,10 +35,15 @@ class MeanWithInterval(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` returns; index k is after k inner steps."""
+    """What `evaluate` returns; index k is after k inner steps.
 
-    loss: MeanWithInterval  # leaves [K + 1]
-    metrics: Mapping[str, MeanWithInterval]  # leaves [K + 1]
+    Attributes:
+      loss: `mean` and `interval` [K + 1], `per_task` [T, K + 1].
+      metrics: name -> the same.
+    """
+
+    loss: MeanWithInterval
+    metrics: Mapping[str, MeanWithInterval]
 
     def __repr__(self) -> str:
         """A table: a row for each number of inner steps, a column for each metric.
