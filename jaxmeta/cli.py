@@ -282,17 +282,24 @@ def _parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
         unknown = re.search("Unrecognized.*?(--[a-z][a-z.-]*)", message)
         if unknown:
             message = f"Unrecognized option: {unknown[1]}."
-            message += _meant(unknown[1], kind, options.get("default"))
+            message += _meant(unknown[1], options.get("default", kind))
         raise _UsageError(f"{message} See `jaxmeta {command} --help`.") from None
 
 
-def _meant(got: str, kind: Any, default: Any) -> str:
+def _meant(got: str, settings: Any) -> str:
     """A hint at the option with the name nearest to what was given, if there is one."""
-    given = {} if default is None else {"default": default}
-    actions = tyro.extras.get_parser(kind, **given)._actions
-    names = [name for action in actions for name in action.option_strings]
-    close = difflib.get_close_matches(got, names, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(got, _options(settings), n=1, cutoff=0.7)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def _options(settings: Any) -> list[str]:
+    """The options for the fields of a dataclass and of those in it."""
+    names = []
+    for field in dataclasses.fields(settings):
+        inner = getattr(settings, field.name, None)
+        is_nested = dataclasses.is_dataclass(inner)
+        names += _options(inner) if is_nested else ["--" + field.name.replace("_", "-")]
+    return names
 
 
 def _unknown(what: str, got: str, choices: Any) -> str:

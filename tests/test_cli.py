@@ -198,6 +198,18 @@ BAD_COMMANDS = {
         "`recipe` 'maml-omniglot-5w5s' is unknown: did you mean 'maml-omniglot-5w1s'",
     ),
     "no such field": (["train", "--stepss", "5"], "Did you mean --steps?"),
+    "less than a field": (
+        ["train", "maml-sinusoid", "--step", "5"],
+        "Unrecognized option: --step. Did you mean --steps?",
+    ),
+    "nothing like a field": (
+        ["train", "--foo", "5"],
+        "Unrecognized option: --foo. See",
+    ),
+    "an option before the recipe": (
+        ["train", "--steps", "5", "maml-sinusoid"],
+        "The recipe comes first: `jaxmeta train maml-sinusoid",
+    ),
     "a word for a number": (["train", "--steps", "many"], "--steps.*many"),
     "no value": (["train", "--steps"], "Missing value for argument '--steps'"),
     "no such choice": (
@@ -255,7 +267,7 @@ def test_out_that_is_a_file(capsys, tmp_path):
 def test_out_that_holds_another_run(run, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said = _said(capsys, ["train", "--out", run, *TINY, "--inner-steps", "2"])
-    assert "`learner.inner_steps` is 1, here 2. Choose another" in said
+    assert "`learner.inner_steps` is 1, here 2. Repeat its options to go on" in said
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert after == before
 

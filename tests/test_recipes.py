@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,13 +102,20 @@ def test_a_metric_run_is_tested_on_other_ways(metric_run):
 
 def test_a_metric_run_adapts_to_a_folder(metric_run, tmp_path):
     rng = np.random.default_rng(0)
-    for path in ("bar/1.png", "foo/1.png", "new.png"):
+    labels = [f"label {i}" for i in range(7)]  # More than it was tested on.
+    assert recipes.open_run(metric_run).recipe.tasks.ways < len(labels)
+    for path in (*(f"{label}/1.png" for label in labels), "new.png"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         image = Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8))
         image.save(tmp_path / path)
     (prediction,) = recipes.adapt_run(metric_run, tmp_path)
-    assert prediction.label in ("bar", "foo")
-    assert 0.5 <= prediction.probability <= 1
+    assert prediction.label in labels
+    assert 1 / 7 <= prediction.probability <= 1
+
+
+def test_relations_are_told_as_shares():
+    found = recipes.RelationLearner().probabilities(jnp.array([[0.9, 0.3], [0.0, 0.0]]))
+    np.testing.assert_allclose(found, [[0.75, 0.25], [0.0, 0.0]])
 
 
 def test_a_metric_run_has_no_adaptation_curve(metric_run):
