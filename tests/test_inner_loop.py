@@ -49,7 +49,7 @@ def test_forward_mode_through_adaptation_needs_reverse_over_reverse(key):
         return jax.jvp(adapt, (params,), (params,))
 
     adapted("reverse-over-reverse")
-    with pytest.raises(TypeError, match='use hvp="reverse-over-reverse"'):
+    with pytest.raises(TypeError, match='with hvp="reverse-over-reverse"'):
         adapted("forward-over-reverse")
 
 

@@ -34,15 +34,16 @@ def _numpy_resnet12(params, x, stats=None):
     x, params, found = _numpy(x), _numpy(params), []
 
     def convolve(block, name, x):
-        kernel, side = block[name], len(block[name]) // 2
+        kernel = block[f"kernel{name}"]
+        side = len(kernel) // 2
         padded = np.pad(x, ((0, 0), (side, side), (side, side), (0, 0)))
         windows = np.lib.stride_tricks.sliding_window_view(
             padded, kernel.shape[:2], (1, 2)
         )
         x = np.einsum("nrschw,hwco->nrso", windows, kernel)
-        if f"{name}_bias" in block:
-            return x + block[f"{name}_bias"]
-        norms = ["shortcut", "kernel_0", "kernel_1", "kernel_2"]
+        if f"bias{name}" in block:
+            return x + block[f"bias{name}"]
+        norms = ["_shortcut", "_0", "_1", "_2"]
         norm = block[f"BatchNorm_{norms.index(name)}"]
         x, mine = _numpy_norm(x, norm, stats[len(found)] if stats else None)
         found.append(mine)
@@ -51,10 +52,10 @@ def _numpy_resnet12(params, x, stats=None):
     leaky = lambda x: np.where(x > 0, x, x / 10)
     for n in range(4):
         block = params[f"ResidualBlock_{n}"]
-        shortcut = convolve(block, "shortcut", x)
-        x = leaky(convolve(block, "kernel_0", x))
-        x = leaky(convolve(block, "kernel_1", x))
-        x = leaky(convolve(block, "kernel_2", x) + shortcut)
+        shortcut = convolve(block, "_shortcut", x)
+        x = leaky(convolve(block, "_0", x))
+        x = leaky(convolve(block, "_1", x))
+        x = leaky(convolve(block, "_2", x) + shortcut)
         rows, columns = x.shape[1] // 2, x.shape[2] // 2
         x = x[:, : 2 * rows, : 2 * columns]
         x = x.reshape(len(x), rows, 2, columns, 2, -1).max((2, 4))
@@ -111,7 +112,7 @@ def test_kernels_start_normal_with_variance_two_over_the_fan_out(key):
     model = jm.models.ResNet12((30, 30, 30, 30), head=None)
     params = jit(model.init)(key, jnp.ones((1, 16, 16, 3)))["params"]
     for block in _numpy(params).values():
-        for name, fan_out in (("shortcut", 30), ("kernel_1", 9 * 30)):
+        for name, fan_out in (("kernel_shortcut", 30), ("kernel_1", 9 * 30)):
             values = block[name] * np.sqrt(fan_out / 2)
             assert abs(values.mean()) < 4 / np.sqrt(values.size)
             assert abs(values.var() - 1) < 4 * np.sqrt(2 / values.size)

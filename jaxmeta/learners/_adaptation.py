@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _inner_loop, _model, base, losses
+from jaxmeta import _checks, _inner_loop, _model, _random, base, losses
 
 
 class Adaptation(NamedTuple):
@@ -198,7 +198,5 @@ def _draw(key, examples, batch_size):
     num_examples = jax.tree.leaves(examples)[0].shape[0]
     if batch_size >= num_examples:
         return examples
-    # The largest of random scores: `jax.random.choice` sorts them all.
-    scores = jax.random.uniform(key, (num_examples,))
-    chosen = jax.lax.top_k(scores, batch_size)[1]
+    chosen = _random.draw_distinct(key, jnp.ones(num_examples, bool), batch_size)
     return jax.tree.map(lambda x: x[chosen], examples)

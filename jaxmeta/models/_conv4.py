@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import _checks
-from jaxmeta.models import _conv, _norm
+from jaxmeta.models import _conv, _layers, _norm
 
 
 class Conv4(nn.Module):
@@ -100,13 +100,9 @@ class Block(nn.Module):
 
         `modulate` changes what goes into the ReLU.
         """
-        dtype = jnp.result_type(float)
-        shape = (3, 3, x.shape[-1], self.filters)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, dtype)
         stride = 2 if self.strided else 1
-        x = _conv.conv(x, kernel, strides=(stride, stride), padding=((1, 1), (1, 1)))
-        if self.norm is None:
-            shape = (1, 1, 1, self.filters)
-            x = x + self.param("bias", nn.initializers.zeros, shape, dtype)
-        x = nn.relu(modulate(_norm.normalize(self.norm, x)))
+        x = _layers.normalized_conv(
+            self, x, self.filters, norm=self.norm, stride=stride
+        )
+        x = nn.relu(modulate(x))
         return x if self.strided else _conv.max_pool(x)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import _checks
-from jaxmeta.models import _conv, _norm
+from jaxmeta.models import _conv, _layers, _norm
 
 
 class RelationEmbedding(nn.Module):
@@ -51,8 +51,12 @@ class RelationEmbedding(nn.Module):
             )
         _checks.check_int("filters", self.filters)
         x = inputs
-        for pool in (True, True, False, False):
-            x = _Block(self.filters, self.norm)(x)
+        for i, pool in enumerate((True, True, False, False)):
+            x = nn.relu(
+                _layers.normalized_conv(
+                    self, x, self.filters, norm=self.norm, suffix=f"_{i}"
+                )
+            )
             x = _conv.max_pool(x) if pool else x
         return x
 
@@ -102,8 +106,12 @@ class RelationModule(nn.Module):
             )
         dtype, x = jnp.result_type(float), pairs
         if x.ndim == 4:
-            for _ in range(2):
-                x = _Block(self.filters, self.norm)(x)
+            for i in range(2):
+                x = nn.relu(
+                    _layers.normalized_conv(
+                        self, x, self.filters, norm=self.norm, suffix=f"_{i}"
+                    )
+                )
                 x = _conv.max_pool(x) if min(x.shape[1:3]) > 1 else x
             x = x.reshape(x.shape[0], -1)
         else:
@@ -116,22 +124,3 @@ class RelationModule(nn.Module):
         if pairs.ndim == 2:  # Nothing is normalised.
             return params
         return _norm.with_statistics(self, params, pairs)
-
-
-class _Block(nn.Module):
-    """3x3 convolution, normalisation, ReLU; keeps the image's size."""
-
-    filters: int
-    norm: str | None
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, H, W, channels] to [N, H, W, filters]."""
-        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
-        shape = (3, 3, x.shape[-1], self.filters)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, dtype)
-        x = _conv.conv(x, kernel, strides=(1, 1), padding=((1, 1), (1, 1)))
-        if self.norm is None:
-            shape = (1, 1, 1, self.filters)
-            x = x + self.param("bias", nn.initializers.zeros, shape, dtype)
-        return nn.relu(_norm.normalize(self.norm, x))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmeta import _checks
-from jaxmeta.models import _conv, _norm
+from jaxmeta.models import _conv, _layers, _norm
 
 # As the reference implementation's, "kaiming normal" by the fan out.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -109,22 +109,22 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [N, H, W, channels] to [N, H // 2, W // 2, filters]."""
-        shortcut = self._convolve("shortcut", x, 1)
+        shortcut = self._convolve("_shortcut", x, 1)
         for i in range(3):
-            x = self._convolve(f"kernel_{i}", x if i == 0 else _activate(x), 3)
+            x = self._convolve(f"_{i}", x if i == 0 else _activate(x), 3)
         # The activation rises: after pooling it gives the same, for a quarter of it.
         return _activate(_conv.max_pool(x + shortcut))
 
-    def _convolve(self, name, x, size):
-        """Convolves with a new kernel, [size, size, ...], and normalises."""
-        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
-        shape = (size, size, x.shape[-1], self.filters)
-        kernel = self.param(name, _KERNEL_INIT, shape, dtype)
-        x = _conv.conv(x, kernel, strides=(1, 1), padding="SAME")
-        if self.norm is None:
-            zeros, shape = nn.initializers.zeros, (1, 1, 1, self.filters)
-            x = x + self.param(f"{name}_bias", zeros, shape, dtype)
-        return _norm.normalize(self.norm, x)
+    def _convolve(self, suffix, x, size):
+        return _layers.normalized_conv(
+            self,
+            x,
+            self.filters,
+            norm=self.norm,
+            size=size,
+            suffix=suffix,
+            kernel_init=_KERNEL_INIT,
+        )
 
 
 def _activate(x):

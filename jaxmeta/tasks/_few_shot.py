@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _random, base
 
 
 def few_shot(
@@ -81,14 +81,15 @@ def few_shot(
 
     def sample_task(images, num_examples, groups, key):
         class_key, example_key = jax.random.split(key)
-        scores = _score_classes(class_key, num_classes, groups)
-        # The largest of random scores: `jax.random.choice` sorts all the classes, 70
-        # times slower on a CPU.
-        classes = jax.lax.top_k(scores, ways)[1]
+        is_allowed = jnp.ones(num_classes, bool)
+        if groups is not None:
+            group_key, class_key = jax.random.split(class_key)
+            group = jax.random.randint(group_key, (), 0, jnp.max(groups) + 1)
+            is_allowed = groups == group
+        classes = _random.draw_distinct(class_key, is_allowed, ways)
         classes, turns = jnp.divmod(classes, 4) if rotations else (classes, None)
-        examples = _draw_examples(
-            example_key, num_examples[classes], images.shape[1], shots + queries
-        )
+        is_real = jnp.arange(images.shape[1])[None] < num_examples[classes][:, None]
+        examples = _random.draw_distinct(example_key, is_real, shots + queries)
         chosen = images[classes[:, None], examples]  # [W, shots + queries, H, W, c]
         if turns is not None:
             chosen = jax.vmap(_turn)(chosen, turns)
@@ -124,23 +125,6 @@ def _group_classes(dataset, images, ways, num_turns):
     numbers = {name: number for number, name in enumerate(large)}
     groups = np.array([numbers.get(name, -1) for name in names], np.int32)
     return jnp.asarray(np.repeat(groups, num_turns))
-
-
-def _score_classes(key, num_classes, groups):
-    """Draws scores [num_classes] in [0, 1); -1 outside of the group of a task."""
-    if groups is None:
-        return jax.random.uniform(key, (num_classes,))
-    group_key, score_key = jax.random.split(key)
-    group = jax.random.randint(group_key, (), 0, jnp.max(groups) + 1)
-    scores = jax.random.uniform(score_key, (num_classes,))
-    return jnp.where(groups == group, scores, -1.0)
-
-
-def _draw_examples(key, num_examples, capacity, count):
-    """Draws `count` distinct examples of each class: [W] -> [W, count]."""
-    scores = jax.random.uniform(key, (num_examples.shape[0], capacity))
-    padding = jnp.arange(capacity)[None] >= num_examples[:, None]
-    return jax.lax.top_k(jnp.where(padding, -1.0, scores), count)[1]
 
 
 def _turn(images, turns):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _random, base
 from jaxmeta.tasks import _few_shot
 
 
@@ -98,12 +98,9 @@ def zero_shot(
 
     def sample_task(features, attributes, table, counts, key):
         class_key, example_key = jax.random.split(key)
-        scores = jax.random.uniform(class_key, counts.shape)
-        chosen = jax.lax.top_k(scores, ways)[1]
-        # The largest of random scores: `jax.random.choice` would sort them all.
-        scores = jax.random.uniform(example_key, (ways, table.shape[1]))
-        is_padding = jnp.arange(table.shape[1])[None] >= counts[chosen][:, None]
-        drawn = jax.lax.top_k(jnp.where(is_padding, -1.0, scores), queries)[1]
+        chosen = _random.draw_distinct(class_key, jnp.ones(counts.shape, bool), ways)
+        is_real = jnp.arange(table.shape[1])[None] < counts[chosen][:, None]
+        drawn = _random.draw_distinct(example_key, is_real, queries)
         inputs = features[jnp.take_along_axis(table[chosen], drawn, 1)]
         labels = jnp.eye(ways)
         return base.Task(
