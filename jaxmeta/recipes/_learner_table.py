@@ -143,19 +143,19 @@ def _by_metric(name, learner, published, *, steps=4000, ours="", **options):
     )
 
 
-def _prototypical(ways, shots, published, **options):
-    """Prototypical networks as published: 60 ways, a pooled network."""
+def _on_60_ways(name, learner, published, *, shots=1, **options):
+    """As prototypical networks were published: 60 ways, a pooled network."""
     tasks = OmniglotTasks(
         split="vinyals",
-        ways=ways,
+        ways=20,
         shots=shots,
         train_ways=60,
         queries=5,
         test_queries=5,
     )
     return _by_metric(
-        "Prototypical networks",
-        PrototypicalLearner(),
+        name,
+        learner,
         published,
         tasks=tasks,
         model=Conv4Model(strided=False),
@@ -165,8 +165,11 @@ def _prototypical(ways, shots, published, **options):
     )
 
 
-_prototypical_1s = _prototypical(
-    20, 1, "96.0 % on 20 ways, 98.8 % on 5 (Snell et al. 2017, Table 1)", steps=7500
+_prototypical_1s = _on_60_ways(
+    "Prototypical networks",
+    PrototypicalLearner(),
+    "96.0 % on 20 ways, 98.8 % on 5 (Snell et al. 2017, Table 1)",
+    steps=7500,
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -275,10 +278,11 @@ RECIPES: dict[str, Recipe] = {
         "none",
     ),
     "prototypical-omniglot-1s": _prototypical_1s,
-    "prototypical-omniglot-5s": _prototypical(
-        20,
-        5,
+    "prototypical-omniglot-5s": _on_60_ways(
+        "Prototypical networks",
+        PrototypicalLearner(),
         "98.9 % on 20 ways, 99.7 % on 5 (Snell et al. 2017, Table 1)",
+        shots=5,
         steps=1500,
     ),
     "prototypical-omniglot-lake": dataclasses.replace(
@@ -308,12 +312,12 @@ RECIPES: dict[str, Recipe] = {
         MatchingLearner(),
         "93.8 % on 20 ways, 98.1 % on 5 (Vinyals et al. 2016, Table 1)",
     ),
-    "siamese-omniglot-1s": _by_metric(
+    "siamese-omniglot-1s": _on_60_ways(
         "Siamese networks",
         SiameseLearner(),
         "88.2 % on 20 ways, 97.3 % on 5 (quoted by Finn et al. 2017, Table 1)",
-        model=Conv4Model(strided=False),
         ours="; Conv4 instead of Koch's network",
+        steps=3000,
     ),
     "relation-omniglot-1s": _by_metric(
         "Relation networks",
