@@ -36,7 +36,8 @@ def reproduce(name, seeds, runs, data_dir, overrides):
             summary["test_10_shots"] = recipes.evaluate_run(
                 directory, task_settings=more
             )
-        if getattr(getattr(recipe, "learner", None), "embeds", False):
+        embeds = getattr(getattr(recipe, "learner", None), "embeds", False)
+        if embeds and recipe.tasks.ways != 5:
             fewer = dataclasses.replace(recipe.tasks, ways=5)
             summary["test_5_ways"] = recipes.evaluate_run(
                 directory, task_settings=fewer
