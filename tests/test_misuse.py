@@ -171,13 +171,13 @@ def _swapped(learner):
     return call
 
 
-def _zero_shot(widths):
+def _zero_shot(widths, function="meta_grad"):
     def call(key):
         data = jm.tasks.attribute_world(key)
         task = jm.tasks.zero_shot(data, ways=3, queries=2)(key)
         nets = [jm.models.MLP([width]) for width in widths]
         learner = jm.prototypical(*nets[:1], support_model=[*nets, None][1])
-        learner.meta_grad(key, learner.init(key, task), task)
+        getattr(learner, function)(key, learner.init(key, task), task)
 
     return call
 
@@ -205,6 +205,10 @@ CALLS = {
         "must hold numbers.*targets",
     ),
     "widths of zero-shot": (_zero_shot([8, 1]), "`support_model` must make"),
+    "widths when judged": (
+        _zero_shot([8, 1], "evaluate"),
+        "`support_model` must make",
+    ),
     "no support model": (_zero_shot([8]), "give a `support_model`"),
     "a class as model": (
         lambda key: jm.maml(jm.models.MLP, CROSS_ENTROPY, **SGD),

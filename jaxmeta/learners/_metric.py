@@ -169,14 +169,17 @@ def metric_learner(
             head_params = head.init(head_key, embedded)
         return MetricParams(params, support_params, head_params)
 
-    def adapt(key, meta_params, support):
+    def adapt_and_embed(key, meta_params, support):
         _checks.check_examples("support", support)
         support, params = prepare(support), unpack(meta_params)
         if support_model is None:
             params = params._replace(
                 params=net.with_statistics(params.params, support.inputs)
             )
-        task_params, _, info = fit(params, support, key, train=False)
+        return fit(params, support, key, train=False)
+
+    def adapt(key, meta_params, support):
+        task_params, _, info = adapt_and_embed(key, meta_params, support)
         return task_params, info
 
     def predict(task_params, inputs):
@@ -191,12 +194,7 @@ def metric_learner(
         params, support = unpack(meta_params), prepare(task.support)
         task_params, support, info = fit(params, support, support_key, train=True)
         query = embed(net, params.params, task.query, key=query_key, train=True)
-        shapes = (support.inputs.shape[1:], query.inputs.shape[1:])
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "`support_model` must make embeddings of the shape of `model`'s, "
-                f"{shapes[1]}, got {shapes[0]}."
-            )
+        check_widths(support, query)
         value, values = judge(task_params, query, key=head_key, train=True)
         total = value
         if head.regularizer is not None:
@@ -217,8 +215,9 @@ def metric_learner(
                 "makes no inner steps."
             )
         check(task)
-        task_params, _ = adapt(key, meta_params, task.support)
+        task_params, support, _ = adapt_and_embed(key, meta_params, task.support)
         query = embed(net, task_params.params, task.query)
+        check_widths(support, query)
         judged = judge(task_params, query)
         return base.EvalInfo(*jax.tree.map(lambda x: x[None], judged))
 
@@ -254,6 +253,16 @@ def check_classification(task: base.Task) -> None:
         raise ValueError(
             "`support` and `query` must be of the same classes, got targets of "
             f"{ways[0]} and {ways[1]} ways. Sample both of one task."
+        )
+
+
+def check_widths(support: base.Examples, query: base.Examples) -> None:
+    """Raises unless the embeddings of both sets are of one shape."""
+    shapes = support.inputs.shape[1:], query.inputs.shape[1:]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            "`support_model` must make embeddings of the shape of `model`'s, "
+            f"{shapes[1]}, got {shapes[0]}."
         )
 
 
