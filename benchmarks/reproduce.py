@@ -21,6 +21,12 @@ from benchmarks import _timing
 from jaxmeta import recipes
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "recipes"
+# What learners that embed are also tested on.
+OTHER_TASKS = {
+    "5_ways": {"ways": 5},
+    "5_shots": {"shots": 5},
+    "5_ways_5_shots": {"ways": 5, "shots": 5},
+}
 
 
 def reproduce(name, seeds, runs, data_dir, overrides):
@@ -36,12 +42,12 @@ def reproduce(name, seeds, runs, data_dir, overrides):
             summary["test_10_shots"] = recipes.evaluate_run(
                 directory, task_settings=more
             )
-        embeds = getattr(getattr(recipe, "learner", None), "embeds", False)
-        if embeds and recipe.tasks.ways != 5:
-            fewer = dataclasses.replace(recipe.tasks, ways=5)
-            summary["test_5_ways"] = recipes.evaluate_run(
-                directory, task_settings=fewer
-            )
+        if getattr(getattr(recipe, "learner", None), "embeds", False):
+            for label, other in OTHER_TASKS.items():
+                other = dataclasses.replace(recipe.tasks, **other)
+                summary[f"test_{label}"] = recipes.evaluate_run(
+                    directory, task_settings=other
+                )
         summary["settings"] = settings(recipe)
         summaries.append(summary)
     packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
@@ -98,17 +104,23 @@ def table():
     return "\n".join(lines)
 
 
+LABELS = {"test": ""} | {
+    f"test_{label}": label.replace("_", " ") + " " for label in OTHER_TASKS
+}
+
+
 def _row(result):
     runs = result["runs"]
     first = runs[0]
     if "optimizers" in first["test"]:
         ours, inductive = _optimizers([run["test"]["optimizers"] for run in runs]), ""
     elif "accuracy" in first["test"]:
-        tests = [[run["test"] for run in runs]]
-        if "test_5_ways" in first:
-            tests.append([run["test_5_ways"] for run in runs])
         ours, inductive = (
-            ", 5 ways ".join(_percent([pick(test) for test in each]) for each in tests)
+            ", ".join(
+                label + _percent([pick(run[test]) for run in runs])
+                for test, label in LABELS.items()
+                if test in first
+            )
             for pick in (
                 lambda test: test["accuracy"],
                 lambda test: test["inductive"]["accuracy"],
