@@ -26,6 +26,12 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
 
 
+def check_not_negative(name: str, value: float) -> None:
+    """Raises unless `value` is zero or positive, and finite."""
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be at least 0 and finite, got {value!r}.")
+
+
 def check_callable(name: str, value: Any) -> None:
     """Raises unless `value` can be called."""
     if not callable(value):

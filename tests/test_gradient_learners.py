@@ -540,6 +540,23 @@ def test_implicit_maml_at_convergence_is_exact_maml(key):
     assert _error(again, grads) < 1e-6
 
 
+def test_damping_of_implicit_maml_divides_the_hessian_alone(key):
+    learner = jm.imaml(
+        jm.Model(lambda key, x: jnp.zeros(()), lambda w, x: w * x),
+        lambda out, y: jnp.mean(0.5 * (out - y) ** 2),  # Its Hessian is 1.
+        inner_tx=optax.sgd(0.5),
+        inner_steps=60,
+        regularization=1.0,
+        damping=2.0,
+        cg_tolerance=1e-10,
+    )
+    ones = jm.Examples(inputs=jnp.ones(2), targets=jnp.ones(2))
+    task = jm.Task(ones, ones)
+    grads, _ = learner.meta_grad(key, learner.init(key, task), task)
+    # phi = 1/2 as without; (1 + 1 / 3)^-1 of the query's gradient there.
+    assert grads == pytest.approx(-0.5 * 3 / 4, rel=1e-6)
+
+
 def test_implicit_maml_tells_when_it_has_not_converged(key):
     task = regression_task(key)
     learner = jm.imaml(
@@ -716,6 +733,10 @@ MODEL, LOSS = tanh_model(), jm.losses.squared_error
         (
             lambda: jm.imaml(MODEL, LOSS, regularization=0.0, **INNER),
             "`regularization` must be positive and finite, got 0.0",
+        ),
+        (
+            lambda: jm.imaml(MODEL, LOSS, damping=-1.0, **INNER),
+            "`damping` must be at least 0 and finite, got -1.0",
         ),
         (
             lambda: jm.imaml(MODEL, LOSS, cg_steps=0, **INNER),

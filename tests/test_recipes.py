@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxmeta import cli, recipes, tasks
-from jaxmeta.recipes import _learner_table, _run
+from jaxmeta.recipes import _learner_table, _metric_table, _run
 
 SMALL = {
     "num_tasks": 2,
@@ -38,7 +38,7 @@ def test_recipes_come_back_from_json(name):
     assert recipes.from_json(written) == recipe
 
 
-@pytest.mark.parametrize("name", _learner_table.RECIPES)
+@pytest.mark.parametrize("name", [*_learner_table.RECIPES, *_metric_table.RECIPES])
 def test_every_learner_of_a_recipe_makes_a_meta_step(name):
     parts = _run.build(_on_glyphs(recipes.RECIPES[name]))
     after, info = jax.eval_shape(parts.train_step.step, parts.like)

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from jaxmeta import _checks, base
@@ -61,12 +61,7 @@ def over_tasks(
         return learner.meta_grad(learner_key, meta_params, sampler(task_key), **extra)
 
     def init(key):
-        task_key, init_key = jax.random.split(key)
-        meta_params = learner.init(init_key, sampler(task_key))
-        if mesh is not None:  # Where the steps will leave them: compiles them once.
-            replicated = NamedSharding(mesh, PartitionSpec())
-            meta_params = jax.lax.with_sharding_constraint(meta_params, replicated)
-        return meta_params, None
+        return _task_axis.init_replicated(learner, sampler, key, mesh), None
 
     def estimate(sampler, key, meta_params, carry, **extra: Any):
         keys = jax.random.split(key, num_tasks)

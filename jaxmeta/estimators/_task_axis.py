@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmeta import base
 
@@ -60,6 +60,19 @@ def sum_over_tasks(
         out_specs=(everywhere, over),
         check_vma=False,
     )
+
+
+def init_replicated(
+    learner: Any, sampler: Callable[..., Any], key: jax.Array, mesh: Mesh | None
+) -> base.Params:
+    """Draws meta-parameters for a sampled task, the same on every device."""
+    task_key, init_key = jax.random.split(key)
+    meta_params = learner.init(init_key, sampler(task_key))
+    if mesh is None:
+        return meta_params
+    # Where the steps will leave them: that compiles the steps once.
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.lax.with_sharding_constraint(meta_params, replicated)
 
 
 def mean_gradient(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import _checks, base, losses
-from jaxmeta.learners import _metric
+from jaxmeta.learners import _embeddings, _metric
 
 
 class FeatParams(NamedTuple):
@@ -98,7 +98,7 @@ def feat(
     _checks.check_int("num_heads", num_heads)
     _checks.check_positive("temperature", temperature)
     _checks.check_positive("contrastive_temperature", contrastive_temperature)
-    _metric.check_weight("contrastive", contrastive)
+    _checks.check_not_negative("contrastive", contrastive)
     if metrics is None:
         metrics = losses.default_metrics(loss)
 
@@ -115,11 +115,11 @@ def feat(
         del options
         present = jnp.sum(support.targets, 0) > 0
         everyone = jnp.broadcast_to(present[None], 2 * present.shape)
-        return _transform(head_params, _metric.class_means(support), everyone), None
+        return _transform(head_params, _embeddings.class_means(support), everyone), None
 
     def logits(head_params, prototypes, embeddings, **options):
         del head_params, options
-        return -_metric.squared_distances(embeddings, prototypes) / temperature
+        return -_embeddings.squared_distances(embeddings, prototypes) / temperature
 
     def contrast(head_params, prototypes, support, query):
         """Examples should lie near the transformed ones of their class."""
@@ -129,8 +129,10 @@ def feat(
         )
         of_one_class = targets @ targets.T > 0
         transformed = _transform(head_params, inputs, of_one_class)
-        centres = _metric.class_means(base.Examples(transformed, targets))
-        outputs = -_metric.squared_distances(inputs, centres) / contrastive_temperature
+        centres = _embeddings.class_means(base.Examples(transformed, targets))
+        outputs = (
+            -_embeddings.squared_distances(inputs, centres) / contrastive_temperature
+        )
         present = jnp.sum(targets, 0) > 0
         outputs = jnp.where(present[None], outputs, _metric.LOWEST)
         return contrastive * losses.cross_entropy(outputs, targets)

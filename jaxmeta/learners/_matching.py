@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import _checks, base, losses
-from jaxmeta.learners import _metric
+from jaxmeta.learners import _embeddings, _metric
 
 SIMILARITIES = ("cosine", "l2")
 
@@ -158,9 +158,9 @@ def matching(
         if full_context:
             f = in_context(head_params.attention, g, f)
         if similarity == "cosine":
-            similarities = _metric.cosines(f, g)
+            similarities = _embeddings.cosines(f, g)
         else:
-            similarities = -_metric.squared_distances(f, g)
+            similarities = -_embeddings.squared_distances(f, g)
         attention = jax.nn.log_softmax(similarities / temperature, -1)  # [Q, N]
         return _log_matmul_exp(attention, support.targets)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import _checks, _model, base, losses
-from jaxmeta.learners import _adaptation, _metric
+from jaxmeta.learners import _adaptation, _embeddings, _metric
 
 
 class ProtoMamlParams(NamedTuple):
@@ -79,13 +79,13 @@ def proto_maml(
     net = _model.normalize(model)
 
     def embed(params, inputs, **options):
-        return _metric.as_vectors(net.apply(params, inputs, **options))
+        return _embeddings.as_vectors(net.apply(params, inputs, **options))
 
     def apply(task_params, inputs, key=None, train=False):
         _checks.check_type("task_params", task_params, ProtoMamlParams)
         params, kernel, bias, present = task_params
         logits = embed(params, inputs, key=key, train=train) @ kernel + bias[None]
-        return _metric.without_absent(logits, present > 0)
+        return _embeddings.without_absent(logits, present > 0)
 
     def with_statistics(task_params, inputs):
         return task_params._replace(
@@ -99,7 +99,7 @@ def proto_maml(
     def prepare(key, meta_params, support):
         _metric.check_targets("support", support)
         embeddings = embed(meta_params, support.inputs, key=key, train=True)
-        prototypes = _metric.class_means(base.Examples(embeddings, support.targets))
+        prototypes = _embeddings.class_means(base.Examples(embeddings, support.targets))
         bias = -jnp.sum(jnp.square(prototypes), -1)
         # Floats: what an inner gradient closes over may have a cotangent.
         present = (jnp.sum(support.targets, 0) > 0).astype(embeddings.dtype)

@@ -8,7 +8,7 @@ References:
 from collections.abc import Mapping
 
 from jaxmeta import _checks, base, losses
-from jaxmeta.learners import _metric
+from jaxmeta.learners import _embeddings, _metric
 
 DISTANCES = ("euclidean", "cosine")
 
@@ -85,15 +85,17 @@ def prototypical(
 
     def fit(head_params, support, **options):
         del head_params, options
-        prototypes = _metric.class_means(support)
-        return _metric.unit(prototypes) if normalize_prototypes else prototypes, None
+        prototypes = _embeddings.class_means(support)
+        return _embeddings.unit(
+            prototypes
+        ) if normalize_prototypes else prototypes, None
 
     def logits(head_params, prototypes, embeddings, **options):
         del head_params, options
         if distance == "euclidean":
-            distances = _metric.squared_distances(embeddings, prototypes)
+            distances = _embeddings.squared_distances(embeddings, prototypes)
         else:
-            distances = 1 - _metric.cosines(embeddings, prototypes)
+            distances = 1 - _embeddings.cosines(embeddings, prototypes)
         return -distances / temperature
 
     return _metric.metric_learner(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import _checks, base, losses
-from jaxmeta.learners import _metric
+from jaxmeta.learners import _embeddings, _metric
 
 
 class SubspaceParams(NamedTuple):
@@ -93,7 +93,7 @@ def subspace(
       [[ -4. -25.]]
     """
     _checks.check_positive("scale", scale)
-    _metric.check_weight("discriminative", discriminative)
+    _checks.check_not_negative("discriminative", discriminative)
     if metrics is None:
         metrics = losses.default_metrics(loss)
 
@@ -103,7 +103,7 @@ def subspace(
 
     def fit(head_params, support, **options):
         del head_params, options
-        means = _metric.class_means(support)
+        means = _embeddings.class_means(support)
         bases = jax.vmap(_basis, (None, 0, 1))(support.inputs, means, support.targets)
         return Subspaces(means, bases), None
 

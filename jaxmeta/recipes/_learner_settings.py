@@ -208,6 +208,8 @@ class ImamlLearner(_InnerLoop):
 
     regularization: float = 2.0
     """Of the distance to the initialisation."""
+    damping: float = 0.0
+    """Of the Hessian."""
     cg_steps: int = 5
     """Conjugate-gradient steps."""
 
@@ -217,6 +219,7 @@ class ImamlLearner(_InnerLoop):
             model,
             loss,
             regularization=self.regularization,
+            damping=self.damping,
             cg_steps=self.cg_steps,
             **self.inner(),
         )

@@ -3,6 +3,7 @@
 from jaxmeta.recipes import (
     _learner_table,
     _maml_table,
+    _metric_table,
     _optimizer_table,
     _policy_table,
 )
@@ -13,6 +14,7 @@ DEFAULT = "maml-glyphs-5w1s"
 RECIPES: dict[str, Recipe | OptimizerRecipe] = {
     **_maml_table.RECIPES,
     **_learner_table.RECIPES,
+    **_metric_table.RECIPES,
     **_policy_table.RECIPES,
     **_optimizer_table.RECIPES,
 }

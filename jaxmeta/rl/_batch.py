@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from jaxmeta import base, estimators
@@ -53,12 +53,7 @@ def task_batch(
         return _task_axis.sum_over_tasks(of_task, chunk=chunk, mesh=mesh)
 
     def init(key):
-        task_key, init_key = jax.random.split(key)
-        meta_params = learner.init(init_key, sampler(task_key))
-        if mesh is not None:  # Where the steps will leave them: compiles them once.
-            replicated = NamedSharding(mesh, PartitionSpec())
-            meta_params = jax.lax.with_sharding_constraint(meta_params, replicated)
-        return meta_params
+        return _task_axis.init_replicated(learner, sampler, key, mesh)
 
     def collect(sampler, key, meta_params):
         def of_task(shared, key):
