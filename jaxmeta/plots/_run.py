@@ -39,7 +39,8 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
         )
     folder = run.directory / "plots"
     of_optimizer = isinstance(run.recipe, recipes.OptimizerRecipe)
-    of_policy = isinstance(getattr(run.recipe, "tasks", None), recipes.NavigationTasks)
+    tasks = getattr(run.recipe, "tasks", None)
+    of_policy = isinstance(tasks, recipes.PolicyTasks)
     metrics = [name for name in ("loss", "accuracy") if name in records[0]]
     if of_policy:  # Whose loss is minus it.
         metrics = ["return"]
@@ -83,10 +84,10 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
             main = next(iter(drawn.values()), figures["learning_curve"])
             main.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
         figures |= drawn
-    if of_policy:
+    if isinstance(tasks, recipes.NavigationTasks):
         figures["trajectories"] = _draw_policy(run)
         figures["trajectories"].suptitle(f"{run.name}: three test tasks")
-    elif not of_optimizer:
+    elif not of_optimizer and not of_policy:
         figures["tasks"] = _draw_tasks(run.recipe)
         figures["tasks"].suptitle(f"{run.name}: three test tasks")
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]

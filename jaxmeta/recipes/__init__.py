@@ -44,8 +44,10 @@ from jaxmeta.recipes._optimizer_settings import (
     TruncatedBptt,
 )
 from jaxmeta.recipes._policy_settings import (
+    LocomotionTasks,
     NavigationTasks,
     PolicyMamlLearner,
+    PolicyTasks,
 )
 from jaxmeta.recipes._run import (
     Run,
@@ -80,6 +82,7 @@ __all__ = [
     "FilmConv4Model",
     "GlyphTasks",
     "ImamlLearner",
+    "LocomotionTasks",
     "LstmOptimizer",
     "MamlLearner",
     "MamlPlusPlusLearner",
@@ -95,6 +98,7 @@ __all__ = [
     "OptimizerRecipe",
     "Pes",
     "PolicyMamlLearner",
+    "PolicyTasks",
     "Prediction",
     "ProtoMamlLearner",
     "PrototypicalLearner",

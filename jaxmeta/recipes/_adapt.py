@@ -43,7 +43,7 @@ def adapt_run(
     run = _run.open_run(directory)
     recipe = run.recipe
     if not isinstance(recipe, _config.Recipe) or isinstance(
-        recipe.tasks, _settings.SinusoidTasks | _policy_settings.NavigationTasks
+        recipe.tasks, _settings.SinusoidTasks | _policy_settings.PolicyTasks
     ):
         raise ValueError(f"{run.name} was not trained on images, which `adapt` needs.")
     ways = recipe.tasks.num_outputs

@@ -80,7 +80,7 @@ class Training:
 class Recipe(Training):
     """A named experiment: a learner over tasks."""
 
-    tasks: _settings.Tasks | _policy_settings.NavigationTasks
+    tasks: _settings.Tasks | _policy_settings.PolicyTasks
     model: _settings.ModelSettings
     learner: (
         _learner_settings.InnerLoopLearner
@@ -123,7 +123,7 @@ class Recipe(Training):
         num_outputs = None if self.learner.embeds else self.tasks.num_outputs
         model = self.model.make(num_outputs, statistics)
         learner = self.learner.with_inner_steps(inner_steps)
-        if isinstance(self.tasks, _policy_settings.NavigationTasks):
+        if isinstance(self.tasks, _policy_settings.PolicyTasks):
             return learner.make(model, self.tasks.environment)  # pyright: ignore
         return learner.make(model, self.tasks.loss)
 
@@ -206,7 +206,7 @@ _KINDS = {
         *typing.get_args(_settings.ModelSettings),
         *typing.get_args(_learner_settings.InnerLoopLearner),
         *typing.get_args(_metric_settings.MetricLearner),
-        _policy_settings.NavigationTasks,
+        *typing.get_args(_policy_settings.PolicyTasks),
         _policy_settings.PolicyMamlLearner,
         *typing.get_args(_optimizer_settings.Problem),
         *typing.get_args(_optimizer_settings.Optimizer),

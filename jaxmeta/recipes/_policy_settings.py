@@ -1,7 +1,7 @@
 """Settings of recipes' policies: their environments, and how they are meta-trained."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax.numpy as jnp
 import optax
@@ -10,19 +10,10 @@ from jaxmeta import _checks, base, rl
 from jaxmeta.recipes import _learner_settings, _settings
 
 
-@dataclasses.dataclass(frozen=True)
-class NavigationTasks:
-    """Goals in the plane for a point that does not see them."""
+class _Environments:
+    """Tasks of one environment, which learners are given in the place of a loss."""
 
-    variant: Literal["released", "paper"] = "released"
-    """The rewards of MAML's released code, or of its paper."""
-    horizon: int = 100
-    """Time steps of an episode."""
-
-    @property
-    def environment(self) -> rl.Environment:
-        """What learners are given in the place of a loss."""
-        return rl.navigation(self.variant, horizon=self.horizon)
+    environment: rl.Environment
 
     @property
     def num_outputs(self) -> int:
@@ -33,6 +24,48 @@ class NavigationTasks:
         """Builds the samplers; train and test tasks differ in their keys."""
         sample_task: Any = self.environment.sample_task
         return _settings.TaskSplits(sample_task, sample_task, sample_task)
+
+
+@dataclasses.dataclass(frozen=True)
+class NavigationTasks(_Environments):
+    """Goals in the plane for a point that does not see them."""
+
+    variant: Literal["released", "paper"] = "released"
+    """The rewards of MAML's released code, or of its paper."""
+    horizon: int = 100
+    """Time steps of an episode."""
+
+    @property
+    def environment(self) -> rl.Environment:  # pyright: ignore
+        """The plane."""
+        return rl.navigation(self.variant, horizon=self.horizon)
+
+
+@dataclasses.dataclass(frozen=True)
+class LocomotionTasks(_Environments):
+    """Directions or velocities for a body of brax (the extra `rl`)."""
+
+    body: Literal["half-cheetah-direction", "half-cheetah-velocity", "ant-velocity"] = (
+        "half-cheetah-direction"
+    )
+    """What is to run, and what the task is."""
+    horizon: int = 200
+    """Time steps of an episode."""
+    backend: Literal["generalized", "positional", "spring"] = "generalized"
+    """Brax's physics: the most exact first, the fastest last."""
+
+    @property
+    def environment(self) -> rl.Environment:  # pyright: ignore
+        """The body in its world."""
+        make = {
+            "half-cheetah-direction": rl.half_cheetah_direction,
+            "half-cheetah-velocity": rl.half_cheetah_velocity,
+            "ant-velocity": rl.ant_velocity,
+        }[self.body]
+        return make(horizon=self.horizon, backend=self.backend)
+
+
+PolicyTasks: TypeAlias = NavigationTasks | LocomotionTasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +152,7 @@ class PolicyMamlLearner(_learner_settings.Learner):
 
 def check_match(tasks: Any, learner: base.PyTree) -> None:
     """Raises unless environments meet policies, and nothing else does."""
-    if isinstance(tasks, NavigationTasks) != isinstance(learner, PolicyMamlLearner):
+    if isinstance(tasks, PolicyTasks) != isinstance(learner, PolicyMamlLearner):
         raise ValueError(
             f"`learner` must suit the tasks, got {type(learner).__name__} for "
             f"{type(tasks).__name__}: policies are for environments."

@@ -1,7 +1,7 @@
 """Environments of gymnax and brax (the extra `rl`)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from jaxmeta.rl import _env
 
 # (task, brax state before, action, brax state after) -> reward
 BraxReward = Callable[[Any, Any, jax.Array, Any], jax.Array]
+# The physics: the most exact first, the fastest last.
+BraxBackend = Literal["generalized", "positional", "spring"]
 
 
 def from_gymnax(
@@ -97,7 +99,9 @@ def from_brax(
     return _env.Environment(reset, step, sample_task, actions, horizon)
 
 
-def half_cheetah_direction(*, horizon: int = 200) -> _env.Environment:
+def half_cheetah_direction(
+    *, horizon: int = 200, backend: BraxBackend = "generalized"
+) -> _env.Environment:
     """A cheetah that is to run forwards or backwards; the task is +1 or -1.
 
     The reward is the velocity in that direction less 0.05 times the squared action.
@@ -115,10 +119,14 @@ def half_cheetah_direction(*, horizon: int = 200) -> _env.Environment:
     def sample_task(key):
         return jax.random.rademacher(key, (), jnp.result_type(float))
 
-    return from_brax(_brax("halfcheetah"), sample_task, reward, horizon=horizon)
+    return from_brax(
+        _brax("halfcheetah", backend), sample_task, reward, horizon=horizon
+    )
 
 
-def half_cheetah_velocity(*, horizon: int = 200) -> _env.Environment:
+def half_cheetah_velocity(
+    *, horizon: int = 200, backend: BraxBackend = "generalized"
+) -> _env.Environment:
     """A cheetah that is to run at a velocity, the task, uniform in [0, 2].
 
     The reward is minus the distance from it, less 0.05 times the squared action.
@@ -134,10 +142,14 @@ def half_cheetah_velocity(*, horizon: int = 200) -> _env.Environment:
         return -away - 0.05 * jnp.sum(action**2)
 
     sample_task = lambda key: jax.random.uniform(key, maxval=2.0)
-    return from_brax(_brax("halfcheetah"), sample_task, reward, horizon=horizon)
+    return from_brax(
+        _brax("halfcheetah", backend), sample_task, reward, horizon=horizon
+    )
 
 
-def ant_velocity(*, horizon: int = 200) -> _env.Environment:
+def ant_velocity(
+    *, horizon: int = 200, backend: BraxBackend = "generalized"
+) -> _env.Environment:
     """An ant that is to run at a velocity, the task, uniform in [0, 3].
 
     The reward is 1 less the distance from it and 0.005 times the squared action, and
@@ -154,15 +166,16 @@ def ant_velocity(*, horizon: int = 200) -> _env.Environment:
         return 1.05 - away - 0.005 * jnp.sum(action**2)
 
     sample_task = lambda key: jax.random.uniform(key, maxval=3.0)
-    return from_brax(_brax("ant"), sample_task, reward, horizon=horizon)
+    return from_brax(_brax("ant", backend), sample_task, reward, horizon=horizon)
 
 
-def _brax(name):
+def _brax(name, backend):
+    _checks.check_choice("backend", backend, get_args(BraxBackend))
     try:
         from brax import envs  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("Locomotion needs brax: pip install 'jaxmeta[rl]'") from error
-    return envs.get_environment(name)
+    return envs.get_environment(name, backend=backend)
 
 
 def _actions(space):
