@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from jaxmeta import cli, plots, recipes
@@ -51,6 +52,24 @@ def test_other_outer_updates_are_settings(outer):
     after, info = jax.eval_shape(parts.train_step.step, parts.like)
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, parts.like)
     assert info.loss.shape == (4,)
+
+
+def test_a_cosine_ends_with_the_last_epoch_of_the_last_step():
+    recipe = dataclasses.replace(_small(num_epochs=3), cosine=True, steps=2)
+    parts = recipes.build(recipe)
+    step, state = (
+        jax.jit(parts.train_step.step),
+        jax.jit(parts.train_step.init)(parts.train_key),
+    )
+    moved = []
+    for _ in range(3):
+        before, (state, _) = state, step(state)
+        moved.append(any_moved(before.meta_params, state.meta_params))
+    assert moved == [True, True, False]
+
+
+def any_moved(before, after):
+    return bool(optax.tree.norm(optax.tree.sub(before, after)) > 0)
 
 
 def test_policies_are_for_environments():

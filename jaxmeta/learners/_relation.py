@@ -48,7 +48,9 @@ def relation(
         `jaxmeta.models.RelationEmbedding` makes them, or vectors [N, D].
       relation_model: g, from the two embeddings concatenated along the last axis,
         [P, ..., 2 channels], to [P, 1]; the sigmoid comes after it. It is given `key`
-        and `train` as `model` is. None: the paper's, `jaxmeta.models.RelationModule()`.
+        and `train` as `model` is, and the classes' and the queries' embeddings as a
+        tuple, for all their pairs, if it has an attribute `takes_sets` that is true.
+        None: the paper's, `jaxmeta.models.RelationModule()`.
       support_model: embeds the support's inputs instead of `model`. With a description
         of each class as support, [W, A] beside targets `jnp.eye(W)`, this is zero-shot
         learning. Batch-normalised networks then predict from the statistics of the
@@ -97,6 +99,8 @@ def relation(
 
     def pairs_with(features, embeddings):
         """Concatenates each query with each class: [Q * W, ..., 2 channels]."""
+        if getattr(relation_model, "takes_sets", False):
+            return features, embeddings
         shape = (embeddings.shape[0], *features.shape)
         both = (features[None], embeddings[:, None])
         both = [jnp.broadcast_to(x, shape) for x in both]
@@ -124,10 +128,11 @@ def relation(
         features, relation_params = support
         pairs = pairs_with(features, embeddings)
         scores = net.apply(relation_params, pairs, **options)
-        if jnp.shape(scores) != (pairs.shape[0], 1):
+        num_pairs = embeddings.shape[0] * features.shape[0]
+        if jnp.shape(scores) != (num_pairs, 1):
             raise ValueError(
-                f"`relation_model` must map {pairs.shape[0]} pairs to "
-                f"({pairs.shape[0]}, 1), got shape {jnp.shape(scores)}."
+                f"`relation_model` must map {num_pairs} pairs to ({num_pairs}, 1), got "
+                f"shape {jnp.shape(scores)}."
             )
         return jax.nn.sigmoid(scores.reshape(embeddings.shape[0], -1))
 

@@ -5,6 +5,8 @@ References:
   2018, section 3.4 and figure 2. https://arxiv.org/abs/1711.06025
 """
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -68,7 +70,9 @@ class RelationEmbedding(nn.Module):
 class RelationModule(nn.Module):
     """Says by one number how well two concatenated feature maps go together.
 
-    Inputs are pairs [P, H, W, channels], of any size, or of vectors [P, D]. Maps pass
+    Inputs are pairs [P, H, W, channels], of any size, or of vectors [P, D]; or two sets
+    (a [A, ...], b [B, ...]), for all pairs of them, [B * A, ...], those with b_0 first:
+    the first convolution then sees every example once, and not every pair. Maps pass
     two blocks of 3x3 convolution, normalisation and ReLU, each pooled by 2x2 while
     there are two rows and columns; vectors pass one dense layer. Two more dense layers
     give [P, 1].
@@ -87,7 +91,12 @@ class RelationModule(nn.Module):
       >>> params = model.init(jax.random.key(0), pairs)
       >>> model.apply(params, pairs).shape
       (6, 1)
+      >>> sets = jnp.ones((2, 7, 7, 64)), jnp.ones((3, 7, 7, 64))
+      >>> model.apply(params, sets).shape
+      (6, 1)
     """
+
+    takes_sets = True  # What `jaxmeta.learners.relation` asks.
 
     filters: int = 64
     hidden: int = 8
@@ -95,32 +104,61 @@ class RelationModule(nn.Module):
     statistics: str = "batch"
 
     @nn.compact
-    def __call__(self, pairs: jax.Array) -> jax.Array:
+    def __call__(self, pairs: jax.Array | tuple[jax.Array, jax.Array]) -> jax.Array:
         """Maps pairs [P, ...] to [P, 1]."""
         for name in ("filters", "hidden"):
             _checks.check_int(name, getattr(self, name))
-        if pairs.ndim not in (2, 4):
+        sets = pairs if isinstance(pairs, tuple) else (pairs,)
+        if sets[0].ndim not in (2, 4):
             raise ValueError(
                 "RelationModule takes pairs of maps [P, H, W, channels] or of vectors "
-                f"[P, D], got shape {pairs.shape}."
+                f"[P, D], got shape {sets[0].shape}."
             )
-        dtype, x = jnp.result_type(float), pairs
-        if x.ndim == 4:
+        dtype = jnp.result_type(float)
+        if sets[0].ndim == 4:
             for i in range(2):
-                x = nn.relu(
-                    _layers.normalized_conv(
-                        self, x, self.filters, norm=self.norm, suffix=f"_{i}"
-                    )
+                x = _layers.normalized_conv(
+                    self,
+                    sets,
+                    self.filters,
+                    norm=self.norm,
+                    suffix=f"_{i}",
+                    channels=sum(x.shape[-1] for x in sets),
+                    convolve=_conv_of_pairs,
                 )
+                x = nn.relu(x)
                 x = _conv.max_pool(x) if min(x.shape[1:3]) > 1 else x
-            x = x.reshape(x.shape[0], -1)
+                sets = (x,)
+            x = sets[0].reshape(sets[0].shape[0], -1)
         else:
-            x = nn.relu(nn.Dense(self.filters, param_dtype=dtype)(x))
+            x = nn.relu(nn.Dense(self.filters, param_dtype=dtype)(_concatenate(sets)))
         x = nn.relu(nn.Dense(self.hidden, param_dtype=dtype)(x))
         return nn.Dense(1, param_dtype=dtype)(x)
 
     def with_statistics(self, params, pairs):
         """Returns `params` with the statistics that predictions will use."""
-        if pairs.ndim == 2:  # Nothing is normalised.
+        if (
+            pairs[0] if isinstance(pairs, tuple) else pairs
+        ).ndim == 2:  # Nothing is normalised.
             return params
         return _norm.with_statistics(self, params, pairs)
+
+
+def _conv_of_pairs(sets, kernel, **options):
+    """Convolves pairs that are concatenated, or all pairs of two sets."""
+    ends = list(itertools.accumulate(x.shape[-1] for x in sets))[:-1]
+    kernels = jnp.split(kernel, ends, axis=2)
+    parts = [_conv.conv(x, k, **options) for x, k in zip(sets, kernels, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    a, b = parts
+    return (a[None] + b[:, None]).reshape(-1, *a.shape[1:])
+
+
+def _concatenate(sets):
+    """Vectors [A, D] and [B, D] as all their pairs [B * A, 2 D]."""
+    if len(sets) == 1:
+        return sets[0]
+    (a, b), shape = sets, (sets[1].shape[0], *sets[0].shape)
+    both = [jnp.broadcast_to(x, shape) for x in (a[None], b[:, None])]
+    return jnp.concatenate(both, -1).reshape(-1, 2 * shape[-1])

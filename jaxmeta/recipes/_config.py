@@ -66,7 +66,7 @@ class Training:
             _checks.check_positive("clip", self.clip)
 
     def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
-        """Builds the outer update; it is made in a share of the meta-steps."""
+        """Builds the outer update, of which a meta-step makes `share` on average."""
         rate = self.outer_learning_rate
         if self.cosine:
             rate = optax.cosine_decay_schedule(rate, max(1, round(share * self.steps)))
@@ -134,7 +134,7 @@ class Recipe(Training):
         return self.learner.estimator(
             learner,
             sample_task,
-            super().make_outer_tx(),
+            super().make_outer_tx(self.learner.updates_per_step),
             num_tasks=self.num_tasks,
             tasks_per_chunk=self.tasks_per_chunk,
             mesh=mesh,

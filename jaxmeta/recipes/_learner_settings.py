@@ -16,6 +16,7 @@ class Learner:
     embeds: ClassVar[bool] = False  # takes a model without a head
     inner_steps: ClassVar[int | None] = None  # a field, where there are some
     test_inner_steps: ClassVar[int | None] = None
+    updates_per_step: ClassVar[int] = 1  # of the outer optimizer, as schedules count
 
     def make(self, model: base.ModelLike, loss: base.LossFn) -> base.MetaLearner:
         """Builds the learner."""

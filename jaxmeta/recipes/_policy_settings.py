@@ -129,6 +129,11 @@ class PolicyMamlLearner(_learner_settings.Learner):
             gae_lambda=self.gae_lambda,
         )
 
+    @property
+    def updates_per_step(self) -> int:  # pyright: ignore
+        """By the outer optimizer: what its schedule counts."""
+        return self.num_epochs if self.outer == "ppo" else 1
+
     def estimator(self, learner: Any, sample_task, outer_tx, **over) -> Any:
         """Builds the estimator that the outer update wants."""
         if self.outer == "trpo":
