@@ -53,8 +53,8 @@ def reproduce(name, seeds, runs, data_dir, overrides):
     packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
     result = {
         "recipe": name,
-        "published": summaries[0]["published"],
-        "protocol": summaries[0]["protocol"],
+        "published": recipes.RECIPES[name].published,
+        "protocol": recipes.RECIPES[name].protocol,
         "environment": _timing.environment(packages),
         "runs": summaries,
     }

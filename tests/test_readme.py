@@ -24,7 +24,7 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
 
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    adapt, learners, own_data, zero_shot, learned = others
+    adapt, learners, own_data, zero_shot, policies, learned = others
     exec(adapt, names)
     assert names["outputs"].shape == (10, 1)
     assert (tmp_path / "adaptation.png").stat().st_size > 0
@@ -39,6 +39,9 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
     learner, unseen = names["learner"], names["unseen"]
     params = learner.init(names["key"], names["sample_task"](names["key"]))
     assert learner.evaluate(names["key"], params, unseen).loss.shape == (1,)
+    exec(policies, names)
+    state = jax.eval_shape(names["init"], names["key"])
+    assert jax.eval_shape(names["step"], state)[1].loss.shape == (20,)
     exec(learned, names)
     assert names["info"].loss.shape == (16,)
     updates, _ = names["tx"].update(jnp.ones(3), names["tx"].init(jnp.ones(3)))
