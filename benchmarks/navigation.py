@@ -3,8 +3,8 @@
     python -m benchmarks.navigation
 
 The setting of MAML's released code: goals uniform in [-0.5, 0.5]^2, reward minus the
-distance, 100 time steps, 20 episodes before and after one inner step at rate 0.5, 20
-goals a meta-step; tested with 40 episodes an update, later updates at rate 0.25.
+distance, 100 time steps, 20 episodes before and after each inner step at rate 0.5, then
+0.25, 20 goals a meta-step; tested with 40 episodes an update.
 """
 
 import argparse
@@ -39,6 +39,7 @@ def variants() -> dict[str, Any]:
     change = lambda **fields: dataclasses.replace(learner, **fields)
     return {
         "MAML": learner,
+        "MAML, trained with one update": change(inner_steps=1),
         "FOMAML": change(first_order=True),
         # One policy for all goals, then fine-tuned like the others.
         "pretraining": change(inner_learning_rate=1e-12, later_learning_rate=1e-12),
@@ -93,8 +94,8 @@ def plot(results: dict[str, Any], path: pathlib.Path):
     """Draws the return against the number of updates, bands from seed to seed."""
     figure = _axes.figure(width=6)
     ax = figure.subplots()
-    styles = ("o-", "s--", "^-.", "v:")
-    colors = (_axes.DARK, _axes.LIGHT, "0.35", "0.6")
+    styles = ("o-", "x:", "s--", "^-.", "v:")
+    colors = (_axes.DARK, _axes.DARK, _axes.LIGHT, "0.35", "0.6")
     for (name, runs), style, color in zip(
         results.items(), styles, colors, strict=False
     ):

@@ -102,7 +102,8 @@ def maml(
     Returns:
       A `PolicyLearner` for `jaxmeta.estimators.over_tasks`, `ppo` or `trpo`. Where
       something of a task was not finite (a NaN reward), its meta-gradient is zero and
-      the info says `skipped`: estimators leave it out of their mean.
+      the info says `skipped`: estimators leave it out of their mean. `evaluate` hides
+      nothing: such a task's return is not a number.
 
     Raises:
       ValueError: if a setting is out of range or the policy is not for the

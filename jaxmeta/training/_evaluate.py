@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxmeta import _checks, base, estimators
+from jaxmeta.training import _mesh
 
 
 class MeanWithInterval(NamedTuple):
@@ -137,7 +138,7 @@ def evaluate(
     sampler = base.as_partial(sample_task)
     arrays = meta_params, sampler, key
     if mesh is not None:  # Restored parameters, say, are on one device.
-        arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+        arrays = _mesh.replicate(arrays, mesh)
     per_task = _evaluate_tasks(
         learner,
         *arrays,

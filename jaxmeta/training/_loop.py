@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import _checks, _json, base
-from jaxmeta.training import _checkpoint, _lock, _step
+from jaxmeta.training import _checkpoint, _lock, _processes, _step
 
 Validate = Callable[[base.Params], Mapping[str, float]]
 Report = Callable[[Mapping[str, Any]], None]
@@ -56,7 +56,8 @@ def fit(
       train_step: from `make_train_step`.
       num_steps: meta-steps in all.
       key: decides everything random.
-      directory: of the run; None keeps nothing.
+      directory: of the run; None keeps nothing. Processes that train together
+        (`jax.distributed`) share it: all save their part, the first one writes metrics.
       log_every: meta-steps between records, and of one dispatch.
       validate: `(meta_params) -> metrics`, floats of which `loss` decides what is best.
       validate_every: meta-steps between validations, each followed by a checkpoint; a
@@ -172,7 +173,8 @@ class _RunFiles:
         path = self._directory / "checkpoints"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(_lock.locked(path))
+            if _processes.is_main():
+                self._stack.enter_context(_lock.locked(path))
             self._checkpoints = _checkpoint.open_checkpoints(path)
             self._stack.callback(self._checkpoints.close)
         except OSError as error:
@@ -200,7 +202,9 @@ class _RunFiles:
 
     def _truncate_metrics(self, last_step):
         """Drops records from after the checkpoint: they will be made again."""
-        if self._directory is None or not self._metrics.exists():
+        if self._directory is None or not _processes.is_main():
+            return
+        if not self._metrics.exists():
             return
         kept = [r for r in read_metrics(self._metrics) if r["step"] <= last_step]
         new = self._metrics.with_suffix(".tmp")
@@ -208,7 +212,7 @@ class _RunFiles:
         os.replace(new, self._metrics)
 
     def append(self, record):
-        if self._directory is not None:
+        if self._directory is not None and _processes.is_main():
             try:
                 with self._metrics.open("a") as file:
                     file.write(_json.dumps(record) + "\n")

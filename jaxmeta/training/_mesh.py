@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 TASKS_AXIS = "tasks"
 
@@ -29,3 +29,14 @@ def task_mesh(devices: Sequence[Any] | None = None) -> Mesh:
         raise ValueError("`devices` is empty: a mesh needs at least one device.")
     # Explicit axes, JAX's default, would make `vmap` refuse sharded tasks.
     return Mesh(np.array(devices), (TASKS_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts the arrays of `tree` on all devices of `mesh`, other processes' too.
+
+    Each process then has the same arrays, on its own devices or on those of the mesh.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    if everywhere.is_fully_addressable:
+        return jax.device_put(tree, everywhere)
+    return jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)

@@ -1,0 +1,15 @@
+"""Several processes that train together: the first one writes the files."""
+
+import jax
+from jax.experimental import multihost_utils
+
+
+def is_main() -> bool:
+    """Whether this process writes what all of them know."""
+    return jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
