@@ -29,7 +29,7 @@ def test_relations_by_loops(key):
         expected = np.zeros((len(q), 4))
         for i, query in enumerate(q):
             for c in range(4):
-                h = np.concatenate([x[y[:, c] == 1].sum(0), query])
+                h = np.concatenate([x[y[:, c] == 1].mean(0), query])
                 for layer, (kernel, bias) in enumerate(kernels):
                     h = h @ kernel + bias
                     h = np.maximum(h, 0) if layer < 2 else h
@@ -62,7 +62,7 @@ def test_maps_are_compared_place_by_place(key):
     embed = jax.jit(lambda x: RelationEmbedding(filters=3).apply(meta_params.params, x))
     maps = [np.asarray(embed(e.inputs)) for e in task]
     assert maps[0].shape == (6, 2, 2, 3)
-    features = maps[0].reshape(3, 2, 2, 2, 3).sum(1)  # sorted by class
+    features = maps[0].reshape(3, 2, 2, 2, 3).mean(1)  # sorted by class
     pairs = [np.concatenate([c, q], -1) for q in maps[1] for c in features]
     module = RelationModule(filters=2, hidden=4)
     scores = jax.jit(module.apply)(meta_params.head_params, np.stack(pairs))

@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import _checks, _model, base, losses
-from jaxmeta.learners import _metric
+from jaxmeta.learners import _embeddings, _metric
 
 
 class RelationSupport(NamedTuple):
     """What queries are compared with."""
 
-    features: jax.Array  # [W, ...], summed over the shots
+    features: jax.Array  # [W, ...], mean over the shots
     relation_params: Any  # with the support's batch statistics where they are used
 
 
@@ -37,8 +37,8 @@ def relation(
     examples :math:`S_c` of class :math:`c`, the relation of a query to the class is
 
     .. math::
-      r_c(x) = \operatorname{sigmoid} g\Big(\big[\sum_{x_i \in S_c} f(x_i),
-        \; f(x)\big]\Big),
+      r_c(x) = \operatorname{sigmoid} g\Big(\big[\tfrac{1}{|S_c|}
+        \sum_{x_i \in S_c} f(x_i), \; f(x)\big]\Big),
 
     meta-trained by the squared error to 1 for the query's class and 0 for the others.
 
@@ -68,7 +68,11 @@ def relation(
       ValueError: while tracing, if the two kinds of embedding differ in shape, the
         relation module gives not one number a pair, targets are not one-hot, support
         and query differ in classes, a set is ragged or empty, or parameters are not
-        floats.
+          floats.
+
+    Differs from the paper: a class is the mean of its embeddings, there their sum, so
+    that there may be other shots than in meta-training. With one it is the same, with
+    another fixed number a factor that g can learn.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -84,8 +88,8 @@ def relation(
       ... )
       >>> key, task = jax.random.key(0), jm.Task(support, support)
       >>> task_params, _ = learner.adapt(key, learner.init(key, task), support)
-      >>> relations = learner.predict(task_params, jnp.array([[3.0]]))
-      >>> print(relations[0, 0])  # 1 + 2 - 3 = 0
+      >>> relations = learner.predict(task_params, jnp.array([[1.5]]))
+      >>> print(relations[0, 0])  # (1 + 2) / 2 - 1.5 = 0
       0.5
     """
     if relation_model is None:
@@ -107,7 +111,9 @@ def relation(
         return jnp.concatenate(both, -1).reshape(-1, *shape[2:-1], 2 * shape[-1])
 
     def class_features(support):
-        return jnp.tensordot(support.targets, support.inputs, ((0,), (0,)))
+        shape = support.inputs.shape
+        flat = support._replace(inputs=support.inputs.reshape(shape[0], -1))
+        return _embeddings.class_means(flat).reshape(-1, *shape[1:])
 
     def init(key, support):
         features = class_features(support)
