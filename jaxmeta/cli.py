@@ -157,6 +157,14 @@ def _train(argv: list[str]) -> None:
         recipe: recipes.Recipe | recipes.OptimizerRecipe
         out: pathlib.Path = pathlib.Path("runs") / name
         """The run folder; an interrupted run in it is gone on with."""
+        coordinator: str | None = None
+        """HOST:PORT of the first process, when several train together, on one machine
+        or on many that share the run folder; "auto" where the cluster tells (Slurm,
+        GKE, TPU pods)."""
+        num_processes: int | None = None
+        """How many train together."""
+        process_id: int | None = None
+        """Which of them this is; 0 is the first."""
 
     args = _parse(
         tyro.conf.AvoidSubcommands[tyro.conf.OmitArgPrefixes[TrainArgs]],
@@ -167,6 +175,9 @@ def _train(argv: list[str]) -> None:
         "Other recipes: `jaxmeta list`.",
     )
     _start_jax()
+    if not _join(args.coordinator, args.num_processes, args.process_id):
+        recipes.train_run(name, args.recipe, args.out)
+        return
     print(f"{name}: {recipe.summary}. Run folder: {args.out}")
     with _console.Progress(args.recipe.steps) as progress:
         summary = recipes.train_run(name, args.recipe, args.out, progress.report)
@@ -252,6 +263,29 @@ def _start_jax() -> None:
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "jaxmeta" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _join(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> bool:
+    """Joins the processes that train together; returns whether this is the first."""
+    import jax
+
+    given = {"--num-processes": num_processes, "--process-id": process_id}
+    missing = [option for option, value in given.items() if value is None]
+    if coordinator is None and len(missing) < len(given):
+        raise _UsageError("`--coordinator` HOST:PORT is missing: of the first process.")
+    if coordinator is None:
+        return True
+    if coordinator == "auto":
+        jax.distributed.initialize(heartbeat_timeout_seconds=30)
+    elif missing:
+        raise _UsageError(f"`--coordinator` also needs {' and '.join(missing)}.")
+    else:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=30
+        )
+    return jax.process_index() == 0
 
 
 def _count_cores() -> int:

@@ -33,9 +33,12 @@ class Parts(NamedTuple):
 def mesh_for(count: int, chunk: int | None = None) -> Mesh:
     """As many devices as share `count` tasks, in whole chunks, evenly.
 
-    Cores of a CPU are devices.
+    Cores of a CPU are devices. Of every process there are as many.
     """
-    counts = range(1, len(jax.devices()) + 1)
-    even = [n for n in counts if count % (n * (chunk or 1)) == 0]
-    # A chunk that does not divide the tasks is named by the estimator.
-    return training.task_mesh(jax.devices()[: max(even, default=1)])
+    processes = range(jax.process_count())
+    devices = [[d for d in jax.devices() if d.process_index == p] for p in processes]
+    counts = range(1, min(map(len, devices)) + 1)
+    even = [n for n in counts if count % (n * len(processes) * (chunk or 1)) == 0]
+    # What does not divide the tasks is named by the estimator.
+    each = max(even, default=1)
+    return training.task_mesh([d for some in devices for d in some[:each]])

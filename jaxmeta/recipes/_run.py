@@ -76,7 +76,10 @@ def train_run(
     if not path.exists():
         parts = build(recipe)  # Before the folder is made: wrong settings leave none.
         with _claimed(run):
-            _write_json(path, _train(run, parts, report))
+            summary = _train(run, parts, report)
+            if training.is_main_process():
+                _write_json(path, summary)
+        training.wait_for_processes("summary.json is written")
     return _json.loads(path.read_text())
 
 
@@ -96,6 +99,7 @@ def _train(
         patience=recipe.patience,
         report=report,
     )
+    training.wait_for_processes("metrics.jsonl is written")
     records = training.read_metrics(run.directory / "metrics.jsonl")
     return {
         "recipe": run.name,
@@ -206,7 +210,13 @@ def _check_unclaimed(run: Run) -> None:
 
 @contextlib.contextmanager
 def _claimed(run: Run) -> Iterator[None]:
-    """Makes the run folder, keeps others out and writes its configuration."""
+    """Makes the run folder, keeps others out and writes its configuration.
+
+    Of processes that train together, the first does so.
+    """
+    if not training.is_main_process():
+        yield
+        return
     config = {"name": run.name, "recipe": _config.to_json(run.recipe)}
     with contextlib.ExitStack() as stack:
         try:

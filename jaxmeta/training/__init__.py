@@ -28,6 +28,7 @@ from jaxmeta.training._optimizers import (
     evaluate_optimizer,
     tune,
 )
+from jaxmeta.training._processes import is_main_process, wait_for_processes
 from jaxmeta.training._responses import (
     UpdateResponses,
     update_responses,
@@ -54,6 +55,7 @@ __all__ = [
     "evaluate",
     "evaluate_optimizer",
     "fit",
+    "is_main_process",
     "load",
     "locked",
     "make_train_step",
@@ -64,4 +66,5 @@ __all__ = [
     "task_mesh",
     "tune",
     "update_responses",
+    "wait_for_processes",
 ]

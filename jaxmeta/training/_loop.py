@@ -173,7 +173,7 @@ class _RunFiles:
         path = self._directory / "checkpoints"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if _processes.is_main():
+            if _processes.is_main_process():
                 self._stack.enter_context(_lock.locked(path))
             self._checkpoints = _checkpoint.open_checkpoints(path)
             self._stack.callback(self._checkpoints.close)
@@ -202,7 +202,7 @@ class _RunFiles:
 
     def _truncate_metrics(self, last_step):
         """Drops records from after the checkpoint: they will be made again."""
-        if self._directory is None or not _processes.is_main():
+        if self._directory is None or not _processes.is_main_process():
             return
         if not self._metrics.exists():
             return
@@ -212,7 +212,7 @@ class _RunFiles:
         os.replace(new, self._metrics)
 
     def append(self, record):
-        if self._directory is not None and _processes.is_main():
+        if self._directory is not None and _processes.is_main_process():
             try:
                 with self._metrics.open("a") as file:
                     file.write(_json.dumps(record) + "\n")

@@ -4,12 +4,12 @@ import jax
 from jax.experimental import multihost_utils
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes what all of them know."""
     return jax.process_index() == 0
 
 
-def wait(name: str) -> None:
+def wait_for_processes(name: str) -> None:
     """Waits until all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)

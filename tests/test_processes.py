@@ -1,0 +1,82 @@
+"""Processes on this machine that train together, over loopback."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jaxmeta import cli
+
+TRAIN = "train maml-sinusoid --hidden 8 8 --num-tasks 8 --validation-tasks 6"
+TRAIN += " --test-tasks 6 --log-every 5 --validate-every 5"
+
+
+def _train(out, num_processes, steps, cores=1):
+    """Runs the command line in some processes; returns what the first one printed."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "jaxmeta", *TRAIN.split()]
+    command += ["--steps", str(steps), "--out", str(out)]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(cores), "JAX_PLATFORMS": "cpu"}
+    together = []
+    for i in range(num_processes):
+        options = ["--coordinator", address, "--num-processes", str(num_processes)]
+        options = [*options, "--process-id", str(i)] if num_processes > 1 else []
+        process = subprocess.Popen(
+            command + options,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        together.append(process)
+    said = [process.communicate(timeout=300) for process in together]
+    for process, (_, errors) in zip(together, said, strict=True):
+        assert process.returncode == 0, errors
+    return said[0][0]
+
+
+def _records(out: pathlib.Path):
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return [{k: x for k, x in r.items() if k != "seconds"} for r in records]
+
+
+def _as_if_interrupted(out: pathlib.Path, steps):
+    """Makes a run one of more steps that was stopped on the way."""
+    (out / "summary.json").unlink()
+    config = json.loads((out / "config.json").read_text())
+    config["recipe"]["steps"] = steps
+    (out / "config.json").write_text(json.dumps(config))
+
+
+def test_two_processes_train_as_one_and_one_goes_on(tmp_path):
+    printed = _train(tmp_path / "two", 2, steps=5)
+    assert "5 meta-steps in" in printed
+    _as_if_interrupted(tmp_path / "two", steps=10)
+    _train(tmp_path / "two", 1, steps=10)
+    _train(tmp_path / "one", 1, steps=10, cores=2)
+    together, alone = (_records(tmp_path / name) for name in ("two", "one"))
+    assert [r["step"] for r in together] == [5, 10]
+    for a, b in zip(together, alone, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--process-id 0", "`--coordinator` HOST:PORT is missing"),
+        ("--coordinator h:1", "also needs --num-processes and --process-id"),
+        ("--coordinator h:1 --process-id 0", "also needs --num-processes"),
+    ],
+)
+def test_processes_that_are_not_told_enough(options, message, tmp_path, capsys):
+    argv = [*TRAIN.split(), "--out", str(tmp_path / "run"), *options.split()]
+    assert cli.main(argv) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
