@@ -8,6 +8,7 @@ import datetime
 import importlib.metadata
 import math
 import os
+import pathlib
 import platform
 import statistics
 import subprocess
@@ -119,10 +120,16 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit, with "-dirty" after it if files differ; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
+    """The commit, with "-dirty" if files but results differ; None outside git."""
+
+    def git(*args):
+        command = ["git", "-C", str(pathlib.Path(__file__).parents[1]), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    commit = git("rev-parse", "HEAD").stdout.strip()
+    code = (".", ":!benchmarks/results")
+    differs = git("diff", "HEAD", "--quiet", "--", *code).returncode == 1
+    return commit + "-dirty" * differs if commit else None
 
 
 def _cpu_model() -> str:
