@@ -7,6 +7,7 @@ from jaxmeta.models._koch import KochNet
 from jaxmeta.models._linen import from_linen
 from jaxmeta.models._mlp import MLP
 from jaxmeta.models._nnx import from_nnx
+from jaxmeta.models._precision import with_compute_dtype
 from jaxmeta.models._relation_net import (
     RelationEmbedding,
     RelationModule,
@@ -26,4 +27,5 @@ __all__ = [
     "Transformer",
     "from_linen",
     "from_nnx",
+    "with_compute_dtype",
 ]

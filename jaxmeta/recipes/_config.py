@@ -15,7 +15,7 @@ import optax
 import tyro
 from jax.sharding import Mesh
 
-from jaxmeta import _checks, base, training
+from jaxmeta import _checks, base, models, training
 from jaxmeta.recipes import (
     _learner_settings,
     _metric_settings,
@@ -95,6 +95,8 @@ class Recipe(Training):
     """Tasks of a validation, the same ones every time."""
     test_tasks: int = 1000
     """Tasks of the test."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the model computes in; meta-parameters stay as they are."""
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot be."""
@@ -122,6 +124,8 @@ class Recipe(Training):
         """
         num_outputs = None if self.learner.embeds else self.tasks.num_outputs
         model = self.model.make(num_outputs, statistics)
+        if self.compute_dtype == "bfloat16":
+            model = models.with_compute_dtype(model)
         learner = self.learner.with_inner_steps(inner_steps)
         if isinstance(self.tasks, _policy_settings.PolicyTasks):
             return learner.make(model, self.tasks.environment)  # pyright: ignore
