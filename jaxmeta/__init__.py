@@ -52,6 +52,7 @@ from jaxmeta.base import (
     Model as Model,
     OptimizationProblem as OptimizationProblem,
     Task as Task,
+    TaskStream as TaskStream,
     TrainState as TrainState,
 )
 from jaxmeta.learners import (

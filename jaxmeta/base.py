@@ -10,11 +10,12 @@ functions of ONE task: `jaxmeta.estimators.over_tasks` adds the task axis, and
 whoever calls decides on `jit`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import optax
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 PyTree: TypeAlias = Any
@@ -290,6 +291,24 @@ class GradientEstimator(NamedTuple):
 
     init: Callable[[jax.Array], tuple[Params, PyTree]]
     estimate: EstimateFn
+
+
+class TaskStream(NamedTuple):
+    """Tasks that come from the host, a batch a meta-step.
+
+    Attributes:
+      num_tasks: T, tasks a meta-step, of all processes.
+      example: a task, of which shapes and dtypes count.
+      read: `read(step) -> iterator` over the batches of meta-steps `step`, `step` + 1,
+        ...: a `Task` of NumPy arrays [T / processes, ...], those that this process is
+        to have. The same step always has the same batch, so that runs can resume.
+      mesh: shards the batches over its first axis; None is one device.
+    """
+
+    num_tasks: int
+    example: Task
+    read: Callable[[int], Iterator[Task]]
+    mesh: Mesh | None = None
 
 
 class TrainState(NamedTuple):

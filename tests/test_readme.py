@@ -24,7 +24,7 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
 
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    adapt, learners, own_data, zero_shot, policies, learned = others
+    adapt, learners, own_data, streamed, zero_shot, policies, learned = others
     exec(adapt, names)
     assert names["outputs"].shape == (10, 1)
     assert (tmp_path / "adaptation.png").stat().st_size > 0
@@ -35,6 +35,8 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
     assert names["sample_task"](names["key"]).query.targets.shape == (25, 5)
     exec(own_data, names)
     chex.assert_shape(names["sample_task"](names["key"]).support.inputs, (10, 1))
+    exec(streamed, names)
+    chex.assert_shape(next(names["stream"].read(0)).query.targets, (4, 25, 5))
     exec(zero_shot, names)
     learner, unseen = names["learner"], names["unseen"]
     params = learner.init(names["key"], names["sample_task"](names["key"]))

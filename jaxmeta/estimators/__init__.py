@@ -12,6 +12,7 @@ from jaxmeta.estimators._imitation import (
 )
 from jaxmeta.estimators._over_tasks import (
     default_chunk,
+    over_stream,
     over_tasks,
 )
 from jaxmeta.estimators._runs import Run, RunInfo
@@ -25,6 +26,7 @@ __all__ = [
     "default_chunk",
     "es",
     "imitation",
+    "over_stream",
     "over_tasks",
     "pes",
     "truncated_bptt",

@@ -51,29 +51,103 @@ def over_tasks(
       >>> info.loss.shape
       (4,)
     """
-    num_devices = 1 if mesh is None else mesh.devices.shape[0]
-    check_counts(num_tasks, tasks_per_chunk, num_devices)
+    average = _average(learner, num_tasks, tasks_per_chunk, mesh)
     sampler = base.as_partial(sample_task)
-
-    def one_task(shared, key):
-        sampler, meta_params, extra = shared
-        task_key, learner_key = jax.random.split(key)
-        return learner.meta_grad(learner_key, meta_params, sampler(task_key), **extra)
 
     def init(key):
         return _task_axis.init_replicated(learner, sampler, key, mesh), None
 
     def estimate(sampler, key, meta_params, carry, **extra: Any):
+        grads, info = average(sampler, key, (), meta_params, extra)
+        return grads, carry, info
+
+    return base.GradientEstimator(init, Partial(estimate, sampler))
+
+
+def over_stream(
+    learner: base.LearnerLike,
+    stream: base.TaskStream,
+    *,
+    tasks_per_chunk: int | None = None,
+) -> base.GradientEstimator:
+    """Averages a learner's meta-gradient over tasks that come from the host.
+
+    Args:
+      learner: any `MetaLearner`.
+      stream: where they come from, say of `jaxmeta.tasks.stream_few_shot`.
+      tasks_per_chunk: as in `over_tasks`. Static.
+
+    Returns:
+      A `GradientEstimator` whose `estimate` wants `tasks`, a `Task` with leaves
+      [T, ...]; `jaxmeta.training.fit(..., stream=stream)` gives them.
+
+    Raises:
+      ValueError: if tasks do not divide into devices and chunks; while tracing, if
+        `tasks` are not as the stream's example.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax, jaxmeta as jm
+      >>> one = jm.tasks.sinusoid()(jax.random.key(0))
+      >>> four = jax.tree.map(lambda x: jnp.stack([x] * 4), one)
+      >>> stream = jm.TaskStream(4, one, lambda step: iter([four]))
+      >>> learner = jm.maml(jm.models.MLP([8, 1]), jm.losses.squared_error,
+      ...                   inner_tx=optax.sgd(0.01), inner_steps=1)
+      >>> init, step = jm.training.make_train_step(
+      ...     over_stream(learner, stream), optax.adam(1e-3))
+      >>> state, info = jax.jit(step)(init(jax.random.key(0)), tasks=four)
+      >>> info.loss.shape
+      (4,)
+    """
+    average = _average(learner, stream.num_tasks, tasks_per_chunk, stream.mesh)
+    example = jax.tree.map(jnp.asarray, stream.example)
+    batched = lambda x: jax.ShapeDtypeStruct((stream.num_tasks, *x.shape), x.dtype)
+    like = jax.tree.map(batched, example)
+
+    def init(key):
+        sample = lambda key: example
+        return _task_axis.init_replicated(learner, sample, key, stream.mesh), None
+
+    def estimate(key, meta_params, carry, *, tasks, **extra: Any):
+        found, expected = (
+            jax.tree.map(lambda x: (*jnp.shape(x),), tree) for tree in (tasks, like)
+        )
+        if found != expected:
+            raise ValueError(
+                "`tasks` must be a batch of the stream's example, of shapes "
+                f"{expected}, got {found}."
+            )
+        given = Partial(lambda key, task: task)
+        grads, info = average(given, key, (tasks,), meta_params, extra)
+        return grads, carry, info
+
+    return base.GradientEstimator(init, estimate)
+
+
+def _average(learner, num_tasks, tasks_per_chunk, mesh):
+    """Returns `(sampler, key, given, meta_params, extra) -> (meta_grads, info)`.
+
+    A task is `sampler(key, *given)`, with what is given of each, leaves [T, ...].
+    """
+    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    check_counts(num_tasks, tasks_per_chunk, num_devices)
+
+    def of_task(shared, one):
+        (sampler, meta_params, extra), (key, given) = shared, one
+        task_key, learner_key = jax.random.split(key)
+        task = sampler(task_key, *given)
+        return learner.meta_grad(learner_key, meta_params, task, **extra)
+
+    def average(sampler, key, given, meta_params, extra):
         keys = jax.random.split(key, num_tasks)
         chunk = tasks_per_chunk or default_chunk(
             meta_params, num_tasks // num_devices, mesh
         )
-        over_axis = _task_axis.sum_over_tasks(one_task, chunk=chunk, mesh=mesh)
-        total, info = over_axis((sampler, meta_params, extra), keys)
+        over_axis = _task_axis.sum_over_tasks(of_task, chunk=chunk, mesh=mesh)
+        total, info = over_axis((sampler, meta_params, extra), (keys, given))
         num_kept = _task_axis.count_kept(info, num_tasks)
-        return _task_axis.mean_gradient(meta_params, total, num_kept), carry, info
+        return _task_axis.mean_gradient(meta_params, total, num_kept), info
 
-    return base.GradientEstimator(init, Partial(estimate, sampler))
+    return average
 
 
 def default_chunk(meta_params: base.Params, num_tasks: int, mesh: Mesh | None) -> int:

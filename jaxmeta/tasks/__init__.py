@@ -36,6 +36,7 @@ from jaxmeta.tasks._omniglot import load_omniglot
 from jaxmeta.tasks._quadratics import quadratics
 from jaxmeta.tasks._scaling import random_scaling
 from jaxmeta.tasks._sinusoid import sinusoid
+from jaxmeta.tasks._stream import stream_few_shot
 from jaxmeta.tasks._synthetic import (
     language_model,
     softmax_regression,
@@ -78,6 +79,7 @@ __all__ = [
     "random_scaling",
     "sinusoid",
     "softmax_regression",
+    "stream_few_shot",
     "zero_shot",
     "zero_shot_test",
 ]

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import _checks, _json, base
-from jaxmeta.training import _checkpoint, _lock, _processes, _step
+from jaxmeta.training import (
+    _checkpoint,
+    _lock,
+    _processes,
+    _step,
+    _stream,
+)
 
 Validate = Callable[[base.Params], Mapping[str, float]]
 Report = Callable[[Mapping[str, Any]], None]
@@ -43,6 +49,7 @@ def fit(
     validate_every: int = 1000,
     patience: int | None = None,
     report: Report | None = None,
+    stream: base.TaskStream | None = None,
 ) -> FitResult:
     """Meta-trains for `num_steps`, or goes on with a run that was interrupted.
 
@@ -64,6 +71,8 @@ def fit(
         multiple of `log_every`.
       patience: stop after this many validations in a row without a better loss.
       report: called with each record, on the way (progress bars, trackers).
+      stream: tasks from the host, for the step of `jaxmeta.estimators.over_stream`.
+        Meta-steps are then dispatched one by one, with the next batch under way.
 
     Raises:
       ValueError: if counts do not fit together, a checkpoint is damaged, another
@@ -86,9 +95,11 @@ def fit(
     if patience is not None and validate is None:
         raise ValueError("`patience` needs `validate`: nothing else is watched.")
     with _RunFiles(directory) as files:
-        run_chunk = jax.jit(_run_chunk, static_argnums=2, donate_argnums=1)
         state = jax.jit(train_step.init)(key)
         state, best, best_loss = files.resume(state)
+        run_chunk = jax.jit(_run_chunk, static_argnums=2, donate_argnums=1)
+        if stream is not None:
+            run_chunk = _stream.chunk_runner(stream, int(state.step), _means)
 
         def out_of_patience():
             if patience is None:
@@ -131,6 +142,11 @@ def fit(
 def _run_chunk(step, state, length):
     """Makes `length` meta-steps; returns the state and metrics averaged over them."""
     state, infos = jax.lax.scan(lambda state, _: step(state), state, length=length)
+    return state, _means(infos)
+
+
+def _means(infos):
+    """Metrics averaged over meta-steps and tasks."""
     # By convention infos have `loss` and may have `metrics`; one entry per task.
     metrics = getattr(infos, "metrics", {})
     _checks.check_metric_names(metrics)
@@ -142,7 +158,7 @@ def _run_chunk(step, state, length):
         kept = {"loss": infos.loss, **metrics}
         means = {name: jnp.nanmean(x) for name, x in kept.items()}
         means["skipped"] = jnp.mean(infos.skipped)
-    return state, means
+    return means
 
 
 @jax.jit

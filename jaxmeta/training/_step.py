@@ -17,12 +17,12 @@ class TrainStep(NamedTuple):
 
     Attributes:
       init: `(key) -> TrainState`.
-      step: `(state) -> (state, info)`, pure; a `jax.tree_util.Partial` whose leaves
-        are the estimator's data.
+      step: `(state, **extra) -> (state, info)`, pure; a `jax.tree_util.Partial` whose
+        leaves are the estimator's data. What is extra goes to the estimator.
     """
 
     init: Callable[[jax.Array], base.TrainState]
-    step: Callable[[base.TrainState], tuple[base.TrainState, Any]]
+    step: Callable[..., tuple[base.TrainState, Any]]
 
 
 def make_train_step(
@@ -63,10 +63,10 @@ def make_train_step(
             key=run_key,
         )
 
-    def step(estimate, state):
+    def step(estimate, state, **extra):
         next_key, step_key = jax.random.split(state.key)
         grads, carry, info = estimate(
-            step_key, state.meta_params, state.carry, step=state.step
+            step_key, state.meta_params, state.carry, step=state.step, **extra
         )
         updates, opt_state = outer_tx.update(grads, state.opt_state, state.meta_params)
         state = base.TrainState(
@@ -78,7 +78,7 @@ def make_train_step(
         )
         return state, info
 
-    return TrainStep(init, Partial(step, estimator.estimate))
+    return TrainStep(init, Partial(step, base.as_partial(estimator.estimate)))
 
 
 def alternate(

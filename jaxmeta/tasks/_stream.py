@@ -1,0 +1,149 @@
+"""Few-shot classification episodes from data that do not fit the device."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmeta import _checks, base
+
+
+def stream_few_shot(
+    source: Any,
+    labels: Sequence[int] | np.ndarray,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    num_tasks: int,
+    transform: Callable[[Any], np.ndarray] | None = None,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    num_threads: int = 16,
+) -> base.TaskStream:
+    """Streams W-way episodes from any random-access source, by grain's threads.
+
+    Episodes are a function of the seed, the meta-step and their place in its batch: a
+    resumed run sees what it would have seen, and so do other numbers of processes, each
+    of which reads its own share.
+
+    Args:
+      source: `source[i]` is an example: a data source of tensorflow-datasets, a NumPy
+        memory map, a list of paths. Threads read it side by side.
+      labels: [len(source)], the class of each; any numbers.
+      ways: W, classes a task. Static.
+      shots: support examples a class. Static.
+      queries: query examples a class. Static.
+      num_tasks: T, tasks a meta-step, of all processes.
+      transform: makes a float array of what the source gives, all of one shape: decodes
+        and resizes an image, say. None: uint8 to [0, 1], other types as they are.
+      seed: decides which episodes.
+      mesh: shards the batches over its first axis, as `jaxmeta.estimators.over_tasks`.
+      num_threads: that read ahead.
+
+    Returns:
+      A `TaskStream` for `jaxmeta.estimators.over_stream` and `jaxmeta.training.fit`.
+      Targets are one-hot [..., W]; examples are sorted by class.
+
+    Raises:
+      ValueError: if a count is not a positive int, labels are not as many as examples,
+        too few classes have `shots` + `queries` examples, tasks do not divide into the
+        processes, or an example has another shape.
+      ImportError: without grain (the extra `stream`).
+
+    Example:
+      >>> import numpy as np, jaxmeta as jm
+      >>> images = np.zeros((60, 28, 28, 1), np.uint8)  # say a memory map
+      >>> stream = stream_few_shot(  # doctest: +SKIP
+      ...     images, np.arange(60) // 6, ways=5, shots=1, queries=5, num_tasks=4)
+      >>> next(stream.read(0)).support.inputs.shape  # doctest: +SKIP
+      (4, 5, 28, 28, 1)
+    """
+    counts = {"ways": ways, "shots": shots, "queries": queries}
+    counts |= {"num_tasks": num_tasks, "num_threads": num_threads}
+    for name, value in counts.items():
+        _checks.check_int(name, value)
+    num_processes = jax.process_count()
+    if num_tasks % num_processes:
+        raise ValueError(
+            f"`num_tasks` must be a multiple of the {num_processes} processes, got "
+            f"{num_tasks}."
+        )
+    grain = _import_grain()
+    classes = _large_classes(labels, len(source), ways, shots + queries)
+    each = num_tasks // num_processes
+    own = range(jax.process_index() * each, (jax.process_index() + 1) * each)
+    to_array = _to_float if transform is None else transform
+
+    def episode(step, place):
+        rng = np.random.default_rng((seed, step, place))
+        chosen = rng.choice(len(classes), ways, replace=False)
+        count = shots + queries
+        drawn = [rng.choice(classes[c], count, replace=False) for c in chosen]
+        examples = np.stack([[to_array(source[int(i)]) for i in row] for row in drawn])
+        targets = np.eye(ways, dtype=np.float32)
+        return base.Task(
+            _by_class(examples[:, :shots], targets),
+            _by_class(examples[:, shots:], targets),
+        )
+
+    class Batches:
+        """By meta-step; as long as anyone trains."""
+
+        def __len__(self):
+            return 2**40
+
+        def __getitem__(self, index):
+            tasks = [episode(int(index), place) for place in own]
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *tasks)
+
+    def read(step: int) -> Iterator[base.Task]:
+        options = grain.ReadOptions(
+            num_threads=num_threads, prefetch_buffer_size=num_threads
+        )
+        batches = grain.MapDataset.source(Batches())[step:]
+        return iter(batches.to_iter_dataset(options))
+
+    return base.TaskStream(num_tasks, episode(0, 0), read, mesh)
+
+
+def _large_classes(labels, num_examples, ways, least):
+    """Returns the indices of each class that has enough examples."""
+    labels = np.asarray(labels)
+    if labels.shape != (num_examples,):
+        raise ValueError(
+            f"`labels` must have shape ({num_examples},), a class for each example of "
+            f"`source`, got {labels.shape}."
+        )
+    order = np.argsort(labels, kind="stable")
+    _, starts = np.unique(labels[order], return_index=True)
+    classes = [c for c in np.split(order, starts[1:]) if len(c) >= least]
+    if ways > len(classes):
+        raise ValueError(
+            f"`ways` must be at most the {len(classes)} classes that have `shots` + "
+            f"`queries` = {least} examples, got {ways}."
+        )
+    return classes
+
+
+def _by_class(examples, labels):
+    ways, count = examples.shape[:2]
+    inputs = examples.reshape(ways * count, *examples.shape[2:])
+    return base.Examples(inputs, np.repeat(labels, count, axis=0))
+
+
+def _to_float(example):
+    example = np.asarray(example)
+    return np.float32(example) / 255 if example.dtype == np.uint8 else example
+
+
+def _import_grain():
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError(
+            "Streams need grain: pip install 'jaxmeta[stream]'"
+        ) from error
+    return grain

@@ -1,0 +1,58 @@
+"""Meta-steps on tasks that come from the host."""
+
+import collections
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxmeta import base
+
+# Batches on their way to the device while a meta-step runs.
+AHEAD = 2
+
+
+def chunk_runner(
+    stream: base.TaskStream, step: int, summarize: Callable[[Any], Any]
+) -> Callable[..., Any]:
+    """Returns `(train_step, state, length) -> (state, summary)`, from `step` on."""
+    batches = on_device(stream, step)
+    one_step = jax.jit(
+        lambda train_step, state, tasks: train_step(state, tasks=tasks),
+        donate_argnums=1,
+    )
+
+    @jax.jit
+    def means(infos):
+        return summarize(jax.tree.map(lambda *leaves: jnp.stack(leaves), *infos))
+
+    def run_chunk(train_step, state, length):
+        infos = []
+        for _ in range(length):
+            state, info = one_step(train_step, state, next(batches))
+            infos.append(info)
+        return state, means(infos)
+
+    return run_chunk
+
+
+def on_device(stream: base.TaskStream, step: int) -> Iterator[base.Task]:
+    """Yields the batches from `step` on, some ahead of their use."""
+    waiting = collections.deque()
+    for batch in stream.read(step):
+        waiting.append(_put(batch, stream.mesh))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+    raise ValueError("`stream.read` ended before the last meta-step.")
+
+
+def _put(batch, mesh):
+    if mesh is None:
+        return jax.device_put(batch)
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    put = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda x: put(sharding, np.asarray(x)), batch)
