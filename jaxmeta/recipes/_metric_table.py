@@ -129,8 +129,14 @@ RECIPES: dict[str, Recipe] = {
         steps=3000,
     ),
     "svm-omniglot-1s": _by_metric("MetaOptNet-SVM", SvmLearner(), "none"),
-    "subspace-omniglot-1s": _on_60_ways(
-        "Adaptive subspaces", SubspaceLearner(), "none", steps=3000
+    "subspace-omniglot-1s": _by_metric(
+        "Adaptive subspaces",
+        SubspaceLearner(),
+        "none",
+        model=Conv4Model(strided=False),
+        num_tasks=3,
+        outer_learning_rate=2e-3,
+        steps=2500,
     ),
     "feat-omniglot-1s": _by_metric("FEAT", FeatLearner(temperature=1.0), "none"),
 }
