@@ -1,8 +1,10 @@
 """Meta-gradients of policies against Markov decision processes solved exactly."""
 
 import functools
+from typing import get_args
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,6 +12,7 @@ import pytest
 
 import jaxmeta as jm
 from jaxmeta import rl
+from jaxmeta.rl import _surrogates
 from tests._policy_problems import HORIZON, table_policy, tabular_learner
 
 DISCOUNT = 0.9
@@ -267,3 +270,25 @@ def test_first_order_is_the_policy_gradient_where_adaptation_leads(problem):
     task_params, _ = jax.jit(learner.adapt)(adapt_key, logits, task)
     expected = jax.jit(jax.grad(lambda w: plain.loop.loss(w, samples)[0]))(task_params)
     np.testing.assert_allclose(grads, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sampling_term", [0.0, 1.0])
+@pytest.mark.parametrize("surrogate", get_args(_surrogates.Surrogate))
+def test_surrogates_are_functions_whose_gradients_are_followed(
+    surrogate, sampling_term, key
+):
+    """Away from where they sampled too, as PPO's epochs and TRPO's search want it."""
+    with jax.enable_x64(True):
+        env, learner = tabular_learner(surrogate=surrogate, sampling_term=sampling_term)
+        task = env.sample_task(key)
+        params = learner.init(key, task)
+        samples, _, _ = jax.jit(learner.loop.collect)(key, params, task)
+        loss = jax.jit(lambda params: learner.loop.loss(params, samples)[0])
+        flat, unravel = jax.flatten_util.ravel_pytree(params)
+        flat = flat + 0.1 * jax.random.normal(key, flat.shape)
+        grads = jax.jit(jax.grad(lambda flat: loss(unravel(flat))))(flat)
+        steps = 1e-5 * jnp.eye(flat.size)
+        differences = [
+            (loss(unravel(flat + h)) - loss(unravel(flat - h))) / 2e-5 for h in steps
+        ]
+        np.testing.assert_allclose(grads, differences, rtol=1e-5, atol=1e-7)

@@ -40,7 +40,9 @@ def objective(
     r"""Returns what each time step adds to a surrogate of the return, [B, H].
 
     With :math:`\operatorname{magic}(x) = e^{x - \bot x}`, which is 1 and has the
-    derivatives of :math:`e^x`, and :math:`W_t = \sum_{u \le t} \log \pi_u`,
+    derivatives of :math:`e^x`, and :math:`W_t = \sum_{u \le t} \log \pi_u`; what
+    :math:`\bot` holds fixed are the probabilities at sampling, so that after an outer
+    step these are ratios, and still the functions whose gradients are followed:
 
     - "dice": :math:`\gamma^t (\operatorname{magic}(W_t) r_t + (1 -
       \operatorname{magic}(\log \pi_t)) V_t)`. Unbiased for derivatives of every order;
@@ -65,16 +67,17 @@ def objective(
     """
     if surrogate == "log-likelihood":
         return log_probs * batch.advantages
+    # By the probabilities at sampling: they differ after an outer step.
+    ratios = log_probs - batch.log_probs
     if surrogate == "low-variance":
-        # By the probabilities at sampling, as ProMP: they differ after an outer step.
-        return jnp.exp(log_probs - batch.log_probs) * batch.advantages
+        return jnp.exp(ratios) * batch.advantages
     fade = discounts(surrogate, discount, batch)
-    until_now = jnp.cumsum(log_probs, axis=1)
+    until_now = jnp.cumsum(ratios, axis=1)
     if surrogate == "dice":
-        control = (1 - magic(log_probs)) * batch.values
-        return fade * (magic(until_now) * batch.rewards + control)
-    before = until_now - log_probs
-    return fade * (magic(until_now) - magic(before)) * batch.advantages
+        control = (1 - jnp.exp(ratios)) * batch.values
+        return fade * (jnp.exp(until_now) * batch.rewards + control)
+    before = until_now - ratios
+    return fade * (jnp.exp(until_now) - jnp.exp(before)) * batch.advantages
 
 
 def discounts(surrogate: Surrogate, discount: float, batch: Batch) -> jax.Array:
@@ -85,17 +88,6 @@ def discounts(surrogate: Surrogate, discount: float, batch: Batch) -> jax.Array:
     """
     times = jnp.arange(batch.rewards.shape[1], dtype=batch.rewards.dtype)[None]
     return discount**times if "dice" in surrogate else jnp.ones_like(times)
-
-
-def magic(x: jax.Array) -> jax.Array:
-    """Is 1 with the derivatives of exp(x).
-
-    Example:
-      >>> import jax
-      >>> print(magic(3.0), jax.grad(magic)(3.0), jax.grad(jax.grad(magic))(3.0))
-      1.0 1.0 1.0
-    """
-    return jnp.exp(x - jax.lax.stop_gradient(x))
 
 
 def clipped_ratio(log_probs: jax.Array, batch: Batch, clip: float | None) -> jax.Array:
