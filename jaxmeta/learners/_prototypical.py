@@ -86,9 +86,9 @@ def prototypical(
     def fit(head_params, support, **options):
         del head_params, options
         prototypes = _embeddings.class_means(support)
-        return _embeddings.unit(
-            prototypes
-        ) if normalize_prototypes else prototypes, None
+        if normalize_prototypes:
+            prototypes = _embeddings.unit(prototypes)
+        return prototypes, None
 
     def logits(head_params, prototypes, embeddings, **options):
         del head_params, options

@@ -68,7 +68,7 @@ def relation(
       ValueError: while tracing, if the two kinds of embedding differ in shape, the
         relation module gives not one number a pair, targets are not one-hot, support
         and query differ in classes, a set is ragged or empty, or parameters are not
-          floats.
+        floats.
 
     Differs from the paper: a class is the mean of its embeddings, there their sum, so
     that there may be other shots than in meta-training. With one it is the same, with
@@ -102,7 +102,7 @@ def relation(
         metrics = {"accuracy": losses.accuracy}
 
     def pairs_with(features, embeddings):
-        """Concatenates each query with each class: [Q * W, ..., 2 channels]."""
+        """Each query with each class: [Q * W, ..., 2 channels], or both sets."""
         if getattr(relation_model, "takes_sets", False):
             return features, embeddings
         shape = (embeddings.shape[0], *features.shape)

@@ -16,12 +16,16 @@ from jaxmeta.recipes._metric_settings import (
 from jaxmeta.recipes._settings import Conv4Model, OmniglotTasks, RelationModel
 
 
+def _vinyals(train_ways):
+    return OmniglotTasks(
+        split="vinyals", ways=20, train_ways=train_ways, queries=5, test_queries=5
+    )
+
+
 def _by_metric(name, learner, published, *, steps=4000, ours="", **options):
     """A metric learner on Omniglot, trained on 20 ways and tested on 20 (and 5)."""
     settings = {
-        "tasks": OmniglotTasks(
-            split="vinyals", ways=20, train_ways=20, queries=5, test_queries=5
-        ),
+        "tasks": _vinyals(train_ways=20),
         "model": Conv4Model(),
         "num_tasks": 4,
         "outer_learning_rate": 3e-3,
@@ -47,18 +51,11 @@ def _by_metric(name, learner, published, *, steps=4000, ours="", **options):
 
 def _on_60_ways(name, learner, published, **options):
     """As prototypical networks were published: 60 ways, a pooled network."""
-    tasks = OmniglotTasks(
-        split="vinyals",
-        ways=20,
-        train_ways=60,
-        queries=5,
-        test_queries=5,
-    )
     return _by_metric(
         name,
         learner,
         published,
-        tasks=tasks,
+        tasks=_vinyals(train_ways=60),
         model=Conv4Model(strided=False),
         num_tasks=1,
         outer_learning_rate=2e-3,
@@ -116,9 +113,7 @@ RECIPES: dict[str, Recipe] = {
         RelationLearner(),
         "97.6 ± 0.2 % on 20 ways, 99.6 ± 0.2 % on 5 (Sung et al. 2018, Table 1)",
         # On 20 ways, 19 of 20 targets are 0, and learning hardly starts.
-        tasks=OmniglotTasks(
-            split="vinyals", ways=20, train_ways=5, queries=5, test_queries=5
-        ),
+        tasks=_vinyals(train_ways=5),
         model=RelationModel(),
         steps=8000,
     ),

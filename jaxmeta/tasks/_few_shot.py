@@ -133,10 +133,10 @@ def _turn(images, turns):
     return jnp.stack(quarters)[turns]
 
 
-def examples_by_class(images: jax.Array, labels: jax.Array) -> base.Examples:
-    """Flattens [W, N, ...] to [W * N, ...] beside one-hot targets."""
+def examples_by_class(images: Any, labels: Any) -> base.Examples:
+    """Flattens [W, N, ...], of JAX or NumPy, to [W * N, ...] beside one-hot targets."""
     ways, count = images.shape[:2]
-    targets = jnp.repeat(labels, count, axis=0)
+    targets = labels.repeat(count, axis=0)
     return base.Examples(images.reshape(ways * count, *images.shape[2:]), targets)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmeta import _checks, base
+from jaxmeta.tasks import _few_shot
 
 
 def stream_few_shot(
@@ -85,8 +86,8 @@ def stream_few_shot(
         examples = np.stack([[to_array(source[int(i)]) for i in row] for row in drawn])
         targets = np.eye(ways, dtype=np.float32)
         return base.Task(
-            _by_class(examples[:, :shots], targets),
-            _by_class(examples[:, shots:], targets),
+            _few_shot.examples_by_class(examples[:, :shots], targets),
+            _few_shot.examples_by_class(examples[:, shots:], targets),
         )
 
     class Batches:
@@ -126,12 +127,6 @@ def _large_classes(labels, num_examples, ways, least):
             f"`queries` = {least} examples, got {ways}."
         )
     return classes
-
-
-def _by_class(examples, labels):
-    ways, count = examples.shape[:2]
-    inputs = examples.reshape(ways * count, *examples.shape[2:])
-    return base.Examples(inputs, np.repeat(labels, count, axis=0))
 
 
 def _to_float(example):
