@@ -1,21 +1,18 @@
 """The command line: `jaxmeta list | train | evaluate | adapt | lake | plot`."""
 
 import dataclasses
-import difflib
 import importlib.metadata
-import itertools
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import rich.console
 import rich.table
 import tyro
 
-from jaxmeta import _console
+from jaxmeta import _console, _parsing
 
 _HELP = """\
 jaxmeta: functional meta-learning in JAX.
@@ -87,10 +84,6 @@ class PlotArgs:
     """The run folder."""
 
 
-class _UsageError(ValueError):
-    """Something is wrong with the command line itself."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for whatever the user can mend)."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -112,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         if argv[0] not in commands:
-            raise _UsageError(_unknown("command", argv[0], commands))
+            raise _parsing.UsageError(_parsing.unknown("command", argv[0], commands))
         commands[argv[0]](argv[1:])
     except (ValueError, OSError, DivergedError, ImportError) as error:
         print(f"jaxmeta: {' '.join(str(error).split())}", file=sys.stderr)
@@ -130,7 +123,9 @@ def _list(argv: list[str]) -> None:
         print(_HELP, end="")
         return
     if argv:
-        raise _UsageError(f"`jaxmeta list` takes no arguments, got {argv[0]!r}.")
+        raise _parsing.UsageError(
+            f"`jaxmeta list` takes no arguments, got {argv[0]!r}."
+        )
     name_column = rich.table.Column("recipe", no_wrap=True)
     table = rich.table.Table(name_column, "what", "published", box=None, pad_edge=False)
     for name, recipe in recipes.RECIPES.items():
@@ -146,9 +141,11 @@ def _train(argv: list[str]) -> None:
     if argv and not argv[0].startswith("-"):
         name, *argv = argv
     elif late := set(argv) & set(recipes.RECIPES):
-        raise _UsageError(f"The recipe comes first: `jaxmeta train {late.pop()} ...`.")
+        raise _parsing.UsageError(
+            f"The recipe comes first: `jaxmeta train {late.pop()} ...`."
+        )
     if name not in recipes.RECIPES:
-        raise _UsageError(_unknown("recipe", name, recipes.RECIPES))
+        raise _parsing.UsageError(_parsing.unknown("recipe", name, recipes.RECIPES))
     recipe = recipes.RECIPES[name]
 
     # Made here, so that the help lists the recipe's own defaults beside `--out`.
@@ -166,7 +163,7 @@ def _train(argv: list[str]) -> None:
         process_id: int | None = None
         """Which of them this is; 0 is the first."""
 
-    args = _parse(
+    args = _parsing.parse(
         tyro.conf.AvoidSubcommands[tyro.conf.OmitArgPrefixes[TrainArgs]],
         argv,
         f"train {name}",
@@ -174,6 +171,7 @@ def _train(argv: list[str]) -> None:
         description=f"{recipe.summary}. Published: {recipe.published or 'nothing'}. "
         "Other recipes: `jaxmeta list`.",
     )
+    _check_processes(args.coordinator, args.num_processes, args.process_id)
     _start_jax()
     if not _join(args.coordinator, args.num_processes, args.process_id):
         recipes.train_run(name, args.recipe, args.out)
@@ -196,7 +194,7 @@ def _train(argv: list[str]) -> None:
 
 
 def _evaluate(argv: list[str]) -> None:
-    args = _parse(EvaluateArgs, argv, "evaluate")
+    args = _parsing.parse(EvaluateArgs, argv, "evaluate")
     _start_jax()
     from jaxmeta import recipes
 
@@ -211,7 +209,7 @@ def _evaluate(argv: list[str]) -> None:
 
 
 def _adapt(argv: list[str]) -> None:
-    args = _parse(AdaptArgs, argv, "adapt")
+    args = _parsing.parse(AdaptArgs, argv, "adapt")
     _start_jax()
     from jaxmeta import recipes
 
@@ -220,7 +218,7 @@ def _adapt(argv: list[str]) -> None:
 
 
 def _lake(argv: list[str]) -> None:
-    args = _parse(LakeArgs, argv, "lake")
+    args = _parsing.parse(LakeArgs, argv, "lake")
     _start_jax()
     from jaxmeta import recipes
 
@@ -233,7 +231,7 @@ def _lake(argv: list[str]) -> None:
 
 
 def _plot(argv: list[str]) -> None:
-    args = _parse(PlotArgs, argv, "plot")
+    args = _parsing.parse(PlotArgs, argv, "plot")
     _start_jax()
     from jaxmeta import plots
 
@@ -265,27 +263,34 @@ def _start_jax() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def _check_processes(
+    coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Raises unless the options for several processes fit together."""
+    given = {"--num-processes": num_processes, "--process-id": process_id}
+    missing = [option for option, value in given.items() if value is None]
+    if coordinator is None and len(missing) < len(given):
+        raise _parsing.UsageError(
+            "`--coordinator` HOST:PORT is missing: of the first process."
+        )
+    if coordinator not in (None, "auto") and missing:
+        raise _parsing.UsageError(
+            f"`--coordinator` also needs {' and '.join(missing)}."
+        )
+
+
 def _join(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> bool:
     """Joins the processes that train together; returns whether this is the first."""
     import jax
 
-    given = {"--num-processes": num_processes, "--process-id": process_id}
-    missing = [option for option, value in given.items() if value is None]
-    if coordinator is None and len(missing) < len(given):
-        raise _UsageError("`--coordinator` HOST:PORT is missing: of the first process.")
-    if coordinator is None:
-        return True
-    if coordinator == "auto":
-        jax.distributed.initialize(heartbeat_timeout_seconds=30)
-    elif missing:
-        raise _UsageError(f"`--coordinator` also needs {' and '.join(missing)}.")
-    else:
+    if coordinator is not None:
+        address = None if coordinator == "auto" else coordinator
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, heartbeat_timeout_seconds=30
+            address, num_processes, process_id, heartbeat_timeout_seconds=30
         )
-    return jax.process_index() == 0
+    return coordinator is None or jax.process_index() == 0
 
 
 def _count_cores() -> int:
@@ -293,52 +298,3 @@ def _count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def _parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
-    """Parses with tyro; what is wrong becomes one line."""
-    import contextlib
-    import io
-
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, args=argv, prog=f"jaxmeta {command}", **options)
-    except SystemExit as exit_:
-        if not exit_.code:
-            raise
-        # A box: its title, the message, a rule, hints.
-        lines = [line.strip("│╭╮╰╯|+ ") for line in errors.getvalue().splitlines()]
-        _, *lines = filter(None, lines)
-        is_border = lambda line: set(line) <= {"─", "-"}
-        body = itertools.dropwhile(is_border, lines)
-        message = " ".join(itertools.takewhile(lambda line: not is_border(line), body))
-        unknown = re.search("Unrecognized.*?(--[a-z][a-z.-]*)", message)
-        if unknown:
-            message = f"Unrecognized option: {unknown[1]}."
-            message += _meant(unknown[1], options.get("default", kind))
-        raise _UsageError(f"{message} See `jaxmeta {command} --help`.") from None
-
-
-def _meant(got: str, settings: Any) -> str:
-    """A hint at the option with the name nearest to what was given, if there is one."""
-    close = difflib.get_close_matches(got, _options(settings), n=1, cutoff=0.7)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
-def _options(settings: Any) -> list[str]:
-    """The options for the fields of a dataclass and of those in it."""
-    names = []
-    for field in dataclasses.fields(settings):
-        inner = getattr(settings, field.name, None)
-        is_nested = dataclasses.is_dataclass(inner)
-        names += _options(inner) if is_nested else ["--" + field.name.replace("_", "-")]
-    return names
-
-
-def _unknown(what: str, got: str, choices: Any) -> str:
-    close = difflib.get_close_matches(got, choices, n=1)
-    hint = (
-        f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(choices)}."
-    )
-    return f"`{what}` {got!r} is unknown: {hint}"

@@ -1,0 +1,62 @@
+"""Command-line arguments into dataclasses; what is wrong with them in one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import re
+from typing import Any
+
+import tyro
+
+
+class UsageError(ValueError):
+    """Something is wrong with the command line itself."""
+
+
+def parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
+    """Parses with tyro; what is wrong becomes one line."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=argv, prog=f"jaxmeta {command}", **options)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        # A box: its title, the message, a rule, hints.
+        lines = [line.strip("│╭╮╰╯|+ ") for line in errors.getvalue().splitlines()]
+        _, *lines = filter(None, lines)
+        is_border = lambda line: set(line) <= {"─", "-"}
+        body = itertools.dropwhile(is_border, lines)
+        message = " ".join(itertools.takewhile(lambda line: not is_border(line), body))
+        unknown = re.search("Unrecognized.*?(--[a-z][a-z.-]*)", message)
+        if unknown:
+            message = f"Unrecognized option: {unknown[1]}."
+            message += _meant(unknown[1], options.get("default", kind))
+        raise UsageError(f"{message} See `jaxmeta {command} --help`.") from None
+
+
+def _meant(got: str, settings: Any) -> str:
+    """A hint at the option with the name nearest to what was given, if there is one."""
+    close = difflib.get_close_matches(got, _options(settings), n=1, cutoff=0.7)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _options(settings: Any) -> list[str]:
+    """The options for the fields of a dataclass and of those in it."""
+    names = []
+    for field in dataclasses.fields(settings):
+        inner = getattr(settings, field.name, None)
+        is_nested = dataclasses.is_dataclass(inner)
+        names += _options(inner) if is_nested else ["--" + field.name.replace("_", "-")]
+    return names
+
+
+def unknown(what: str, got: str, choices: Any) -> str:
+    """The message for a word that is none of the choices, with the nearest one."""
+    close = difflib.get_close_matches(got, choices, n=1)
+    hint = (
+        f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(choices)}."
+    )
+    return f"`{what}` {got!r} is unknown: {hint}"
