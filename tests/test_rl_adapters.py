@@ -4,6 +4,7 @@ import warnings
 
 import chex
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -44,6 +45,16 @@ def test_gymnax_environments_are_tasks(gymnax, name, key):
     grads, info = jax.jit(learner.meta_grad)(key, meta_params, task)
     chex.assert_tree_all_finite(grads)
     assert not info.skipped
+    _, state = env.reset(key, task)  # Outside `jit` there are Python numbers.
+    _, after, reward, _, _ = env.step(key, state, env_action(env), task)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert reward.dtype == jnp.float32
+
+
+def env_action(env):
+    if isinstance(env.actions, rl.Box):
+        return jnp.zeros(env.actions.size)
+    return jnp.zeros((), int)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,91 @@ def test_a_task_with_nan_rewards_is_left_out_and_counted(name, key):
         chex.assert_trees_all_close(difference, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["ppo", "trpo"])
+def test_a_task_whose_gradient_is_not_finite_is_left_out_and_counted(name, key):
+    """Its episodes are, but optax's Adam has no derivative at a gradient of zero."""
+    env = rl.bandit(2, noise=0.0, horizon=2)
+    policy = rl.categorical_policy(jm.models.MLP([2]))
+
+    def sample_task(key):  # Half of the tasks pay nothing: their gradient is zero.
+        pays = jax.random.bernoulli(key)
+        return jnp.where(pays, jnp.array([1.0, 0.0]), jnp.zeros(2))
+
+    learner = rl.maml(env, policy, inner_tx=optax.adam(0.1), num_episodes=8)
+    env = env._replace(sample_task=sample_task)
+    estimator = _estimators(env, learner, num_tasks=8)[name]
+    meta_params, carry = estimator.init(key)
+    difference, _, info = jax.jit(estimator.estimate)(key, meta_params, carry)
+    task_keys = jax.vmap(lambda k: jax.random.split(k)[0])(jax.random.split(key, 8))
+    expected = jax.vmap(sample_task)(task_keys)[:, 0] == 0
+    assert 0 < expected.sum() < 8
+    np.testing.assert_array_equal(info.skipped, expected)
+    chex.assert_tree_all_finite(difference)
+    assert optax.tree.norm(difference) > 0
+
+
+def test_trpo_updates_parameters_of_half_precision(key):
+    env = rl.bandit(3, horizon=2)
+
+    def init(key, observations):
+        return jax.random.normal(key, (1, 3), jnp.bfloat16)
+
+    model = jm.Model(init, lambda w, x: (x @ w).astype(jnp.float32))
+    policy = rl.categorical_policy(model)
+    learner = rl.maml(env, policy, inner_tx=optax.sgd(0.5), num_episodes=8)
+    estimator = rl.trpo(learner, env.sample_task, num_tasks=4, max_kl=0.05)
+    init, step = jm.training.make_train_step(estimator, optax.sgd(1.0))
+    state = jax.jit(init)(key)
+    after, info = jax.jit(step)(state)
+    assert after.meta_params.dtype == jnp.bfloat16
+    assert info.accepted and 0 < info.kl <= 0.05
+
+
+def test_what_follows_an_episode_poisons_no_gradient(key):
+    """A model that divides by the norm of what it sees, which is not zero before."""
+    env = rl.navigation(horizon=4)
+
+    def step(key, state, action, goal):
+        observation, state, reward, _, info = env.step(key, state, action, goal)
+        return observation + 1, state, reward, observation[0] > 0, info
+
+    def reset(key, goal):
+        observation, state = env.reset(key, goal)
+        return observation + 1, state
+
+    unit = lambda w, x: (x / jnp.linalg.norm(x, axis=-1, keepdims=True)) @ w
+    model = jm.Model(lambda key, x: jnp.zeros((2, 2)), unit)
+    learner = rl.maml(
+        env._replace(reset=reset, step=step),
+        rl.gaussian_policy(model),
+        inner_tx=optax.sgd(0.1),
+        num_episodes=5,
+    )
+    task = env.sample_task(key)
+    meta_params = learner.init(key, task)
+    samples, _, _ = jax.jit(learner.loop.collect)(key, meta_params, task)
+    assert not samples.inner.mask.all()
+    grads, info = jax.jit(learner.meta_grad)(key, meta_params, task)
+    assert not info.skipped and optax.tree.norm(grads) > 0
+
+
+def test_actions_can_be_forbidden(key):
+    env = rl.bandit(3, horizon=2)
+    mask = jnp.array([[0.0, -jnp.inf, 0.0]])
+    model = jm.Model(lambda key, x: jnp.zeros((1, 3)), lambda w, x: x @ w + mask)
+    policy = rl.categorical_policy(model)
+    learner = rl.maml(env, policy, inner_tx=optax.sgd(0.5), num_episodes=20)
+    task = env.sample_task(key)
+    meta_params = learner.init(key, task)
+    samples, _, _ = jax.jit(learner.loop.collect)(key, meta_params, task)
+    assert set(np.unique(samples.outer.actions)) == {0, 2}
+    grads, info = jax.jit(learner.meta_grad)(key, meta_params, task)
+    assert not info.skipped and optax.tree.norm(grads) > 0
+    p = policy.apply(meta_params, jnp.ones((1, 1)))
+    np.testing.assert_allclose(policy.entropy(p), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(policy.kl(p, p), 0, atol=1e-6)
+
+
 def test_fit_records_what_was_left_out(key):
     env = _with_nan(rl.navigation(horizon=3))
     policy = rl.gaussian_policy(jm.models.MLP([2]))

@@ -207,9 +207,36 @@ def test_steps_that_change_shapes_are_named(name, change, message, key):
     policy = rl.gaussian_policy(models.MLP([2]))
     learner = rl.maml(env, policy, inner_tx=optax.sgd(0.1))
     task = jnp.zeros(2)
-    meta_params = jax.eval_shape(learner.init, key, task)
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(learner.init, key, task)
+    meta_params = jax.eval_shape(policy.init, key, jnp.zeros((1, 2)))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(learner.meta_grad, key, meta_params, task)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"reset": lambda key, goal: goal},
+            r"`reset` must return \(observation, state\), got a ShapeDtypeStruct",
+        ),
+        (
+            {"reset": lambda key, goal: ({"position": goal}, goal)},
+            "an observation that is one array, got dict",
+        ),
+        (
+            {"step": lambda key, state, action, goal: (state, 0.0, False, {})},
+            r"`step` must return \(observation, .*, info\), got 4 outputs",
+        ),
+    ],
+)
+def test_environments_with_other_outputs_are_named(changes, message, key):
+    env = rl.navigation(horizon=3)._replace(**changes)
+    policy = rl.gaussian_policy(models.MLP([2]))
+    learner = rl.maml(env, policy, inner_tx=optax.sgd(0.1))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(learner.init, key, jnp.zeros(2))
 
 
 def test_wrong_settings_are_named(key):
@@ -228,6 +255,11 @@ def test_wrong_settings_are_named(key):
         make(discount=1.1)
     with pytest.raises(ValueError, match="`num_episodes` must be an int >= 1"):
         make(num_episodes=0)
+    with pytest.raises(ValueError, match="`sampling_term` must be at least 0"):
+        make(sampling_term=float("nan"))
+    options = {"num_tasks": 2, "outer_tx": optax.adam(1e-3), "kl_penalty": -0.1}
+    with pytest.raises(ValueError, match="`kl_penalty` must be at least 0"):
+        rl.ppo(make(), env.sample_task, **options)
     with pytest.raises(ValueError, match=r"`policy` must act.*Box\(size=2"):
         rl.maml(env, table_policy(), inner_tx=optax.sgd(1))
     with pytest.raises(ValueError, match=r"without .*jaxmeta.rl.gaussian_policy"):

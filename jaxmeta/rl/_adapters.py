@@ -193,4 +193,4 @@ def _actions(space):
 
 def _as_before(after, before):
     """`after` in the dtypes of `before`: these libraries mix Python's numbers in."""
-    return jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), after, before)
+    return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), after, before)

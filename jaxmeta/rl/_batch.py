@@ -19,9 +19,10 @@ class TaskBatch(NamedTuple):
     Attributes:
       init: `(key) -> meta_params`.
       collect: `(sampler, key, meta_params) -> (Samples, PolicyInfo)`, leaves [T, ...].
-      mean: `(of_task, leave_out=True) -> (params, samples) -> mean`, over the tasks
-        that were not skipped, of what `of_task(params, samples of one)` returns, a tree
-        of floats. Tasks of which that is not finite are left out too, unless told not.
+      mean: `(of_task, leave_out=True) -> (params, samples) -> (mean, skipped [T])`,
+        over the tasks that were not skipped, of what `of_task(params, samples of one)`
+        returns, a tree of floats. Tasks of which that is not finite are left out too,
+        unless told not.
     """
 
     init: Callable[..., base.Params]
@@ -73,13 +74,14 @@ def task_batch(
             if leave_out:
                 keep &= _loop.all_finite(terms)
             kept = lambda x: jnp.where(keep, x, jnp.zeros_like(x))
-            return (jax.tree.map(kept, terms), keep.astype(jnp.float32)), None
+            return (jax.tree.map(kept, terms), keep.astype(jnp.float32)), ~keep
 
         def mean_of(params, samples):
             over = over_axis(kept_terms, jax.tree.leaves(params))
-            (total, num_kept), _ = over(params, samples)
+            (total, num_kept), skipped = over(params, samples)
             num_kept = jnp.maximum(num_kept, 1)
-            return jax.tree.map(lambda x: x / num_kept.astype(x.dtype), total)
+            mean = jax.tree.map(lambda x: x / num_kept.astype(x.dtype), total)
+            return mean, skipped
 
         return mean_of
 

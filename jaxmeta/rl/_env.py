@@ -86,13 +86,26 @@ def check_step(env: Environment, params: EnvParams) -> None:
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     reset = jax.eval_shape(env.reset, key, params)
+    if not isinstance(reset, tuple) or len(reset) != 2:
+        raise ValueError(
+            f"`reset` must return (observation, state), got {_describe_outputs(reset)}."
+        )
+    if not isinstance(reset[0], jax.ShapeDtypeStruct):
+        raise ValueError(
+            "`reset` must return an observation that is one array, got "
+            f"{type(reset[0]).__name__}. Concatenate its parts in a wrapper."
+        )
     if isinstance(env.actions, Box):
         action = jax.ShapeDtypeStruct((env.actions.size,), jnp.result_type(float))
     else:
         action = jax.ShapeDtypeStruct((), jnp.int32)
-    observation, state, reward, done, _ = jax.eval_shape(
-        env.step, key, reset[1], action, params
-    )
+    outputs = jax.eval_shape(env.step, key, reset[1], action, params)
+    if not isinstance(outputs, tuple) or len(outputs) != 5:
+        raise ValueError(
+            "`step` must return (observation, state, reward, done, info), got "
+            f"{_describe_outputs(outputs)}."
+        )
+    observation, state, reward, done, _ = outputs
     for name, before, after in zip(
         ("observation", "state"), reset, (observation, state), strict=True
     ):
@@ -114,6 +127,11 @@ def check_step(env: Environment, params: EnvParams) -> None:
             f"`step` must return a `done` that is a bool scalar, got shape "
             f"{done.shape} and dtype {done.dtype}. Compare it: `done > 0.5`."
         )
+
+
+def _describe_outputs(outputs):
+    is_tuple = isinstance(outputs, tuple)
+    return f"{len(outputs)} outputs" if is_tuple else f"a {type(outputs).__name__}"
 
 
 def _describe(tree):

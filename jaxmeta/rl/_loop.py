@@ -72,7 +72,8 @@ class PolicyLoop(NamedTuple):
       adapt: `(key, params, task) -> (params, AdaptationInfo)`.
       returns: `(key, params, task, inner_steps) -> [K + 1]`, mean returns of the test
         episodes after 0 ... K inner steps.
-      collect: `(key, params, task) -> (Samples, AdaptationInfo, last return)`.
+      collect: `(key, params, task) -> (Samples, AdaptationInfo, (mean return, share of
+        clipped actions))`, the last two of the outer episodes.
       loss: `(params, samples, clip=None, kl_penalty=0) -> (loss, inner KL)`, the outer
         surrogate after `replay`.
       kl: `(params, samples) -> scalar`, of the adapted policy from the one that drew
@@ -104,6 +105,7 @@ def policy_loop(
     inner_tx = optax.with_extra_args_support(settings.inner_tx)
 
     def init(key, task):
+        _env.check_step(env, task)
         reset_key, init_key = jax.random.split(key)
         observation, _ = env.reset(reset_key, task)
         return policy.init(init_key, observation[None])
@@ -124,7 +126,7 @@ def policy_loop(
         )
         advantages = jnp.where(found.mask, advantages, 0)
         if settings.standardize:
-            advantages = _returns.standardize(advantages, found.mask)
+            advantages = _returns.standardize(advantages, values, found.mask)
         log_probs = policy.log_prob(found.distributions, found.actions)
         batch = _surrogates.Batch(
             observations=found.observations,
@@ -201,13 +203,13 @@ def policy_loop(
         params, inner, info = explore(
             inner_key, params, task, settings.inner_steps, episodes, keep=True
         )
-        outer, (last_return, _) = gather(outer_key, params, task, episodes)
+        outer, last = gather(outer_key, params, task, episodes)
         is_finite = all_finite((inner, outer))
         zero = lambda x: jnp.where(is_finite, x, jnp.zeros_like(x))
         # Zeros, so that what is differentiated is finite for every task.
         inner, outer = jax.tree.map(zero, (inner, outer))
         samples = Samples(inner, outer, skipped=~is_finite)
-        return jax.lax.stop_gradient(samples), info, last_return
+        return jax.lax.stop_gradient(samples), info, last
 
     def replay(params, samples, hvp: _inner_loop.Hvp = settings.hvp):
         def support_loss(params, key, batches, step):
@@ -287,6 +289,7 @@ def check_settings(settings: Settings) -> None:
     _checks.check_choice("hvp", settings.hvp, _inner_loop.HVP_MODES)
     _checks.check_choice("baseline", settings.baseline, (None, *get_args(Baseline)))
     _checks.check_choice("average_over", settings.average_over, get_args(AverageOver))
+    _checks.check_not_negative("sampling_term", settings.sampling_term)
     for name in ("discount", "gae_lambda"):
         value = getattr(settings, name)
         if not 0 <= value <= 1:

@@ -69,25 +69,31 @@ def maml(
     with REINFORCE gradients inside (advantages by GAE over a linear baseline that is
     fitted to the same episodes) and fresh episodes of the adapted policy for the outer
     one. The episodes are drawn first; differentiation then goes through the inner steps
-    on them.
+    on them. The policy's model must judge every observation by itself: batch
+    normalisation would be another policy in an episode than on all of them together.
 
     Args:
       env: an `Environment`; its `sample_task` draws the tasks.
       policy: `gaussian_policy` or `categorical_policy` of any model.
       inner_tx: the inner step, `optax.sgd(0.5)` for `navigation`. Its state starts
-        fresh for every task. A schedule gives later steps another rate.
+        fresh for every task. A schedule gives later steps another rate. Adam is
+        `jaxmeta.optimizers.adam`: optax's has no derivative where a gradient is zero.
       inner_steps: K. Static.
       num_episodes: B, episodes before each inner step and after the last. Static.
       test_episodes: the same in `evaluate`; None is `num_episodes`. Static.
       surrogate: what inner gradients are gradients of, and so what the second order of
-        the meta-gradient is: "loaded-dice" and "dice" are unbiased, "low-variance"
-        (ProMP) and "log-likelihood" (Finn et al. 2017) are not. DiCE weighs time steps
-        by the discount, inside and outside, the others do not. See `objective`. Static.
+        the meta-gradient is: "loaded-dice" and "dice" are unbiased (without
+        `standardize` and `baseline`, which look at the same episodes, and averaged over
+        "episodes"), "low-variance" (ProMP) and "log-likelihood" (Finn et al. 2017) are
+        not. DiCE weighs time steps by the discount, inside and outside, the others do
+        not. See `objective`. Static.
       sampling_term: times this, the meta-gradient of where the inner episodes go
         (E-MAML; Stadie et al. 2018, Equation 4). With "log-likelihood", 1.0 and no
         discount the exact gradient of the expected return after adaptation *on B
-        episodes*. DiCE's is that of the other objective, the return after the
-        *expected* inner step: do not add up the two. Static.
+        episodes*. The ratios of the other surrogates have such a term in them already
+        (DiCE's whole, for the return after the *expected* inner step): do not add up
+        the two. The return that it weighs has no baseline: it varies much where returns
+        are far from zero. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `jaxmeta.maml`. Static.
       discount: gamma.
@@ -170,8 +176,12 @@ def collect(
     loop: _loop.PolicyLoop, key: jax.Array, meta_params: base.Params, task: base.PyTree
 ) -> tuple[_loop.Samples, _loop.PolicyInfo]:
     """Draws a task's episodes and says how they went."""
-    samples, adapt_info, after = loop.collect(key, meta_params, task)
-    metrics = {"return": after, "return_before": adapt_info.returns[0]}
+    samples, adapt_info, (after, clipped) = loop.collect(key, meta_params, task)
+    metrics = {
+        "return": after,
+        "return_before": adapt_info.returns[0],
+        "clipped": clipped,
+    }
     return samples, _loop.PolicyInfo(-after, metrics, adapt_info, samples.skipped)
 
 

@@ -123,7 +123,7 @@ def categorical_policy(model: base.ModelLike) -> Policy:
     """One of A actions, with a model's outputs as logits.
 
     Args:
-      model: maps observations [N, ...] to logits [N, A].
+      model: maps observations [N, ...] to logits [N, A]; -inf forbids an action.
 
     Raises:
       ValueError: if `model` lacks `init` or `apply`.
@@ -138,7 +138,9 @@ def categorical_policy(model: base.ModelLike) -> Policy:
     net = _model.normalize(model)
 
     def apply(params, observations):
-        return Categorical(net.apply(params, observations))
+        logits = net.apply(params, observations)
+        # Finite, for 0 * inf is not a number: entropies and divergences have such.
+        return Categorical(jnp.maximum(logits, jnp.finfo(logits.dtype).min / 4))
 
     def sample(key, p):
         return jax.random.categorical(key, p.logits).astype(jnp.int32)

@@ -25,7 +25,7 @@ class PpoInfo(NamedTuple):
     loss: jax.Array  # minus the mean return after adaptation
     metrics: Any
     adapt: Any
-    skipped: jax.Array  # bool
+    skipped: jax.Array  # bool, left out in one epoch or all
     surrogates: jax.Array  # [epochs], what each epoch minimises, before it
     inner_kls: jax.Array  # [epochs], of the inner policies from those that sampled
 
@@ -73,7 +73,7 @@ def ppo(
 
     Raises:
       ValueError: if `learner` is none of policies, a count is not a positive int, a
-        number is not positive, or tasks do not divide into devices and chunks.
+        number is out of range, or tasks do not divide into devices and chunks.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -89,6 +89,7 @@ def ppo(
     """
     _checks.check_int("num_epochs", num_epochs)
     _checks.check_positive("clip", clip)
+    _checks.check_not_negative("kl_penalty", kl_penalty)
     _checks.check_plain_transformation("outer_tx", outer_tx)
     sampler = base.as_partial(sample_task)
     batch = _batch.task_batch(
@@ -114,14 +115,18 @@ def ppo(
 
         def epoch(carry, _):
             params, opt_state = carry
-            grads, value, inner_kl = batch.mean(of_task)(params, samples)
+            found, skipped = batch.mean(of_task)(params, samples)
+            grads, value, inner_kl = found
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
             updates, opt_state = outer_tx.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            return (params, opt_state), (value, inner_kl)
+            return (params, opt_state), (skipped, value, inner_kl)
 
         start = (meta_params, carry)
-        (params, carry), found = jax.lax.scan(epoch, start, length=num_epochs)
+        (params, carry), (skipped, *found) = jax.lax.scan(
+            epoch, start, length=num_epochs
+        )
+        info = info._replace(skipped=jnp.any(skipped, 0))
         difference = jax.tree.map(jnp.subtract, meta_params, params)
         return difference, carry, PpoInfo(*info, *found)
 

@@ -53,17 +53,22 @@ def generalized_advantages(
     return discounted_sums(errors, discount * gae_lambda)
 
 
-def standardize(advantages: jax.Array, mask: jax.Array) -> jax.Array:
+def standardize(advantages: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
     """Shifts and scales advantages [B, H] to mean 0 and variance 1 where `mask` is set.
+
+    Where they differ by no more than the rounding of the returns, that is of advantages
+    plus `values`, they are equal, and become 0.
 
     Example:
       >>> import jax.numpy as jnp
       >>> mask = jnp.array([[True, True, False]])
-      >>> print(standardize(jnp.array([[1.0, 3.0, 9.0]]), mask))
+      >>> print(standardize(jnp.array([[1.0, 3.0, 9.0]]), jnp.zeros((1, 3)), mask))
       [[-1.  1.  0.]]
     """
     count = jnp.maximum(jnp.sum(mask), 1)
     mean = jnp.sum(advantages * mask) / count
     centred = jnp.where(mask, advantages - mean, 0)
-    # As rllab; equal advantages stay at zero.
-    return centred / (jnp.sqrt(jnp.sum(centred**2) / count) + 1e-8)
+    deviation = jnp.sqrt(jnp.sum(centred**2) / count)
+    largest = jnp.max(jnp.abs(jnp.where(mask, advantages + values, 0)))
+    is_signal = deviation > 16 * jnp.finfo(advantages.dtype).eps * largest
+    return jnp.where(is_signal, centred / jnp.where(is_signal, deviation, 1), 0)

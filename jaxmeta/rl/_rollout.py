@@ -12,7 +12,7 @@ from jaxmeta.rl import _env, _policies
 class Rollout(NamedTuple):
     """B episodes of H time steps; what follows an episode's end is zero."""
 
-    observations: jax.Array  # [B, H, ...], before the action
+    observations: jax.Array  # [B, H, ...], before the action; the last one repeats
     actions: jax.Array  # [B, H] or [B, H, A], as the policy drew them
     distributions: Any  # leaves [B, H, A], of which the actions were drawn
     rewards: jax.Array  # [B, H]
@@ -78,7 +78,12 @@ def rollout(
             step_keys, states, allowed, env_params
         )
         made = (observations, actions, distributions, rewards, mask, is_clipped)
-        return (after, states, mask & ~done), made
+        mask = mask & ~done
+        # Gradients go through what is masked: an observation that may be is repeated.
+        after = jnp.where(
+            mask.reshape(-1, *(1,) * (after.ndim - 1)), after, observations
+        )
+        return (after, states, mask), made
 
     reset_key, key = jax.random.split(key)
     reset_keys = jax.random.split(reset_key, num_episodes)
@@ -86,14 +91,14 @@ def rollout(
     start = (observations, states, jnp.ones(num_episodes, bool))
     _, made = jax.lax.scan(act, start, jax.random.split(key, env.horizon))
     made = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), made)  # [B, H, ...]
-    *_, mask, is_clipped = made
+    observations, *made, mask, is_clipped = made
 
     def until_done(x):
         # An environment may go anywhere after its end, and 0 * inf is not a number.
         shape = mask.shape + (1,) * (x.ndim - 2)
         return jnp.where(mask.reshape(shape), x, jnp.zeros_like(x))
 
-    observations, actions, distributions, rewards = jax.tree.map(until_done, made[:4])
+    actions, distributions, rewards = jax.tree.map(until_done, made)
     clipped = jnp.sum(is_clipped & mask) / jnp.sum(mask)
     return Rollout(observations, actions, distributions, rewards, mask, clipped)
 

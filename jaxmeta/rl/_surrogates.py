@@ -24,7 +24,7 @@ SURROGATES: tuple[Surrogate, ...] = get_args(Surrogate)
 class Batch(NamedTuple):
     """What gradients need of B episodes; zero after an episode's end."""
 
-    observations: jax.Array  # [B, H, ...]
+    observations: jax.Array  # [B, H, ...], after the end the last one again
     actions: jax.Array  # [B, H] or [B, H, A]
     distributions: Any  # leaves [B, H, A], of which the actions were drawn
     log_probs: jax.Array  # [B, H], of the actions under these

@@ -29,7 +29,8 @@ def tabular(
 
     Transitions are uniform on the simplex, rewards normal around 1 with standard
     deviation 1, both drawn once a task; episodes start in state 0. The observation is
-    the state, one-hot [S].
+    the state, one-hot [S]. Duan et al. add noise to each reward; here it is what the
+    task says, so that returns can be solved for.
 
     Args:
       num_states: S. Static.

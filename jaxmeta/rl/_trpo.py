@@ -25,7 +25,7 @@ class TrpoInfo(NamedTuple):
     loss: jax.Array  # minus the mean return after adaptation
     metrics: Any
     adapt: Any
-    skipped: jax.Array  # bool
+    skipped: jax.Array  # bool, left out of gradient, curvature and search
     accepted: jax.Array  # [] bool; if not, the line search found nothing and stays
     kl: jax.Array  # [] of the adapted policies after the update from those before
     improvement: jax.Array  # [] of the surrogate return
@@ -52,8 +52,8 @@ def trpo(
     parameters through the inner steps,
 
     .. math::
-      s = (\nabla^2 D + \kappa I)^{-1} \nabla L, \qquad
-      \theta' = \theta - \beta^j \sqrt{2 \delta / s^\top \nabla^2 D s} \; s
+      F = \nabla^2 D + \kappa I, \qquad s = F^{-1} \nabla L, \qquad
+      \theta' = \theta - \beta^j \sqrt{2 \delta / s^\top F s} \; s
 
     for the first :math:`j` at which L fell and :math:`D \le \delta`. The linear system
     is solved by conjugate gradients on Hessian-vector products; where the divergence is
@@ -117,10 +117,18 @@ def trpo(
         del extra
         samples, info = batch.collect(sampler, key, meta_params)
         loss_and_grad = jax.value_and_grad(lambda *args: loop.loss(*args)[0])
-        before, grads = batch.mean(loss_and_grad)(meta_params, samples)
+        (before, grads), skipped = batch.mean(loss_and_grad)(meta_params, samples)
+        samples, info = (
+            samples._replace(skipped=skipped),
+            info._replace(skipped=skipped),
+        )
+        # Conjugate gradients need the digits that half precision lacks.
+        grads = jax.tree.map(_widen, grads)
 
         def curvature(vector):
-            product = batch.mean(curve)((meta_params, vector), samples)
+            narrow = jax.tree.map(lambda v, p: v.astype(p.dtype), vector, meta_params)
+            product, _ = batch.mean(curve)((meta_params, narrow), samples)
+            product = jax.tree.map(_widen, product)
             return optax.tree.add_scale(product, damping, vector)
 
         solution, _ = jax.scipy.sparse.linalg.cg(
@@ -141,7 +149,7 @@ def trpo(
         def attempt(state):
             shrinks, *_ = state
             mean = batch.mean(judge, leave_out=False)
-            after, kl = mean(candidate(shrinks + 1), samples)
+            (after, kl), _ = mean(candidate(shrinks + 1), samples)
             is_good = (kl <= max_kl) & (after < before)
             return shrinks + 1, is_good, before - after, kl
 
@@ -162,3 +170,7 @@ def trpo(
     return base.GradientEstimator(
         lambda key: (batch.init(key), None), Partial(estimate, sampler)
     )
+
+
+def _widen(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
