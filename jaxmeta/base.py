@@ -302,7 +302,7 @@ class TaskStream(NamedTuple):
       read: `read(step) -> iterator` over the batches of meta-steps `step`, `step` + 1,
         ...: a `Task` of NumPy arrays [T / processes, ...], those that this process is
         to have. The same step always has the same batch, so that runs can resume.
-      mesh: shards the batches over its first axis; None is one device.
+      mesh: shards the batches over its devices; None is one device.
     """
 
     num_tasks: int

@@ -39,7 +39,7 @@ def bptt(
         Static.
       rematerialize: compute again, in the backward pass, all of a step but its
         gradients: less memory, more time. Static.
-      mesh: shards the runs over this mesh's first axis (`training.task_mesh()`).
+      mesh: shards the runs over this mesh's devices (`training.task_mesh()`).
 
     Returns:
       A `GradientEstimator` without carry. Its info has the mean loss of each run. A run

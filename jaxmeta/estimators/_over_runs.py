@@ -29,7 +29,7 @@ def over_runs(
       init: `(key) -> (theta, carry)`; leaves of the carry [N, ...].
       problem: the family of problems.
       num_problems: N.
-      mesh: shards the runs over this mesh's first axis.
+      mesh: shards the runs over this mesh's devices.
     """
 
     def all_runs(theta, problem, meta_step, keys, carry):
@@ -54,13 +54,13 @@ def over_runs(
         return jax.tree.map(add, grads), jnp.sum(counts), (carry, info)
 
     def sharded(mesh, *args):
-        axis = mesh.axis_names[0]
+        axes = mesh.axis_names
 
         def on_device(*args):
             total, count, rest = all_runs(*args)
-            return *jax.lax.psum((total, count), axis), rest
+            return *jax.lax.psum((total, count), axes), rest
 
-        everywhere, over = PartitionSpec(), PartitionSpec(axis)
+        everywhere, over = PartitionSpec(), PartitionSpec(axes)
         return jax.shard_map(
             on_device,
             mesh=mesh,
@@ -86,5 +86,5 @@ def place(theta: Any, runs: Any, mesh: Mesh | None) -> tuple[Any, Any]:
         return theta, runs
     constrain = jax.lax.with_sharding_constraint
     everywhere = NamedSharding(mesh, PartitionSpec())
-    over = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    over = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return constrain(theta, everywhere), constrain(runs, over)

@@ -30,7 +30,7 @@ def over_tasks(
         follow one another. None: all on accelerators and for networks under 10,000
         parameters, one on CPUs for larger ones, where that is fastest and smallest.
         It changes memory and time, not the result. Static.
-      mesh: shards the tasks over this mesh's first axis (`training.task_mesh()`). One
+      mesh: shards the tasks over this mesh's devices (`training.task_mesh()`). One
         all-reduce of the gradient a step, whatever the number of tasks.
 
     Returns:
@@ -128,7 +128,7 @@ def _average(learner, num_tasks, tasks_per_chunk, mesh):
 
     A task is `sampler(key, *given)`, with what is given of each, leaves [T, ...].
     """
-    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    num_devices = 1 if mesh is None else mesh.size
     check_counts(num_tasks, tasks_per_chunk, num_devices)
 
     def of_task(shared, one):

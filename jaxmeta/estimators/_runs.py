@@ -64,7 +64,7 @@ def check_arguments(
             )
     if isinstance(horizon, tuple) and horizon[0] > horizon[1]:
         raise ValueError(f"`horizon` must be (least, most), got {horizon}.")
-    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    num_devices = 1 if mesh is None else mesh.size
     if num_problems % num_devices:
         raise ValueError(
             f"`num_problems` must be a multiple of the mesh's {num_devices} devices, "

@@ -22,7 +22,7 @@ def sum_over_tasks(
       of_task: `(shared, one) -> (terms, info)` of one task.
       chunk: how many tasks of a device go through `vmap` at once; chunks follow one
         another. It must divide them.
-      mesh: shards the tasks over this mesh's first axis: `per_task` and `infos`, leaves
+      mesh: shards the tasks over this mesh's devices: `per_task` and `infos`, leaves
         [T, ...]; the sums are the same on every device.
     """
 
@@ -43,12 +43,12 @@ def sum_over_tasks(
 
     if mesh is None:
         return on_one_device
-    axis = mesh.axis_names[0]
-    everywhere, over = PartitionSpec(), PartitionSpec(axis)
+    axes = mesh.axis_names
+    everywhere, over = PartitionSpec(), PartitionSpec(axes)
 
     def on_device(shared, per_task):
         total, info = on_one_device(shared, per_task)
-        return jax.lax.psum(total, axis), info
+        return jax.lax.psum(total, axes), info
 
     # With its checks of what varies over devices, differentiating the replicated
     # meta-parameters inside would put a psum into the INNER gradients: silently wrong.

@@ -44,7 +44,7 @@ def task_batch(
             "`learner` must be a `jaxmeta.rl.PolicyLearner`, as `jaxmeta.rl.maml` "
             f"returns, got {type(learner).__name__}."
         )
-    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    num_devices = 1 if mesh is None else mesh.size
     _over_tasks.check_counts(num_tasks, tasks_per_chunk, num_devices)
 
     def over_axis(of_task, meta_params):

@@ -41,7 +41,7 @@ def stream_few_shot(
       transform: makes a float array of what the source gives, all of one shape: decodes
         and resizes an image, say. None: uint8 to [0, 1], other types as they are.
       seed: decides which episodes.
-      mesh: shards the batches over its first axis, as `jaxmeta.estimators.over_tasks`.
+      mesh: shards the batches over its devices, as `jaxmeta.estimators.over_tasks`.
       num_threads: that read ahead.
 
     Returns:

@@ -21,7 +21,7 @@ from jaxmeta.training._loop import (
     fit,
     read_metrics,
 )
-from jaxmeta.training._mesh import task_mesh
+from jaxmeta.training._mesh import shard_params, task_mesh
 from jaxmeta.training._optimizers import (
     LossCurves,
     Tuned,
@@ -63,6 +63,7 @@ __all__ = [
     "open_checkpoints",
     "read_metrics",
     "save",
+    "shard_params",
     "task_mesh",
     "tune",
     "update_responses",

@@ -113,7 +113,7 @@ def evaluate(
       key: the same key gives the same tasks.
       inner_steps: K; None is the learner's own.
       tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`.
-      mesh: shards the tasks over its first axis; T need not divide by its devices.
+      mesh: shards the tasks over its devices; T need not divide by its devices.
 
     Raises:
       ValueError: if a count is not a positive int, or `meta_params` are not this
@@ -160,7 +160,7 @@ def _evaluate_tasks(
     """Returns `EvalInfo` with leaves [T, K + 1]."""
     init = lambda key: learner.init(key, sampler(key))
     _checks.check_like("meta_params", meta_params, jax.eval_shape(init, key))
-    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    num_devices = 1 if mesh is None else mesh.size
     on_one_device = -(-num_tasks // num_devices)
     keys = jax.random.split(key, on_one_device * num_devices)
 
@@ -178,7 +178,7 @@ def _evaluate_tasks(
         return jax.lax.map(batched, keys, batch_size=chunk if chunk > 1 else None)
 
     if mesh is not None:
-        everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+        everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names)
         all_tasks = jax.shard_map(
             all_tasks,
             mesh=mesh,

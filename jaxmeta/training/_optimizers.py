@@ -71,7 +71,7 @@ def evaluate_optimizer(
       num_problems: N.
       key: of the problems.
       problems_per_chunk: how many go through `vmap` at once; None is all of a device's.
-      mesh: shards the problems over its first axis; N need not divide by its devices.
+      mesh: shards the problems over its devices; N need not divide by its devices.
 
     Returns:
       The loss of each problem after each update, on a fresh minibatch.
@@ -139,7 +139,7 @@ def tune(
 def _run_all(lopt, theta, problem, key, num_steps, num_problems, chunk, mesh):
     """Returns losses [N, T + 1]."""
     go = _runs.advance(lopt, second_order=False, rematerialize=False)
-    num_devices = 1 if mesh is None else mesh.devices.shape[0]
+    num_devices = 1 if mesh is None else mesh.size
     on_one_device = -(-num_problems // num_devices)
     keys = jax.random.split(key, on_one_device * num_devices)
 
@@ -155,7 +155,7 @@ def _run_all(lopt, theta, problem, key, num_steps, num_problems, chunk, mesh):
         return jax.lax.map(run, keys, batch_size=size)
 
     if mesh is not None:
-        everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names[0])
+        everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names)
         all_runs = jax.shard_map(
             all_runs,
             mesh=mesh,

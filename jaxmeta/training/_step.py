@@ -26,7 +26,10 @@ class TrainStep(NamedTuple):
 
 
 def make_train_step(
-    estimator: base.GradientEstimator, outer_tx: optax.GradientTransformation
+    estimator: base.GradientEstimator,
+    outer_tx: optax.GradientTransformation,
+    *,
+    shardings: Callable[[base.Params], Any] | None = None,
 ) -> TrainStep:
     """Returns `(init, step)`: an estimator's gradients through any optax chain.
 
@@ -37,6 +40,9 @@ def make_train_step(
       estimator: what gives the meta-gradient; see `jaxmeta.estimators`. Its
         `estimate` is told the number of steps made as `step`.
       outer_tx: the outer update, say `optax.adam(1e-3)`.
+      shardings: `(meta_params) -> tree of shardings`, where meta-parameters and the
+        outer optimizer's state for them are kept; see `shard_params`. None: as the
+        estimator has them, on every device.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -51,16 +57,30 @@ def make_train_step(
       (3, 4)
     """
     outer_tx = optax.with_extra_args_support(outer_tx)
+    constrain = jax.lax.with_sharding_constraint
+
+    def place(state):
+        if shardings is None:
+            return state
+        places = shardings(state.meta_params)
+        return state._replace(
+            meta_params=jax.tree.map(constrain, state.meta_params, places),
+            opt_state=optax.tree.map_params(
+                outer_tx, constrain, state.opt_state, places
+            ),
+        )
 
     def init(key):
         init_key, run_key = jax.random.split(key)
         meta_params, carry = estimator.init(init_key)
-        return base.TrainState(
-            step=jnp.zeros((), jnp.int32),
-            meta_params=meta_params,
-            carry=carry,
-            opt_state=outer_tx.init(meta_params),
-            key=run_key,
+        return place(
+            base.TrainState(
+                step=jnp.zeros((), jnp.int32),
+                meta_params=meta_params,
+                carry=carry,
+                opt_state=outer_tx.init(meta_params),
+                key=run_key,
+            )
         )
 
     def step(estimate, state, **extra):
@@ -68,6 +88,8 @@ def make_train_step(
         grads, carry, info = estimate(
             step_key, state.meta_params, state.carry, step=state.step, **extra
         )
+        if shardings is not None:
+            grads = jax.tree.map(constrain, grads, shardings(grads))
         updates, opt_state = outer_tx.update(grads, state.opt_state, state.meta_params)
         state = base.TrainState(
             step=state.step + 1,
@@ -76,7 +98,7 @@ def make_train_step(
             opt_state=opt_state,
             key=next_key,
         )
-        return state, info
+        return place(state), info
 
     return TrainStep(init, Partial(step, base.as_partial(estimator.estimate)))
 

@@ -53,6 +53,6 @@ def on_device(stream: base.TaskStream, step: int) -> Iterator[base.Task]:
 def _put(batch, mesh):
     if mesh is None:
         return jax.device_put(batch)
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     put = jax.make_array_from_process_local_data
     return jax.tree.map(lambda x: put(sharding, np.asarray(x)), batch)
