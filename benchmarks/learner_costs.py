@@ -19,15 +19,16 @@ from benchmarks import _timing
 RESULTS = pathlib.Path(__file__).parent / "results" / "learner_costs.json"
 
 
-def learners() -> dict[str, Any]:
+def learners(filters: int = 64) -> dict[str, Any]:
     """Name -> learner, in the order of README's table."""
     import optax
 
     import jaxmeta as jm
 
-    net, embedding = jm.models.Conv4(64, strided=True), _embedding()
-    film = jm.models.FilmConv4(64, head=5, strided=True)
-    relation = jm.models.RelationEmbedding()
+    net = jm.models.Conv4(filters, strided=True)
+    embedding = jm.models.Conv4(filters, head=None, strided=True)
+    film = jm.models.FilmConv4(filters, head=5, strided=True)
+    relation = jm.models.RelationEmbedding(filters)
     entropy = jm.losses.cross_entropy
 
     def steps(count, rate=0.1):
@@ -66,12 +67,6 @@ def learners() -> dict[str, Any]:
         f"imaml, {count} steps": jm.imaml(net, entropy, **steps(count))
         for count in (1, 4, 16, 64)
     }
-
-
-def _embedding():
-    import jaxmeta as jm
-
-    return jm.models.Conv4(64, head=None, strided=True)
 
 
 def make_task():
