@@ -243,7 +243,7 @@ class TestFit:
         chex.assert_trees_all_close(
             result.state.meta_params, state.meta_params, rtol=1e-5
         )
-        assert [r["step"] for r in records] == [7]
+        assert [r["step"] for r in records] == [1, 7]
         assert abs(records[0]["loss"] / info.loss.mean() - 1) < 10
 
     def test_stopped_and_resumed_equals_uninterrupted(self, tmp_path):
@@ -323,7 +323,7 @@ class TestFit:
         _fit(tmp_path, num_steps=40)
         validated = {r["step"]: "validation_loss" in r for r in _records(tmp_path)}
         assert validated == {
-            **{5: False, 10: True, 13: True},
+            **{1: False, 5: False, 10: True, 13: True},
             **{15: False, 20: True, 25: False, 30: True, 35: False, 40: True},
         }
 
@@ -551,4 +551,4 @@ class TestDamage:
     def test_metrics_are_json_lines(self, tmp_path):
         _fit(tmp_path, num_steps=20)
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines] == [5, 10, 15, 20]
+        assert [json.loads(line)["step"] for line in lines] == [1, 5, 10, 15, 20]

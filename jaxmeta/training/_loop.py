@@ -53,11 +53,12 @@ def fit(
 ) -> FitResult:
     """Meta-trains for `num_steps`, or goes on with a run that was interrupted.
 
-    Steps run `log_every` at a time inside one compiled scan with donated state.
-    With a `directory`, `metrics.jsonl` gets a line for each and `checkpoints/` the best
-    and last states; called again with the same arguments, the run resumes from its
-    last checkpoint and ends with the same parameters and metrics (their wall-clock
-    field `seconds` apart) as if it had never stopped.
+    Steps run `log_every` at a time inside one compiled loop with donated state; the
+    first record is of the first step alone, so that it comes soon. With a `directory`,
+    `metrics.jsonl` gets a line for each and `checkpoints/` the best and last states;
+    called again with the same arguments, the run resumes from its last checkpoint and
+    ends with the same parameters and metrics (their wall-clock field `seconds` apart)
+    as if it had never stopped.
 
     Args:
       train_step: from `make_train_step`.
@@ -65,7 +66,7 @@ def fit(
       key: decides everything random.
       directory: of the run; None keeps nothing. Processes that train together
         (`jax.distributed`) share it: all save their part, the first one writes metrics.
-      log_every: meta-steps between records, and of one dispatch.
+      log_every: records are made at multiples of so many meta-steps; one dispatch each.
       validate: `(meta_params) -> metrics`, floats of which `loss` decides what is best.
       validate_every: meta-steps between validations, each followed by a checkpoint; a
         multiple of `log_every`.
@@ -97,9 +98,10 @@ def fit(
     with _RunFiles(directory) as files:
         state = jax.jit(train_step.init)(key)
         state, best, best_loss = files.resume(state)
-        run_chunk = jax.jit(_run_chunk, static_argnums=2, donate_argnums=1)
+        run_chunk = jax.jit(_run_chunk, donate_argnums=1)
         if stream is not None:
-            run_chunk = _stream.chunk_runner(stream, int(state.step), _means)
+            summarize = lambda infos: _means(_totals(infos))
+            run_chunk = _stream.chunk_runner(stream, int(state.step), summarize)
 
         def out_of_patience():
             if patience is None:
@@ -111,6 +113,7 @@ def fit(
             start = time.perf_counter()
             # A run that is made longer may start between two records.
             length = min(log_every - step % log_every, num_steps - step)
+            length = length if step else 1  # Something is seen as soon as it can be.
             state, record = run_chunk(train_step.step, state, length)
             step += length
             record = {"step": step} | {name: float(x) for name, x in record.items()}
@@ -140,25 +143,45 @@ def fit(
 
 
 def _run_chunk(step, state, length):
-    """Makes `length` meta-steps; returns the state and metrics averaged over them."""
-    state, infos = jax.lax.scan(lambda state, _: step(state), state, length=length)
-    return state, _means(infos)
+    """Makes `length` meta-steps; returns the state and metrics averaged over them.
+
+    The length is an argument of the compiled loop: one program for chunks of any.
+    """
+    one_step = jax.jit(lambda step, state: step(state))  # Traced once for both uses.
+    _, info = jax.eval_shape(one_step, step, state)
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(_totals, info))
+
+    def body(_, carry):
+        state, totals = carry
+        state, info = one_step(step, state)
+        return state, jax.tree.map(jnp.add, totals, _totals(info))
+
+    state, totals = jax.lax.fori_loop(0, length, body, (state, zeros))
+    return state, _means(totals)
 
 
-def _means(infos):
-    """Metrics averaged over meta-steps and tasks."""
+def _totals(info):
+    """Sum and count of each metric, over tasks and, where stacked, meta-steps."""
     # By convention infos have `loss` and may have `metrics`; one entry per task.
-    metrics = getattr(infos, "metrics", {})
+    metrics = getattr(info, "metrics", {})
     _checks.check_metric_names(metrics)
-    metrics = {"loss": infos.loss, **metrics}
-    means = {name: jnp.mean(x) for name, x in metrics.items()}
-    if hasattr(infos, "counts"):  # Runs that diverged have no loss.
-        means["loss"] = jnp.nanmean(infos.loss)
-    if hasattr(infos, "skipped"):  # Nor do tasks that were left out.
-        kept = {"loss": infos.loss, **metrics}
-        means = {name: jnp.nanmean(x) for name, x in kept.items()}
-        means["skipped"] = jnp.mean(infos.skipped)
-    return means
+    values = {"loss": info.loss, **metrics}
+    # Runs that diverged have no loss; tasks that were left out, no metrics either.
+    has_gaps = {name: hasattr(info, "skipped") for name in values}
+    has_gaps["loss"] |= hasattr(info, "counts")
+    if hasattr(info, "skipped"):
+        values["skipped"], has_gaps["skipped"] = info.skipped.astype(float), False
+
+    def total(name):
+        x = values[name]
+        kept = ~jnp.isnan(x) if has_gaps[name] else jnp.ones(jnp.shape(x), bool)
+        return jnp.sum(jnp.where(kept, x, 0)), jnp.sum(kept)
+
+    return {name: total(name) for name in values}
+
+
+def _means(totals):
+    return {name: total / count for name, (total, count) in totals.items()}
 
 
 @jax.jit
