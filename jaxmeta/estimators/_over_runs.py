@@ -51,7 +51,9 @@ def over_runs(
 
         loss = jnp.where(counts, info.loss, jnp.nan)
         info = info._replace(loss=loss, counts=counts)
-        return jax.tree.map(add, grads), jnp.sum(counts), (carry, info)
+        # Floats, as gradients: the devices then add up once.
+        count = jnp.sum(counts, dtype=jnp.float32)
+        return jax.tree.map(add, grads), count, (carry, info)
 
     def sharded(mesh, *args):
         axes = mesh.axis_names

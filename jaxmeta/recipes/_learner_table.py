@@ -204,9 +204,12 @@ RECIPES: dict[str, Recipe] = {
         "Meta-LSTM",
         MetaLstmLearner(),
         "none",
+        model=Conv4Model(filters=32),
+        num_tasks=4,
+        steps=2500,
         clip=0.25,
         outer_learning_rate=1e-3,
-        ours="; meta-gradients clipped to a norm of 0.25",
+        ours=" with 32 filters, as the paper; meta-gradients clipped to a norm of 0.25",
     ),
     "proto-maml-omniglot-5w1s": _by_inner_loop(
         "Proto-MAML",
