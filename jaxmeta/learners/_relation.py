@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxmeta import _checks, _model, base, losses
 from jaxmeta.learners import _embeddings, _metric
+from jaxmeta.models import _relation_net
 
 
 class RelationSupport(NamedTuple):
@@ -105,10 +106,7 @@ def relation(
         """Each query with each class: [Q * W, ..., 2 channels], or both sets."""
         if getattr(relation_model, "takes_sets", False):
             return features, embeddings
-        shape = (embeddings.shape[0], *features.shape)
-        both = (features[None], embeddings[:, None])
-        both = [jnp.broadcast_to(x, shape) for x in both]
-        return jnp.concatenate(both, -1).reshape(-1, *shape[2:-1], 2 * shape[-1])
+        return _relation_net.all_pairs(features, embeddings)
 
     def class_features(support):
         shape = support.inputs.shape

@@ -131,15 +131,15 @@ class RelationModule(nn.Module):
                 sets = (x,)
             x = sets[0].reshape(sets[0].shape[0], -1)
         else:
-            x = nn.relu(nn.Dense(self.filters, param_dtype=dtype)(_concatenate(sets)))
+            x = sets[0] if len(sets) == 1 else all_pairs(*sets)
+            x = nn.relu(nn.Dense(self.filters, param_dtype=dtype)(x))
         x = nn.relu(nn.Dense(self.hidden, param_dtype=dtype)(x))
         return nn.Dense(1, param_dtype=dtype)(x)
 
     def with_statistics(self, params, pairs):
         """Returns `params` with the statistics that predictions will use."""
-        if (
-            pairs[0] if isinstance(pairs, tuple) else pairs
-        ).ndim == 2:  # Nothing is normalised.
+        first = pairs[0] if isinstance(pairs, tuple) else pairs
+        if first.ndim == 2:  # Nothing is normalised.
             return params
         return _norm.with_statistics(self, params, pairs)
 
@@ -155,10 +155,8 @@ def _conv_of_pairs(sets, kernel, **options):
     return (a[None] + b[:, None]).reshape(-1, *a.shape[1:])
 
 
-def _concatenate(sets):
-    """Vectors [A, D] and [B, D] as all their pairs [B * A, 2 D]."""
-    if len(sets) == 1:
-        return sets[0]
-    (a, b), shape = sets, (sets[1].shape[0], *sets[0].shape)
+def all_pairs(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Each of `b`, [B, ..., C], with each of `a`, [A, ..., C]: [B * A, ..., 2 C]."""
+    shape = (b.shape[0], *a.shape)
     both = [jnp.broadcast_to(x, shape) for x in (a[None], b[:, None])]
-    return jnp.concatenate(both, -1).reshape(-1, 2 * shape[-1])
+    return jnp.concatenate(both, -1).reshape(-1, *shape[2:-1], 2 * shape[-1])

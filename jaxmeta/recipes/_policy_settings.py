@@ -13,7 +13,10 @@ from jaxmeta.recipes import _learner_settings, _settings
 class _Environments:
     """Tasks of one environment, which learners are given in the place of a loss."""
 
-    environment: rl.Environment
+    @property
+    def environment(self) -> rl.Environment:
+        """That of these settings."""
+        raise NotImplementedError
 
     @property
     def num_outputs(self) -> int:
@@ -36,7 +39,7 @@ class NavigationTasks(_Environments):
     """Time steps of an episode."""
 
     @property
-    def environment(self) -> rl.Environment:  # pyright: ignore
+    def environment(self) -> rl.Environment:
         """The plane."""
         return rl.navigation(self.variant, horizon=self.horizon)
 
@@ -55,7 +58,7 @@ class LocomotionTasks(_Environments):
     """Brax's physics: the most exact first, the fastest last."""
 
     @property
-    def environment(self) -> rl.Environment:  # pyright: ignore
+    def environment(self) -> rl.Environment:
         """The body in its world."""
         make = {
             "half-cheetah-direction": rl.half_cheetah_direction,
