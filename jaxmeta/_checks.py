@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import core
 
 from jaxmeta import base
 
@@ -18,18 +19,25 @@ def check_int(name: str, value: Any, *, minimum: int = 1) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises if something that is no array or schedule is no positive finite number."""
-    if isinstance(value, jax.Array | np.ndarray) or callable(value):
-        return
-    is_number = isinstance(value, int | float | np.number)
-    if not is_number or not 0 < value < float("inf"):
+    """Raises if something that is no schedule is not positive and finite."""
+    if not callable(value) and not _is_above(value, lambda x: x > 0):
         raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
 
 
-def check_not_negative(name: str, value: float) -> None:
+def check_not_negative(name: str, value: Any) -> None:
     """Raises unless `value` is zero or positive, and finite."""
-    if not 0 <= value < float("inf"):
+    if not _is_above(value, lambda x: x >= 0):
         raise ValueError(f"`{name}` must be at least 0 and finite, got {value!r}.")
+
+
+def _is_above(value, test):
+    """Whether all of `value` is finite and passes; what is traced may be anything."""
+    if isinstance(value, core.Tracer):
+        return True
+    if not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
+        return False
+    numbers = np.asarray(value)  # Comparing in JAX would be traced under `jit`.
+    return bool(np.all(test(numbers) & (numbers < float("inf"))))
 
 
 def check_callable(name: str, value: Any) -> None:

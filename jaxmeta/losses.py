@@ -59,6 +59,8 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the share of examples whose largest logit is the target's class.
 
+    Logits that are not a number make it NaN.
+
     Args:
       outputs: logits [N, W].
       targets: one-hot [N, W], or integer labels [N].
@@ -71,8 +73,9 @@ def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     _check_classes(outputs, targets)
     if targets.ndim == outputs.ndim:
         targets = jnp.argmax(targets, -1)
-    hits = jnp.argmax(outputs, -1) == targets
-    return jnp.mean(hits, dtype=jnp.promote_types(outputs.dtype, jnp.float32))
+    dtype = jnp.promote_types(outputs.dtype, jnp.float32)
+    hits = (jnp.argmax(outputs, -1) == targets).astype(dtype)
+    return jnp.mean(jnp.where(jnp.any(jnp.isnan(outputs), -1), jnp.nan, hits))
 
 
 def default_metrics(loss: base.LossFn) -> Mapping[str, base.MetricFn]:

@@ -557,6 +557,28 @@ def test_damping_of_implicit_maml_divides_the_hessian_alone(key):
     assert grads == pytest.approx(-0.5 * 3 / 4, rel=1e-6)
 
 
+def test_implicit_maml_does_not_follow_conjugate_gradients_astray(key):
+    """I + H = diag(-1, 2): their first step is to (2, 2), further off than zero."""
+
+    def loss(outputs, targets):
+        curvatures, slopes = targets[:, :2], targets[:, 2:]
+        return jnp.mean(curvatures * outputs**2 + 2 * slopes * outputs)
+
+    learner = jm.imaml(
+        jm.Model(lambda key, x: jnp.zeros(2), lambda w, x: w[None] * x),
+        loss,
+        inner_tx=optax.sgd(0.1),
+        inner_steps=1,
+        regularization=1.0,
+        cg_steps=1,
+    )
+    examples = lambda y: jm.Examples(jnp.ones((1, 2)), jnp.array([y]))
+    task = jm.Task(examples([-2.0, 1.0, 0.0, 0.0]), examples([0.0, 0.0, 1.0, 1.0]))
+    grads, info = learner.meta_grad(key, learner.init(key, task), task)
+    np.testing.assert_allclose(info.adapt.residual, 3, rtol=1e-6)
+    np.testing.assert_allclose(grads, [1, 1], rtol=1e-6)  # The query's own.
+
+
 def test_implicit_maml_tells_when_it_has_not_converged(key):
     task = regression_task(key)
     learner = jm.imaml(

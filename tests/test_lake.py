@@ -124,6 +124,15 @@ def test_a_wrong_archive_is_explained(tmp_path, changes, message):
         jm.tasks.load_lake_runs(path)
 
 
+def test_a_flipped_bit_in_an_archive_is_explained(tmp_path):
+    path = _write(tmp_path / "all_runs.zip", _files())
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 6] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"all_runs\.zip is damaged"):
+        jm.tasks.load_lake_runs(path)
+
+
 def test_missing_files_and_wrong_sizes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*gone\.zip"):
         jm.tasks.load_lake_runs(tmp_path / "gone.zip")

@@ -26,6 +26,11 @@ def test_accuracy_takes_labels_and_one_hot():
         assert jm.losses.accuracy(logits, targets) == 0.5
 
 
+def test_accuracy_of_nothing_known_is_not_chance():
+    outputs = jnp.array([[jnp.nan, jnp.nan], [0.0, 1.0]])
+    assert jnp.isnan(jm.losses.accuracy(outputs, jnp.array([0, 1])))
+
+
 def test_labels_that_are_no_class():
     logits, labels = jnp.asarray(LOGITS), jnp.array([3, 1, -1, 0])
     assert jnp.isnan(jm.losses.cross_entropy(logits, labels))

@@ -94,6 +94,16 @@ def test_full_context_by_loops(similarity, steps, key):
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_full_context_takes_embeddings_of_less_precision(key):
+    with jax.enable_x64(True):
+        learner = learners.matching(identity_embedding(), full_context=True)
+        task = vector_task(key)
+        task = jax.tree.map(lambda x: x.astype(jnp.float32), task)
+        meta_params = learner.init(key, task)
+        grads, _ = jax.jit(learner.meta_grad)(key, meta_params, task)
+        assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(grads))
+
+
 def test_queries_do_not_see_each_other(key):
     task = vector_task(key)
     learner = learners.matching(identity_embedding(), full_context=True)

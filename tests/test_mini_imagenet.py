@@ -108,6 +108,7 @@ def test_a_listed_image_that_is_missing_is_named(tmp_path):
         ("file,class\na.jpg,n01\n", r"val.csv must begin with the line.*'file', 'clas"),
         ("", r"must begin with the line 'filename,label', got columns None"),
         ("filename,label\n", r"val.csv lists no images"),
+        ("filename,label\na.jpg\n", r"Line 2 of .*val.csv must be .*'a.jpg' and None"),
     ],
 )
 def test_a_list_that_is_none_is_named(text, message, tmp_path):

@@ -112,6 +112,7 @@ def test_names_of_normalisation_layers(name):
 
     assert is_norm(f"params/{name}/scale")
     assert not is_norm("params/Dense_0/kernel")
+    assert not is_norm(f"params/{name}/Dense_0/kernel")  # A block that has others too.
 
 
 def test_examples_given_twice_leave_ridge_finite(key):
@@ -296,6 +297,22 @@ CALLS = {
             queries=1,
         ),
         "take_classes",
+    ),
+    "a negative array": (
+        lambda key, rate=np.array(-1.0): jax.jit(
+            lambda: jm.prototypical(jm.models.MLP([3]), temperature=rate)
+        )(),
+        "`temperature` must be positive and finite",
+    ),
+    "no damping": (
+        lambda key: jm.imaml(
+            jm.models.MLP([3]),
+            CROSS_ENTROPY,
+            inner_tx=optax.sgd(0.1),
+            inner_steps=1,
+            damping=None,
+        ),
+        "`damping` must be at least 0 and finite, got None",
     ),
     "classes twice": (
         lambda key: jm.tasks.image_classes(

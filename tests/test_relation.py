@@ -71,14 +71,41 @@ def test_maps_are_compared_place_by_place(key):
     np.testing.assert_allclose(got, expected, rtol=1e-4)
 
 
-def test_support_statistics_make_predictions_independent_of_each_other(key):
+@pytest.mark.parametrize("module", ["given", "default", "default, in bfloat16"])
+def test_support_statistics_make_predictions_independent_of_each_other(module, key):
     task, learner = _images(key, 3, 2, 2), _map_learner("support")
+    if module != "given":
+        embedding = RelationEmbedding(filters=3, statistics="support")
+        if "bfloat16" in module:
+            embedding = jm.models.with_compute_dtype(embedding)
+        learner = learners.relation(embedding)
     meta_params = jax.jit(learner.init)(key, task)
     first = task._replace(query=jax.tree.map(lambda x: x[:1], task.query))
     together = logits_of(learner, task, meta_params)
     alone = logits_of(learner, first, meta_params)
     np.testing.assert_allclose(alone, together[:1], rtol=1e-4)
     assert np.ptp(together) > 0
+
+
+def test_the_default_module_is_normalised_as_the_embedding_is(key):
+    task = _images(key, 3, 2, 2)
+    for norm in ("batch", None):
+        learner = learners.relation(RelationEmbedding(filters=3, norm=norm))
+        params = jax.eval_shape(learner.init, key, task)
+        paths = [jax.tree_util.keystr(p) for p, _ in jax.tree.leaves_with_path(params)]
+        assert any("BatchNorm" in path for path in paths) == (norm == "batch")
+
+
+def test_half_precision_scores_keep_their_order(key):
+    """In bfloat16 relations of 6, 7 and 8 would all be 1."""
+    module = jm.Model(
+        lambda key, x: jnp.ones(()), lambda w, x: (w * x[:, :1]).astype(jnp.bfloat16)
+    )
+    learner = learners.relation(identity_embedding(), relation_model=module)
+    support = jm.Examples(jnp.array([[6.0], [8.0], [7.0]]), jnp.eye(3))
+    task = jm.Task(support, support)
+    task_params, _ = learner.adapt(key, learner.init(key, task), support)
+    assert learner.predict(task_params, jnp.zeros((1, 1))).argmax() == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (7, 7)])

@@ -108,6 +108,10 @@ def test_images_are_scaled_and_data_are_arguments(key):
     sample_task = jm.tasks.zero_shot(data, ways=6, queries=2, classes=range(6))
     leaves = jax.tree.leaves(sample_task)
     assert [x.dtype for x in leaves] == [np.uint8, np.float32, np.int32, np.int32]
+    binary = data._replace(attributes=(data.attributes > 0).astype(np.uint8))
+    sample_binary = jm.tasks.zero_shot(binary, ways=6, queries=2, classes=range(6))
+    described = sample_binary(key).support.inputs
+    assert set(np.unique(described)) <= {0.0, 1.0} and described.dtype == jnp.float32
     jaxpr = jax.make_jaxpr(lambda sample_task, key: sample_task(key))(sample_task, key)
     assert not any(np.size(x) > 10 for x in jaxpr.consts)
     inputs = sample_task(key).query.inputs
@@ -402,6 +406,8 @@ def test_splits_and_names_have_defaults_and_images_stay_bytes(tmp_path):
         ({"attributes": np.zeros(3)}, r"must be \[classes, attributes\], got shape"),
         ({"seen": np.array([0, 1]), "unseen": np.array([1])}, r"classes \[1\] .* both"),
         ({"unseen": np.array([7])}, "`unseen` .* from 0 to 2"),
+        ({"held_out": np.array([5])}, "`held_out` .* from 0 to 4"),
+        ({"held_out": np.zeros(5, bool)}, "`held_out` .* dtype bool"),
         ({"names": np.array(["a"])}, "each of the 3 classes, got 1"),
         ({"names": np.array([None] * 3)}, "damaged or no .npz file of plain arrays"),
     ],

@@ -63,7 +63,8 @@ def imaml(
         the meta-gradient is biased towards the first-order one, and the system is well
         conditioned where the support loss is not convex.
       cg_steps: at most so many conjugate-gradient steps, a Hessian-vector product
-        each. Static.
+        each. Where the Hessian has a slope down beyond lambda + damping they can lead
+        astray; then the meta-gradient is the query's, as first order. Static.
       cg_tolerance: relative residual at which they stop.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
@@ -142,6 +143,10 @@ def imaml(
             matvec, target, maxiter=cg_steps, tol=cg_tolerance
         )
         info = convergence(matvec, solution, target, result, meta_params, support_grad)
+        is_better = info.residual <= 1  # Than zero, of which it is 1.
+        solution = jax.tree.map(
+            lambda s, t: jnp.where(is_better, s, t), solution, target
+        )
         grads = jax.tree.map(lambda s, p: s.astype(p.dtype), solution, meta_params)
         return grads, base.MetaGradInfo(value, values, info)
 

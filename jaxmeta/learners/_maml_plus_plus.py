@@ -23,9 +23,12 @@ class MamlPlusPlusParams(NamedTuple):
 
 
 def is_norm(path: str) -> bool:
-    """Whether a parameter is a normalisation layer's, going by the layer's name."""
-    names = path.lower().split("/")
-    return any("norm" in name or name.startswith("bn") for name in names)
+    """Whether a parameter is a normalisation layer's, going by the layer's name.
+
+    That is the last but one in the path: a block called "ConvNorm" has others too.
+    """
+    layer = path.lower().split("/")[-2:-1]
+    return any("norm" in name or name.startswith("bn") for name in layer)
 
 
 def maml_plus_plus(

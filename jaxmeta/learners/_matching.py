@@ -86,7 +86,8 @@ def matching(
     Returns:
       A `MetaLearner`. Its meta-parameters are the model's own, or
       `MetricParams(params, head_params)` with `full_context`. Ways and shots may differ
-      from task to task; a class without support examples is never predicted.
+      from task to task; a class without support examples is never predicted. With
+      `full_context` every support row must be of a class: the head reads them all.
 
     Raises:
       ValueError: if `similarity` is unknown, `temperature` not positive or
@@ -134,6 +135,7 @@ def matching(
         del options
         g = support.inputs
         if full_context:
+            head_params = jax.tree.map(lambda x: x.astype(g.dtype), head_params)
             states = _run_lstm(head_params.forward, g)
             states += _run_lstm(head_params.backward, g, reverse=True)
             g = g + states
@@ -156,7 +158,8 @@ def matching(
         del options
         f, g = embeddings, support.embeddings
         if full_context:
-            f = in_context(head_params.attention, g, f)
+            lstm = jax.tree.map(lambda x: x.astype(f.dtype), head_params.attention)
+            f = in_context(lstm, g, f)
         if similarity == "cosine":
             similarities = _embeddings.cosines(f, g)
         else:

@@ -94,10 +94,12 @@ def relation(
       0.5
     """
     if relation_model is None:
-        # Not above: learners know models, but only this default needs flax.
-        from jaxmeta.models._relation_net import RelationModule
-
-        relation_model = RelationModule()
+        # Normalised as the embedding: else its batches would still make predictions
+        # depend on each other.
+        relation_model = _relation_net.RelationModule(
+            norm=None if getattr(model, "norm", "batch") is None else "batch",
+            statistics=getattr(model, "statistics", "batch"),
+        )
     net = _model.normalize(relation_model)
     if metrics is None:
         metrics = {"accuracy": losses.accuracy}
@@ -132,6 +134,7 @@ def relation(
         features, relation_params = support
         pairs = pairs_with(features, embeddings)
         scores = net.apply(relation_params, pairs, **options)
+        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
         num_pairs = embeddings.shape[0] * features.shape[0]
         if jnp.shape(scores) != (num_pairs, 1):
             raise ValueError(

@@ -59,7 +59,7 @@ def ridge(
     Returns:
       A `MetaLearner`. Its meta-parameters are `MetricParams(params, head_params)`, the
       latter `RidgeParams`. Ways and shots may differ from task to task; a class without
-      support examples is never predicted.
+      support examples is never predicted. Every support row must be of a class.
 
     Raises:
       ValueError: if `regularization` or `scale` is not positive; while tracing, if

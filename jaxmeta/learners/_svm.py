@@ -65,7 +65,8 @@ def svm(
     Returns:
       A `MetaLearner` whose `adapt` reports `SvmInfo`. Its meta-parameters are
       `MetricParams(params, head_params)`, the latter `SvmParams`. Ways and shots may
-      differ from task to task; a class without support examples is never predicted.
+      differ from task to task; a class without support examples is never predicted,
+      but has its part in the margins. Every support row must be of a class.
 
     Raises:
       ValueError: if `C` or `scale` is not positive or `solver_steps` not a positive

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from jaxmeta import _model, base
 
 
-def with_compute_dtype(model: base.ModelLike, dtype: Any = jnp.bfloat16) -> base.Model:
+def with_compute_dtype(
+    model: base.ModelLike, dtype: Any = jnp.bfloat16
+) -> base.ModelLike:
     """Returns `model` computing in `dtype`, with parameters and outputs as they are.
 
     Parameters and inputs are rounded on their way in, so that products run on the
@@ -23,8 +25,8 @@ def with_compute_dtype(model: base.ModelLike, dtype: Any = jnp.bfloat16) -> base
         and wants scaled losses.
 
     Returns:
-      A `Model` with the same parameters. Outputs are float32, or the parameters' own
-      type where that is wider.
+      A model with the same parameters and attributes. Outputs are float32, or the
+      parameters' own type where that is wider.
 
     Raises:
       ValueError: if `dtype` is not floating.
@@ -46,21 +48,33 @@ def with_compute_dtype(model: base.ModelLike, dtype: Any = jnp.bfloat16) -> base
         raise ValueError(
             f"`dtype` must be floating, say jnp.bfloat16, got {jnp.dtype(dtype).name}."
         )
-    net = _model.normalize(model)
+    return _Rounded(model, jnp.dtype(dtype))
 
-    def apply(params, inputs, *, key=None, train=False):
-        outputs = net.apply(
-            _cast(params, dtype), _cast(inputs, dtype), key=key, train=train
-        )
+
+class _Rounded:
+    """A model in another precision; what else it says of itself is still true."""
+
+    def __init__(self, model: base.ModelLike, dtype: Any):
+        self._model, self._net, self._dtype = model, _model.normalize(model), dtype
+
+    def __getattr__(self, name):
+        if name.startswith("_"):  # Not before `__init__`, as pickle asks.
+            raise AttributeError(name)
+        return getattr(self._model, name)
+
+    def init(self, key, inputs):
+        return self._net.init(key, inputs)
+
+    def apply(self, params, inputs, *, key=None, train=False):
+        rounded = _cast(params, self._dtype), _cast(inputs, self._dtype)
+        outputs = self._net.apply(*rounded, key=key, train=train)
         return _cast(outputs, _widest(params))
 
-    def with_statistics(params, inputs):
-        found = net.with_statistics(_cast(params, dtype), _cast(inputs, dtype))
-        found = _cast(found, _widest(params))
+    def with_statistics(self, params, inputs):
+        rounded = _cast(params, self._dtype), _cast(inputs, self._dtype)
+        found = _cast(self._net.with_statistics(*rounded), _widest(params))
         # What was there before keeps all its bits.
         return {**found, **params} if isinstance(found, Mapping) else found
-
-    return base.Model(net.init, apply, with_statistics)
 
 
 def _cast(tree, dtype):

@@ -45,8 +45,9 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
     of rate 0.01 or so: forget gates near 1, input gates near 0.01.
 
     The update needs the parameters and the loss: `tx.update(grads, state, params,
-    value=loss)`, as every learner of jaxmeta calls it. An infinite gradient makes the
-    update infinite but not the state; one that is NaN stays in its coordinate's state.
+    value=loss)`, as every learner of jaxmeta calls it. An infinite gradient
+    with a finite loss makes the update infinite but not the state; one that is NaN, or
+    with a loss that is not finite, stays in its coordinate's state.
 
     Args:
       hidden_size: H, units of the LSTM. Static.

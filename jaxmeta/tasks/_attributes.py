@@ -169,7 +169,9 @@ def _check(path: pathlib.Path, found: dict[str, Any]) -> _zero_shot.AttributeDat
         seen=seen,
         unseen=unseen,
         names=names,
-        held_out=np.asarray(found.get("held_out", nothing), np.int32),
+        held_out=_integers(
+            path, "held_out", found.get("held_out", nothing), len(labels)
+        ),
     )
 
 
@@ -182,8 +184,8 @@ def _integers(
     )
     if not is_valid or (values.size and not 0 <= values.min() <= values.max() < count):
         raise ValueError(
-            f"`{name}` in {path} must be a list of integers from 0 to {count - 1}, a "
-            f"class each, got shape {values.shape} and dtype {values.dtype}"
+            f"`{name}` in {path} must be a list of integers from 0 to {count - 1}, got "
+            f"shape {values.shape} and dtype {values.dtype}"
             + (f" from {values.min()} to {values.max()}." if is_valid else ".")
         )
     return values.astype(np.int32)

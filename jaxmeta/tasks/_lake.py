@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -153,9 +154,13 @@ def _read_files(path: pathlib.Path) -> Files:
         inside = {p.relative_to(path.parent).as_posix(): p.read_bytes for p in found}
         return _matching(inside)
     with _open_zip(path) as archive:
-        return _matching(
-            {name: lambda name=name: archive.read(name) for name in archive.namelist()}
-        )
+        names = archive.namelist()
+        try:
+            return _matching(
+                {name: lambda name=name: archive.read(name) for name in names}
+            )
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged ({error}).") from error
 
 
 def _matching(readers: Mapping[str, Callable[[], bytes]]) -> Files:

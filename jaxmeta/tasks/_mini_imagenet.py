@@ -86,6 +86,11 @@ def _load_list(
             )
         files = collections.defaultdict(list)
         for row in reader:
+            if not row["filename"] or not row["label"]:
+                raise ValueError(
+                    f"Line {reader.line_num} of {path} must be 'filename,label', got "
+                    f"{row['filename']!r} and {row['label']!r}."
+                )
             files[row["label"]].append(images / row["filename"])
     if not files:
         raise ValueError(f"{path} lists no images.")

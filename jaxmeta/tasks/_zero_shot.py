@@ -104,7 +104,9 @@ def zero_shot(
         inputs = features[jnp.take_along_axis(table[chosen], drawn, 1)]
         labels = jnp.eye(ways)
         return base.Task(
-            support=base.Examples(_as_float(attributes[chosen]), labels),
+            support=base.Examples(
+                attributes[chosen].astype(jnp.result_type(float)), labels
+            ),
             query=_few_shot.examples_by_class(_as_float(inputs), labels),
         )
 
@@ -142,8 +144,9 @@ def zero_shot_test(
     position[classes] = np.arange(len(classes))
     labels = jnp.eye(len(classes))
     inputs = jnp.asarray(data.features[chosen])
+    attributes = jnp.asarray(data.attributes[classes], jnp.result_type(float))
     return base.Task(
-        support=base.Examples(_as_float(jnp.asarray(data.attributes[classes])), labels),
+        support=base.Examples(attributes, labels),
         query=base.Examples(_as_float(inputs), labels[position[data.labels[chosen]]]),
     )
 
