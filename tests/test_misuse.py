@@ -299,9 +299,7 @@ CALLS = {
         "take_classes",
     ),
     "a negative array": (
-        lambda key, rate=np.array(-1.0): jax.jit(
-            lambda: jm.prototypical(jm.models.MLP([3]), temperature=rate)
-        )(),
+        lambda key: jm.prototypical(jm.models.MLP([3]), temperature=np.array(-1.0)),
         "`temperature` must be positive and finite",
     ),
     "no damping": (
