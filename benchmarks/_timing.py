@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+PACKAGES = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
+
 
 class Compiled(NamedTuple):
     """A function compiled for one set of shapes."""
@@ -106,7 +108,7 @@ def time_compiled(fn: Callable[..., Any], *args: Any, seconds: float = 2.0) -> T
     return Timing(compiled.compile_s, compiled.temp_bytes, run, device)
 
 
-def environment(packages: Iterable[str]) -> dict[str, Any]:
+def environment(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     """Date, commit, processor and versions: what a result is worthless without."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

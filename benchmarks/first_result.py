@@ -74,9 +74,8 @@ def main(argv: Sequence[str] | None = None):
                 seconds = first_line(command, root / name, root / "cache")
                 found[name].append(round(seconds, 2))
                 print(name, found[name][-1], flush=True)
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
     result = {
-        "environment": _timing.environment(packages),
+        "environment": _timing.environment(),
         "recipe": args.recipe,
         "seconds": found,
         "median_seconds": {k: statistics.median(x) for k, x in found.items()},

@@ -230,8 +230,7 @@ def main(argv: Sequence[str] | None = None):
         for steps in args.steps:
             results[name][str(steps)] = measure(problem, steps, args.seconds)
             print(name, steps, json.dumps(results[name][str(steps)]), flush=True)
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
-    result = {"environment": _timing.environment(packages), "results": results}
+    result = {"environment": _timing.environment(), "results": results}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     plot(results, args.out.with_suffix(".png"))
     print(table(results))

@@ -180,8 +180,7 @@ def main():
             if panel.recipe != recipe_name:
                 continue
             result = compare(panel, recipe, thetas)
-            packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
-            result["environment"] = _timing.environment(packages)
+            result["environment"] = _timing.environment()
             path = _path(name)
             path.write_text(json.dumps(result, indent=1) + "\n")
             draw(name, result, path.with_suffix(".png"))

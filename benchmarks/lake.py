@@ -97,8 +97,7 @@ def _record_run(directory, archive, which):
     print(f"{name}, {which} runs: {json.dumps(found)}")
     path = RESULTS / f"{name}.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
-    result[which] = found | {"environment": _timing.environment(packages)}
+    result[which] = found | {"environment": _timing.environment()}
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -154,8 +154,7 @@ def main(argv: Sequence[str] | None = None):
         )
         found[name] = measure(step, meta_params, seconds=args.seconds)
         print(name, json.dumps(found[name]), flush=True)
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
-    environment = _timing.environment(packages)
+    environment = _timing.environment()
     result = {"environment": environment, "unit": one, "learners": found}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))

@@ -111,7 +111,7 @@ def main():
     args = parser.parse_args()
     mesh = jm.training.task_mesh()
     results = {body: run(body, args, mesh) for body in args.bodies}
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax", "brax")
+    packages = (*_timing.PACKAGES, "brax")
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "bodies")}
     result = {
         "environment": _timing.environment(packages),

@@ -278,9 +278,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     summarise_rows(rows, peaks, flops)
     result = {
         "setting": arguments.setting,
-        "environment": _timing.environment(
-            ("jaxmeta", "jax", "jaxlib", "flax", "optax")
-        ),
+        "environment": _timing.environment(),
         "device": "cpu",
         "flops": flops,
         "peak_flops_per_second": peaks,

@@ -146,9 +146,8 @@ def main(argv: Sequence[str] | None = None):
             for seed in range(args.seeds)
         ]
         print(name, json.dumps(results[name]), flush=True)
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
     result = {
-        "environment": _timing.environment(packages),
+        "environment": _timing.environment(),
         "published": PUBLISHED,
         "target": TARGET,
         "results": results,

@@ -114,8 +114,7 @@ def main(argv: Sequence[str] | None = None):
         }
     for row in rows.values():
         row["ratio_to_trpo"] = row["meta_step_s"] / rows["trpo"]["meta_step_s"]
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
-    result = {"environment": _timing.environment(packages), "rows": rows}
+    result = {"environment": _timing.environment(), "rows": rows}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 

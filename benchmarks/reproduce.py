@@ -50,12 +50,11 @@ def reproduce(name, seeds, runs, data_dir, overrides):
                 )
         summary["settings"] = settings(recipe)
         summaries.append(summary)
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
     result = {
         "recipe": name,
         "published": recipes.RECIPES[name].published,
         "protocol": recipes.RECIPES[name].protocol,
-        "environment": _timing.environment(packages),
+        "environment": _timing.environment(),
         "runs": summaries,
     }
     RESULTS.mkdir(parents=True, exist_ok=True)

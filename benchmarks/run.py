@@ -142,9 +142,7 @@ def main(argv: Sequence[str] | None = None):
         "first_result": ["--data-dir", str(args.data_dir)] if args.data_dir else [],
     }
     result: dict[str, Any] = {
-        "environment": _timing.environment(
-            ("jaxmeta", "jax", "jaxlib", "flax", "optax")
-        ),
+        "environment": _timing.environment(),
         "quick": args.quick,
         "parts": {},
     }

@@ -166,8 +166,7 @@ def main(argv: Sequence[str] | None = None):
     for name, experiment in EXPERIMENTS.items():
         results[name] = run(experiment, keys, args.tests, args.share)
         print(name, json.dumps(results[name]), flush=True)
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax")
-    result = {"environment": _timing.environment(packages), "results": results}
+    result = {"environment": _timing.environment(), "results": results}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(results))
 

@@ -218,7 +218,7 @@ def main(argv: Sequence[str] | None = None):
             continue
         rows.append({"case": name} | compile_for(case, topology, tasks))
         print(json.dumps(rows[-1]), flush=True)
-    packages = ("jaxmeta", "jax", "jaxlib", "flax", "optax", "libtpu")
+    packages = (*_timing.PACKAGES, "libtpu")
     result = {"environment": _timing.environment(packages), "rows": rows}
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(rows))

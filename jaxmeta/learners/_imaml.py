@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _model, base
+from jaxmeta import _checks, _dtypes, _model, base
 from jaxmeta.learners import _adaptation
 
 
@@ -131,13 +131,15 @@ def imaml(
         )
         query_grad = jax.value_and_grad(loop.example_loss, has_aux=True)
         (value, values), target = query_grad(result.params, query_key, task.query)
-        target = _widen(target)
+        target = _dtypes.widen(target)  # Conjugate gradients need the digits.
 
         def matvec(v):
             """(I + H / (lambda + damping)) v."""
             tangent = jax.tree.map(lambda v, p: v.astype(p.dtype), v, result.params)
             hv = jax.jvp(support_grad, (result.params,), (tangent,))[1]
-            return optax.tree.add_scale(v, 1 / (regularization + damping), _widen(hv))
+            return optax.tree.add_scale(
+                v, 1 / (regularization + damping), _dtypes.widen(hv)
+            )
 
         solution, _ = jax.scipy.sparse.linalg.cg(
             matvec, target, maxiter=cg_steps, tol=cg_tolerance
@@ -155,9 +157,9 @@ def imaml(
         left = norm(optax.tree.sub(matvec(solution), target))
         scale = norm(target)
         residual = left / jnp.where(scale > 0, scale, 1)
-        moved = _widen(optax.tree.sub(result.params, meta_params))
+        moved = _dtypes.widen(optax.tree.sub(result.params, meta_params))
         objective_grad = optax.tree.add_scale(
-            _widen(support_grad(result.params)), regularization, moved
+            _dtypes.widen(support_grad(result.params)), regularization, moved
         )
         # Conjugate gradients stop by a residual that they update, not by this one.
         converged = residual <= 1.01 * cg_tolerance
@@ -176,10 +178,3 @@ def proximal(
         return jax.tree.map(pull, updates, params, centre), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
-def _widen(tree):
-    """At least float32: conjugate gradients lose their conjugacy in bfloat16."""
-    return jax.tree.map(
-        lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
-    )

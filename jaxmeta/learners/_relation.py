@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, _model, base, losses
+from jaxmeta import _checks, _dtypes, _model, base, losses
 from jaxmeta.learners import _embeddings, _metric
 from jaxmeta.models import _relation_net
 
@@ -134,7 +134,7 @@ def relation(
         features, relation_params = support
         pairs = pairs_with(features, embeddings)
         scores = net.apply(relation_params, pairs, **options)
-        scores = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+        scores = _dtypes.widen(scores)
         num_pairs = embeddings.shape[0] * features.shape[0]
         if jnp.shape(scores) != (num_pairs, 1):
             raise ValueError(

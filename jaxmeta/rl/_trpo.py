@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _dtypes, base
 from jaxmeta.rl import _batch, _maml
 
 
@@ -122,14 +122,12 @@ def trpo(
             samples._replace(skipped=skipped),
             info._replace(skipped=skipped),
         )
-        # Conjugate gradients need the digits that half precision lacks.
-        grads = jax.tree.map(_widen, grads)
+        grads = _dtypes.widen(grads)  # Conjugate gradients need the digits.
 
         def curvature(vector):
             narrow = jax.tree.map(lambda v, p: v.astype(p.dtype), vector, meta_params)
             product, _ = batch.mean(curve)((meta_params, narrow), samples)
-            product = jax.tree.map(_widen, product)
-            return optax.tree.add_scale(product, damping, vector)
+            return optax.tree.add_scale(_dtypes.widen(product), damping, vector)
 
         solution, _ = jax.scipy.sparse.linalg.cg(
             curvature, grads, maxiter=cg_steps, tol=1e-10
@@ -170,7 +168,3 @@ def trpo(
     return base.GradientEstimator(
         lambda key: (batch.init(key), None), Partial(estimate, sampler)
     )
-
-
-def _widen(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -113,7 +113,7 @@ def evaluate(
       key: the same key gives the same tasks.
       inner_steps: K; None is the learner's own.
       tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`.
-      mesh: shards the tasks over its devices; T need not divide by its devices.
+      mesh: shards the tasks over its devices; T need not divide by them.
 
     Raises:
       ValueError: if a count is not a positive int, or `meta_params` are not this

@@ -71,7 +71,7 @@ def evaluate_optimizer(
       num_problems: N.
       key: of the problems.
       problems_per_chunk: how many go through `vmap` at once; None is all of a device's.
-      mesh: shards the problems over its devices; N need not divide by its devices.
+      mesh: shards the problems over its devices; N need not divide by them.
 
     Returns:
       The loss of each problem after each update, on a fresh minibatch.
