@@ -10,11 +10,14 @@ in the step that is timed.
     python -m benchmarks.meta_step --torch-python /path/to/venv/bin/python
     python -m benchmarks.meta_step --only jaxmeta,jax-vmap --rounds 2
 
-The peers' code is in `benchmarks/peers`. PyTorch has an interpreter of its own, with
-`benchmarks/peers/requirements-torch.txt`; without it its rows are left out. This is a
-benchmark of CPUs, on Linux: every contestant runs in its own process, pinned to one
-core and then to all of them, and they take turns, so that a noisy machine is noisy for
-all.
+The peers' code is in `benchmarks/peers`. PyTorch and the libraries on it have
+interpreters of their own, with what `benchmarks/peers/requirements-*.txt` say; one
+environment can hold several, `--torch-python` can be given several times, and the rows
+of what none of them has are left out.
+
+This is a benchmark of CPUs, on Linux: every contestant runs in its own process, pinned
+to one core and then to all of them, and they take turns, so that a noisy machine is
+noisy for all.
 """
 
 import argparse
@@ -76,6 +79,7 @@ def imported(module: str, function: str, **options: str) -> Callable[..., Any]:
 
 
 OURS, JAX, TORCH = "_meta_step_ours", "peers.jax_by_hand", "peers.torch_func"
+LIBRARIES = "peers.torch_libraries"
 CONTESTANTS: dict[str, Callable[..., Program]] = {
     "jaxmeta": imported(OURS, "maml"),
     "jax-vmap": imported(JAX, "maml", batching="vmap"),
@@ -85,6 +89,14 @@ CONTESTANTS: dict[str, Callable[..., Program]] = {
     "torch-vmap-im2col": imported(TORCH, "maml", lowering="im2col", batching="vmap"),
     "torch-loop": imported(TORCH, "autograd_loop"),
     "torch-compile": imported(TORCH, "maml", lowering="im2col", batching="compile"),
+    "learn2learn": imported(LIBRARIES, "learn2learn"),
+    "higher": imported(LIBRARIES, "higher"),
+    "torchopt": imported(LIBRARIES, "torchopt"),
+    "torchopt-vmap": imported(LIBRARIES, "torchopt_vmap"),
+}
+# The library without which a peer's row is left out; the others run where this does.
+NEEDS = {
+    name: name.partition("-")[0] for name in CONTESTANTS if not name.startswith("ja")
 }
 # Steps of many times the others': warmed up by the checked one, timed twice a round.
 SLOW = {"jax-grad-of-mean"}
@@ -130,14 +142,13 @@ class Place(NamedTuple):
 
     setting: str
     folder: pathlib.Path
-    torch_python: str | None
+    pythons: dict[str, str]  # the interpreter of each library in `NEEDS`
 
 
 def run_process(place: Place, contestant: str, cores: int, seconds: float = 0.0):
     """Returns the report that a process of its own printed; 0 seconds: untimed."""
-    is_torch = contestant.startswith("torch")
     command = [
-        place.torch_python if is_torch else sys.executable,
+        place.pythons.get(NEEDS.get(contestant, ""), sys.executable),
         *("-m", "benchmarks.meta_step", "--contestant", contestant),
         *("--setting", place.setting, "--folder", str(place.folder)),
         *("--cores", str(cores), "--seconds", str(seconds)),
@@ -237,9 +248,9 @@ def print_table(console, result) -> None:
         "seconds, JAX's tracing, lowering and compiling, PyTorch's first step. "
         "MiB: XLA's temporaries, the growth of PyTorch's process."
     )
-    torch_rows = [r for r in result["rows"] if r["contestant"].startswith("torch")]
+    torch_rows = [row for row in result["rows"] if row["contestant"] in NEEDS]
     if not torch_rows:
-        console.print("No PyTorch rows: they need --torch-python.")
+        console.print("No peers on PyTorch: they need --torch-python.")
     ours = [row for row in result["rows"] if row["contestant"] == "jaxmeta"]
     for our in ours if torch_rows else ():
         # A second thread can cost more than it brings: nobody has to use it.
@@ -268,7 +279,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     all_cores = [arguments.cores] if arguments.cores else sorted({1, available})
     flops = meta_step_flops(SETTINGS[arguments.setting])
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(arguments.setting, pathlib.Path(folder), arguments.torch_python)
+        place = Place(arguments.setting, pathlib.Path(folder), arguments.pythons)
         np.savez(place.folder / "weights.npz", **make_weights())
         np.save(place.folder / "images.npy", make_images())
         turns = [(cores, name) for cores in all_cores for name in arguments.only]
@@ -302,7 +313,13 @@ def chosen(names: str) -> list[str]:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--setting", choices=SETTINGS, default="one-step")
-    parser.add_argument("--torch-python", help="interpreter that has PyTorch")
+    parser.add_argument(
+        "--torch-python",
+        action="append",
+        default=[],
+        metavar="PYTHON",
+        help="an interpreter that has PyTorch; can be given again",
+    )
     parser.add_argument(
         "--only", type=chosen, metavar="A,B", help="the contestants, jaxmeta among them"
     )
@@ -316,12 +333,31 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.contestant and not (arguments.folder and arguments.cores):
         parser.error("--contestant needs --folder and --cores")
-    with_torch = bool(arguments.torch_python)
-    runnable = [x for x in CONTESTANTS if with_torch or not x.startswith("torch")]
-    arguments.only = arguments.only or runnable
-    if not set(arguments.only) <= set(runnable):
-        parser.error("PyTorch's contestants need --torch-python")
+    if arguments.contestant:
+        return arguments
+    arguments.pythons = find_pythons(arguments.torch_python)
+    lacking = [x for x in NEEDS if NEEDS[x] not in arguments.pythons]
+    if arguments.only is None:
+        arguments.only = [name for name in CONTESTANTS if name not in lacking]
+    for name in arguments.only:
+        if name in lacking:
+            parser.error(f"{name}: no --torch-python has the package {NEEDS[name]}")
     return arguments
+
+
+def find_pythons(interpreters: list[str]) -> dict[str, str]:
+    """The first interpreter that has it, for each library that one of them has."""
+    libraries = sorted(set(NEEDS.values()))
+    code = f"""from importlib.util import find_spec
+print(*[name for name in {libraries} if find_spec(name)])"""
+    found = {}
+    for python in interpreters:
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, check=True
+        )
+        for name in done.stdout.split():
+            found.setdefault(name, python)
+    return found
 
 
 def main() -> None:

@@ -133,12 +133,14 @@ def main(argv: Sequence[str] | None = None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--torch-python", help="interpreter that has PyTorch")
+    parser.add_argument(
+        "--torch-python", action="append", default=[], help="as in `meta_step`"
+    )
     parser.add_argument("--data-dir", type=pathlib.Path, help="tensorflow-datasets'")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args(argv)
     own = {
-        "meta_step": ["--torch-python", args.torch_python] if args.torch_python else [],
+        "meta_step": [f"--torch-python={python}" for python in args.torch_python],
         "first_result": ["--data-dir", str(args.data_dir)] if args.data_dir else [],
     }
     result: dict[str, Any] = {
