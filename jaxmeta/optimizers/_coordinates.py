@@ -1,11 +1,14 @@
 """What coordinatewise rules share: maps over trees, dense layers, stacks of LSTMs."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+from jaxmeta.optimizers import _blocks
 
 
 class Linear(NamedTuple):
@@ -23,10 +26,9 @@ class LstmTheta(NamedTuple):
 
 
 class LstmState(NamedTuple):
-    """State of a stack of LSTMs: for each layer a tree like the parameters."""
+    """State of a stack of L LSTM layers of H units."""
 
-    hidden: tuple[Any, ...]  # leaves [..., H]
-    cell: tuple[Any, ...]  # leaves [..., H]
+    units: Any  # Like the parameters: [..., 2 L H], hidden vectors, then cells.
 
 
 def map_unzipped(
@@ -121,8 +123,10 @@ def init_linear(key: jax.Array, num_inputs: int, num_outputs: int) -> Linear:
     return Linear(kernel, jnp.zeros(num_outputs, dtype))
 
 
-def apply_linear(layer: Linear, inputs: jax.Array) -> jax.Array:
-    """Applies a dense layer to [..., I]."""
+def apply_linear(layer: Linear, inputs: jax.Array, axis: int = -1) -> jax.Array:
+    """Applies a dense layer to [..., I], or, where `axis` is 0, to [I, N]."""
+    if axis == 0:
+        return layer.kernel.T @ inputs + layer.bias[:, None]
     outputs = inputs @ layer.kernel
     return outputs + jnp.broadcast_to(layer.bias, outputs.shape)
 
@@ -149,7 +153,11 @@ def init_lstm(key: jax.Array, num_inputs: int, hidden_size: int) -> Linear:
 
 
 def lstm_cell(
-    layer: Linear, inputs: jax.Array, hidden: jax.Array, cell: jax.Array
+    layer: Linear,
+    inputs: jax.Array,
+    hidden: jax.Array,
+    cell: jax.Array,
+    axis: int = -1,
 ) -> tuple[jax.Array, jax.Array]:
     """One step of an LSTM with forget gates, over any leading axes.
 
@@ -158,12 +166,13 @@ def lstm_cell(
       inputs: [..., I].
       hidden: [..., H].
       cell: [..., H].
+      axis: of the features; 0 for [I, N] and [H, N].
 
     Returns:
       The new hidden vector and cell.
     """
-    joined = jnp.concatenate([inputs, hidden], -1)
-    i, f, o, candidate = jnp.split(apply_linear(layer, joined), 4, -1)
+    joined = jnp.concatenate([inputs, hidden], axis)
+    i, f, o, candidate = jnp.split(apply_linear(layer, joined, axis), 4, axis)
     cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(candidate)
     return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
@@ -190,14 +199,16 @@ def init_stack(
 
 def init_stack_state(params: Any, theta: LstmTheta, dtype: DTypeLike) -> LstmState:
     """Zeros for every coordinate of `params`."""
-    zeros = tuple(
-        hidden_like(params, layer.bias.size // 4, dtype) for layer in theta.layers
-    )
-    return LstmState(hidden=zeros, cell=zeros)
+    size = 2 * sum(layer.bias.size // 4 for layer in theta.layers)
+    return LstmState(hidden_like(params, size, dtype))
 
 
 def apply_stack(
-    theta: LstmTheta, inputs: Any, state: LstmState, num_averaged: int = 0
+    theta: LstmTheta,
+    inputs: Any,
+    state: LstmState,
+    num_averaged: int = 0,
+    block_size: int | None = None,
 ) -> tuple[Any, LstmState]:
     """One step of a stack at every coordinate.
 
@@ -207,23 +218,41 @@ def apply_stack(
       state: of any float type, which it keeps.
       num_averaged: how many cells of each layer put out their mean over all
         coordinates. Static.
+      block_size: as of `_blocks.at_coordinates`.
 
     Returns:
       A tree with leaves [..., O], and the state.
     """
-    hidden, cell = [], []
-    for layer, h, c in zip(theta.layers, state.hidden, state.cell, strict=True):
+    if not num_averaged:
+        step = functools.partial(_blocks.at_coordinates, _step, block_size, theta)
+        outputs, units = map_unzipped(step, 2, inputs, state.units)
+        return outputs, LstmState(units)
+    vectors = split_outputs(state.units, [x.bias.size // 4 for x in 2 * theta.layers])
+    hidden, cell = [], vectors[len(theta.layers) :]
+    for i, (layer, h) in enumerate(zip(theta.layers, vectors, strict=False)):
 
         def step(x, h, c, layer=layer):
             return lstm_cell(layer, x, h.astype(x.dtype), c.astype(x.dtype))
 
-        inputs, new_cell = map_unzipped(step, 2, inputs, h, c)
-        if num_averaged:
-            inputs = _average_first(inputs, num_averaged)
-        hidden.append(_cast_like(inputs, h))
-        cell.append(_cast_like(new_cell, c))
+        inputs, cell[i] = map_unzipped(step, 2, inputs, h, cell[i])
+        inputs = _average_first(inputs, num_averaged)
+        hidden.append(inputs)
     outputs = jax.tree.map(lambda x: apply_linear(theta.head, x), inputs)
-    return outputs, LstmState(hidden=tuple(hidden), cell=tuple(cell))
+    packed = lambda old, *new: jnp.concatenate(new, -1).astype(old.dtype)
+    return outputs, LstmState(jax.tree.map(packed, state.units, *hidden, *cell))
+
+
+def _step(theta, inputs, units, axis=-1):
+    """A stack at the coordinates of one leaf; `axis` is that of the features."""
+    num_layers = len(theta.layers)
+    vectors = jnp.split(units.astype(inputs.dtype), 2 * num_layers, axis)
+    for i, layer in enumerate(theta.layers):
+        inputs, cell = lstm_cell(
+            layer, inputs, vectors[i], vectors[num_layers + i], axis
+        )
+        vectors[i], vectors[num_layers + i] = inputs, cell
+    units = jnp.concatenate(vectors, axis).astype(units.dtype)
+    return apply_linear(theta.head, inputs, axis), units
 
 
 def split_outputs(tree: Any, sizes: Sequence[int]) -> list[Any]:
@@ -249,7 +278,3 @@ def _average_first(tree: Any, count: int) -> Any:
         return jnp.concatenate([mean, x[..., count:]], -1)
 
     return jax.tree.map(replace, tree)
-
-
-def _cast_like(tree: Any, like: Any) -> Any:
-    return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)

@@ -48,8 +48,8 @@ def lstm(
       state_dtype: of the state; None is that of the meta-parameters. The network
         computes in float32, or in what the meta-parameters have if that is more.
       block_size: how many coordinates of a larger leaf go through the network at once,
-        which needs some hundred numbers each; None is all. Not for sharded leaves.
-        Static.
+        which needs some hundred numbers each; None is all. Leaves sharded by an
+        explicit mesh go whole. On CPUs the blocks are always small. Static.
 
     Returns:
       A `LearnedOptimizer`. Its state is 2 H numbers a layer and parameter.
@@ -186,47 +186,16 @@ def _make(
             _checks.check_real("params", params)
             return _coordinates.init_stack_state(params, theta, dtype)
 
-        def step(updates, state):
+        def update(updates, state, params=None, **extra_args):
+            del params, extra_args
+            _coordinates.check_state(init_state, updates, state)
             inputs = jax.tree.map(lambda g: preprocess(g.astype(compute)), updates)
             outputs, state = _coordinates.apply_stack(
-                theta, inputs, state, num_averaged
+                theta, inputs, state, num_averaged, block_size
             )
             scaled = lambda g, out: (output_scale * out[..., 0]).astype(g.dtype)
             return jax.tree.map(scaled, updates, outputs), state
 
-        def step_in_blocks(grads, *states):
-            """Of one leaf; returns its update and the state's leaves."""
-            if grads.size <= block_size:
-                return _flat(*step(grads, _nested(states)))
-            flat = [x.reshape(-1, *x.shape[grads.ndim :]) for x in (grads, *states)]
-            results = jax.lax.map(
-                lambda xs: _flat(*step(xs[0], _nested(xs[1:]))),
-                flat,
-                batch_size=block_size,
-            )
-            whole = zip(results, (grads, *states), strict=True)
-            return tuple(x.reshape(like.shape) for x, like in whole)
-
-        def update(updates, state, params=None, **extra_args):
-            del params, extra_args
-            _coordinates.check_state(init_state, updates, state)
-            if block_size is None:
-                return step(updates, state)
-            trees = _flat(updates, state)
-            updates, *states = _coordinates.map_unzipped(
-                step_in_blocks, len(trees), *trees
-            )
-            return updates, _nested(states)
-
         return optax.GradientTransformationExtraArgs(init_state, update)
 
     return base.LearnedOptimizer(init, transform)
-
-
-def _flat(updates, state):
-    return (updates, *state.hidden, *state.cell)
-
-
-def _nested(states):
-    half = len(states) // 2
-    return _coordinates.LstmState(tuple(states[:half]), tuple(states[half:]))
