@@ -149,6 +149,7 @@ RECIPES: dict[str, Recipe] = {
         AnilLearner(inner_learning_rate=0.4, inner_steps=5, test_inner_steps=5),
         "96.2 ± 0.5 % (Raghu et al. 2020, Table 5)",
         **_20_WAYS,
+        steps=12_000,
     ),
     "boil-omniglot-5w1s": _by_inner_loop(
         "BOIL",
