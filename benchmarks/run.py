@@ -102,8 +102,20 @@ def first_result(result: dict[str, Any]) -> Lines:
         )
 
 
+def scaling(result: dict[str, Any]) -> Lines:
+    one = next(iter(result["results"].values()))["32 tasks"]
+    for count, row in result["results"].items():
+        for kind, found in row.items():
+            yield (
+                f"exact MAML on {count} device(s), {kind}",
+                f"{found['ms']:.0f} ms, {found['tasks_per_s'] / one['tasks_per_s']:.2f}"
+                " times the tasks a second",
+            )
+
+
 PARTS = {
     "meta_step": Part("--rounds 1 --seconds 2", "", meta_step),
+    "scaling": Part("--devices 1 2 --rounds 1 --seconds 1", "", scaling),
     "inner_memory": Part("--steps 1 16 --seconds 0.2", "", inner_memory),
     "learner_costs": Part("--seconds 0.2", "", learner_costs),
     "policy_step": Part("--rounds 3 --turns 1", "", policy_step),
