@@ -19,7 +19,6 @@ from jaxmeta.training._loop import (
     Report,
     check_counts,
     fit,
-    read_metrics,
 )
 from jaxmeta.training._mesh import shard_params, task_mesh
 from jaxmeta.training._optimizers import (
@@ -33,6 +32,7 @@ from jaxmeta.training._responses import (
     UpdateResponses,
     update_responses,
 )
+from jaxmeta.training._run_files import read_metrics
 from jaxmeta.training._step import (
     TrainStep,
     alternate,

@@ -1,10 +1,7 @@
 """The host's loop: many compiled meta-steps at a time, metrics, checkpoints, resume."""
 
-import contextlib
-import json
 import math
 import os
-import pathlib
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,14 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _json, base
-from jaxmeta.training import (
-    _checkpoint,
-    _lock,
-    _processes,
-    _step,
-    _stream,
-)
+from jaxmeta import _checks, base
+from jaxmeta.training import _run_files, _step, _stream
 
 Validate = Callable[[base.Params], Mapping[str, float]]
 Report = Callable[[Mapping[str, Any]], None]
@@ -95,7 +86,7 @@ def fit(
     check_counts(num_steps, log_every, validate_every, patience)
     if patience is not None and validate is None:
         raise ValueError("`patience` needs `validate`: nothing else is watched.")
-    with _RunFiles(directory) as files:
+    with _run_files.RunFiles(directory) as files:
         state = jax.jit(train_step.init)(key)
         state, best, best_loss = files.resume(state)
         run_chunk = jax.jit(_run_chunk, donate_argnums=1)
@@ -196,90 +187,6 @@ def _check_validation(found):
             f"{sorted(found)}."
         )
     return found
-
-
-class _RunFiles:
-    """The files of a run; does nothing without a directory."""
-
-    def __init__(self, directory):
-        self._directory = None if directory is None else pathlib.Path(directory)
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self):
-        if self._directory is None:
-            return self
-        self._metrics = self._directory / "metrics.jsonl"
-        path = self._directory / "checkpoints"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if _processes.is_main_process():
-                self._stack.enter_context(_lock.locked(path))
-            self._checkpoints = _checkpoint.open_checkpoints(path)
-            self._stack.callback(self._checkpoints.close)
-        except OSError as error:
-            raise OSError(
-                f"`directory` cannot be written: {self._directory} ({error.strerror}). "
-                "Choose another."
-            ) from error
-        return self
-
-    def __exit__(self, *_):
-        self._stack.close()
-
-    def resume(self, state):
-        """Returns the last saved state or `state`, the best one and its loss."""
-        if self._directory is None or (last := self._checkpoints.last_step()) is None:
-            self._truncate_metrics(0)
-            return state, None, float("inf")
-        best_step, best_loss = self._checkpoints.best()
-        best = None
-        if best_step is not None:
-            best = self._checkpoints.restore(best_step, state)
-        state = self._checkpoints.restore(last, state)
-        self._truncate_metrics(last)
-        return state, best, best_loss
-
-    def _truncate_metrics(self, last_step):
-        """Drops records from after the checkpoint: they will be made again."""
-        if self._directory is None or not _processes.is_main_process():
-            return
-        if not self._metrics.exists():
-            return
-        kept = [r for r in read_metrics(self._metrics) if r["step"] <= last_step]
-        new = self._metrics.with_suffix(".tmp")
-        new.write_text("".join(_json.dumps(record) + "\n" for record in kept))
-        os.replace(new, self._metrics)
-
-    def append(self, record):
-        if self._directory is not None and _processes.is_main_process():
-            try:
-                with self._metrics.open("a") as file:
-                    file.write(_json.dumps(record) + "\n")
-            except OSError as error:
-                raise OSError(
-                    f"{self._metrics} cannot be written ({error.strerror}). What was "
-                    "saved is kept; free some space and run the same command again."
-                ) from error
-
-    def save(self, state, loss):
-        if self._directory is not None:
-            self._checkpoints.save(state, loss)
-
-    def __str__(self):
-        if self._directory is None:
-            return ""
-        return f" Checkpoints in {self._directory} are kept."
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`; a last line cut short by a crash is left out."""
-    records = []
-    for line in pathlib.Path(path).read_text().splitlines():
-        try:
-            records.append(_json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def check_counts(

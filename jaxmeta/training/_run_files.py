@@ -1,0 +1,96 @@
+"""The files of a run: metrics and checkpoints."""
+
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from jaxmeta import _json
+from jaxmeta.training import _checkpoint, _lock, _processes
+
+
+class RunFiles:
+    """The files of a run; does nothing without a directory."""
+
+    def __init__(self, directory):
+        self._directory = None if directory is None else pathlib.Path(directory)
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        if self._directory is None:
+            return self
+        self._metrics = self._directory / "metrics.jsonl"
+        path = self._directory / "checkpoints"
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if _processes.is_main_process():
+                self._stack.enter_context(_lock.locked(path))
+            self._checkpoints = _checkpoint.open_checkpoints(path)
+            self._stack.callback(self._checkpoints.close)
+        except OSError as error:
+            raise OSError(
+                f"`directory` cannot be written: {self._directory} ({error.strerror}). "
+                "Choose another."
+            ) from error
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    def resume(self, state):
+        """Returns the last saved state or `state`, the best one and its loss."""
+        if self._directory is None or (last := self._checkpoints.last_step()) is None:
+            self._truncate_metrics(0)
+            return state, None, float("inf")
+        best_step, best_loss = self._checkpoints.best()
+        best = None
+        if best_step is not None:
+            best = self._checkpoints.restore(best_step, state)
+        state = self._checkpoints.restore(last, state)
+        self._truncate_metrics(last)
+        return state, best, best_loss
+
+    def _truncate_metrics(self, last_step):
+        """Drops records from after the checkpoint: they will be made again."""
+        if self._directory is None or not _processes.is_main_process():
+            return
+        if not self._metrics.exists():
+            return
+        kept = [r for r in read_metrics(self._metrics) if r["step"] <= last_step]
+        new = self._metrics.with_suffix(".tmp")
+        new.write_text("".join(_json.dumps(record) + "\n" for record in kept))
+        os.replace(new, self._metrics)
+
+    def append(self, record):
+        """Adds a record to the metrics."""
+        if self._directory is not None and _processes.is_main_process():
+            try:
+                with self._metrics.open("a") as file:
+                    file.write(_json.dumps(record) + "\n")
+            except OSError as error:
+                raise OSError(
+                    f"{self._metrics} cannot be written ({error.strerror}). What was "
+                    "saved is kept; free some space and run the same command again."
+                ) from error
+
+    def save(self, state, loss):
+        """Saves a state; `loss` is that of validation, or None."""
+        if self._directory is not None:
+            self._checkpoints.save(state, loss)
+
+    def __str__(self):
+        if self._directory is None:
+            return ""
+        return f" Checkpoints in {self._directory} are kept."
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads `metrics.jsonl`; a last line cut short by a crash is left out."""
+    records = []
+    for line in pathlib.Path(path).read_text().splitlines():
+        try:
+            records.append(_json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
