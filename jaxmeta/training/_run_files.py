@@ -75,7 +75,7 @@ class RunFiles:
                 ) from error
 
     def save(self, state, loss):
-        """Saves a state; `loss` is that of validation, or None."""
+        """Saves a state; `loss` is as in `Checkpoints.save`."""
         if self._directory is not None:
             self._checkpoints.save(state, loss)
 
