@@ -135,7 +135,10 @@ def _average(learner, num_tasks, tasks_per_chunk, mesh):
         (sampler, meta_params, extra), (key, given) = shared, one
         task_key, learner_key = jax.random.split(key)
         task = sampler(task_key, *given)
-        return learner.meta_grad(learner_key, meta_params, task, **extra)
+        grads, info = learner.meta_grad(learner_key, meta_params, task, **extra)
+        # Summed with the gradients, in the same all-reduce.
+        kept = jnp.where(getattr(info, "skipped", False), 0.0, 1.0)
+        return (grads, kept), info
 
     def average(sampler, key, given, meta_params, extra):
         keys = jax.random.split(key, num_tasks)
@@ -143,9 +146,11 @@ def _average(learner, num_tasks, tasks_per_chunk, mesh):
             meta_params, num_tasks // num_devices, mesh
         )
         over_axis = _task_axis.sum_over_tasks(of_task, chunk=chunk, mesh=mesh)
-        total, info = over_axis((sampler, meta_params, extra), (keys, given))
-        num_kept = _task_axis.count_kept(info, num_tasks)
-        return _task_axis.mean_gradient(meta_params, total, num_kept), info
+        (total, num_kept), info = over_axis(
+            (sampler, meta_params, extra), (keys, given)
+        )
+        mean = lambda p, t: (t / jnp.maximum(num_kept, 1)).astype(p.dtype)
+        return jax.tree.map(mean, meta_params, total), info
 
     return average
 

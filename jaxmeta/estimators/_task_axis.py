@@ -73,18 +73,3 @@ def init_replicated(
     # Where the steps will leave them: that compiles the steps once.
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.lax.with_sharding_constraint(meta_params, replicated)
-
-
-def mean_gradient(
-    meta_params: base.Params, total: base.Params, num_kept: Any
-) -> base.Params:
-    """Divides summed gradients by the tasks in them, in the parameters' dtypes."""
-    mean = lambda p, t: (t / jnp.maximum(num_kept, 1)).astype(p.dtype)
-    return jax.tree.map(mean, meta_params, total)
-
-
-def count_kept(info: Any, num_tasks: int) -> Any:
-    """How many of the tasks were not `skipped`, where their infos say so."""
-    if not hasattr(info, "skipped"):
-        return num_tasks
-    return jnp.sum(~info.skipped)
