@@ -1,6 +1,6 @@
 """Memory and time of a task's meta-gradient, against the number of inner steps.
 
-    python -m benchmarks.inner_memory
+    python -m benchmarks.inner_memory [--torch-python VENV/bin/python]
 
 Two inner loops: Conv4 with 64 filters on 5-way 5-shot tasks with 15 queries a class, by
 gradient descent; a small causal transformer that fits sequences, by Adam. On one core.
@@ -8,13 +8,15 @@ Contestants see the same task from the same parameters, and must agree in the no
 the meta-gradient before anything is measured: jaxmeta's default, its reverse over
 reverse, and the same by hand, `jax.grad` through a scan of `jax.grad`, plain and with
 `jax.checkpoint` around the inner step. All have jaxmeta's convolutions but the last,
-which has flax's.
+which has flax's. Then PyTorch's two ways, where `--torch-python` says so.
 """
 
 import argparse
 import json
 import math
 import pathlib
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from benchmarks import _timing
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "inner_memory.json"
 STEPS = (1, 4, 16, 64)
+CONV4_RATE = 0.01
 
 
 class Problem(NamedTuple):
@@ -93,7 +96,7 @@ def problems() -> dict[str, Problem]:
             conv,
             FlaxConv4(),
             jm.losses.cross_entropy,
-            optax.sgd(0.01),
+            optax.sgd(CONV4_RATE),
             conv_task,
             conv.init(key, conv_task.support.inputs),
         ),
@@ -151,7 +154,43 @@ def contestants(problem: Problem, inner_steps: int) -> dict[str, Any]:
     return found
 
 
-def measure(problem: Problem, inner_steps: int, seconds: float) -> dict[str, Any]:
+def measure_torch(
+    problem: Problem, inner_steps: int, seconds: float, python: str
+) -> dict[str, dict[str, Any]]:
+    """Rows of PyTorch: how far its process's peak grows beyond a query's gradient."""
+    import numpy as np
+
+    params, task = problem.params["params"], problem.task
+    weights = {}
+    for i in range(4):
+        block = params[f"Block_{i}"]
+        weights[f"kernel{i}"] = block["kernel"]
+        weights |= {f"{k}{i}": block["BatchNorm_0"][k] for k in ("scale", "bias")}
+    weights |= {f"head_{k}": params["head"][k] for k in ("kernel", "bias")}
+    tasks = {
+        f"{name}_{field}": np.asarray(getattr(examples, field))[None]
+        for name, examples in (("support", task.support), ("query", task.query))
+        for field in ("inputs", "targets")
+    }
+    rows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(pathlib.Path(folder) / "weights.npz", **weights)
+        np.savez(pathlib.Path(folder) / "tasks.npz", **tasks)
+        for method in ("autograd", "torch.func"):
+            command = [python, "-m", "benchmarks.peers.torch_memory", folder]
+            command += ["--method", method, "--steps", str(inner_steps)]
+            command += ["--rate", str(CONV4_RATE), "--seconds", str(seconds)]
+            root = pathlib.Path(__file__).parents[1]
+            done = subprocess.run(
+                command, cwd=root, stdout=subprocess.PIPE, check=True, text=True
+            )
+            rows[f"PyTorch, {method}"] = json.loads(done.stdout)
+    return rows
+
+
+def measure(
+    problem: Problem, inner_steps: int, seconds: float, torch_python: str | None = None
+) -> dict[str, Any]:
     import optax
 
     rows, norms = {}, {}
@@ -169,6 +208,10 @@ def measure(problem: Problem, inner_steps: int, seconds: float) -> dict[str, Any
             "iqr_ms": 1e3 * run.iqr_s,
             "compile_s": round(compiled.compile_s, 1),
         }
+    if torch_python and problem.flax_net is not None:
+        found = measure_torch(problem, inner_steps, seconds, torch_python)
+        norms |= {name: row.pop("norm") for name, row in found.items()}
+        rows |= found
     for name, norm in norms.items():
         if not math.isclose(norm, norms["jaxmeta"], rel_tol=1e-3):
             raise RuntimeError(f"{name} disagrees with jaxmeta: norms {norms}.")
@@ -182,8 +225,8 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     figure = _axes.figure()
     figure.set_size_inches(9, 6)
     axes = figure.subplots(2, len(results), sharex=True, squeeze=False)
-    styles = ("o-", "s--", "^-.", "v:", "x:")
-    colors = (_axes.DARK, _axes.DARK, _axes.LIGHT, "0.35", "0.6")
+    styles = ("o-", "s--", "^-.", "v:", "x:", "+-", "*--")
+    colors = (_axes.DARK, _axes.DARK, _axes.LIGHT, "0.35", "0.6", "0.75", "0.75")
     for column, (problem, by_steps) in zip(axes.T, results.items(), strict=True):
         column[0].set_title(problem)
         names = next(iter(by_steps.values()))
@@ -222,13 +265,16 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument("--steps", type=int, nargs="*", default=STEPS)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each timing")
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--torch-python", help="an interpreter that has PyTorch")
     args = parser.parse_args(argv)
     _timing.pin_to_cores(1)
     results: dict[str, Any] = {}
     for name, problem in problems().items():
         results[name] = {}
         for steps in args.steps:
-            results[name][str(steps)] = measure(problem, steps, args.seconds)
+            results[name][str(steps)] = measure(
+                problem, steps, args.seconds, args.torch_python
+            )
             print(name, steps, json.dumps(results[name][str(steps)]), flush=True)
     result = {"environment": _timing.environment(), "results": results}
     args.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -153,6 +153,7 @@ def main(argv: Sequence[str] | None = None):
     args = parser.parse_args(argv)
     own = {
         "meta_step": [f"--torch-python={python}" for python in args.torch_python],
+        "inner_memory": [f"--torch-python={x}" for x in args.torch_python[:1]],
         "first_result": ["--data-dir", str(args.data_dir)] if args.data_dir else [],
     }
     result: dict[str, Any] = {
