@@ -26,7 +26,6 @@ import json
 import math
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -96,7 +95,7 @@ CONTESTANTS: dict[str, Callable[..., Program]] = {
 }
 # The library without which a peer's row is left out; the others run where this does.
 NEEDS = {
-    name: name.partition("-")[0] for name in CONTESTANTS if not name.startswith("ja")
+    name: name.partition("-")[0] for name in CONTESTANTS if not name.startswith("jax")
 }
 # Steps of many times the others': warmed up by the checked one, timed twice a round.
 SLOW = {"jax-grad-of-mean"}
@@ -106,7 +105,7 @@ ERRANDS = {"save-tasks": imported(OURS, "save_tasks"), "peak": matrix_product_pe
 def run_contestant(name, setting, folder, cores, seconds):
     """Runs the first step, to be checked, and, for `seconds`, the next ones."""
     program = CONTESTANTS[name](setting, folder, cores)
-    before = peak_memory()
+    before = _timing.peak_memory()
     start = time.perf_counter()
     loss = program.step()
     first_s = time.perf_counter() - start
@@ -125,13 +124,8 @@ def run_contestant(name, setting, folder, cores, seconds):
         run = _timing.repeat(program.step, seconds=seconds, least=least)
         report["run"] = run._asdict()
     xla = program.temp_bytes is not None
-    report["temp_bytes"] = program.temp_bytes if xla else peak_memory() - before
+    report["temp_bytes"] = program.temp_bytes if xla else _timing.peak_memory() - before
     return report
-
-
-def peak_memory() -> int:
-    """Most bytes that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 # --- All of them.

@@ -63,9 +63,9 @@ def main():
     # The libraries' own memory, and the query's gradient: all that follows is growth.
     METHODS["autograd"](loss, args.rate, 0)(params, support, query)
     meta_grad = METHODS[args.method](loss, args.rate, args.steps)
-    before = peak_memory()
+    before = _timing.peak_memory()
     found = meta_grad(params, support, query)
-    after = peak_memory()
+    after = _timing.peak_memory()
     run = _timing.repeat(
         lambda: meta_grad(params, support, query), seconds=args.seconds
     )
@@ -78,12 +78,6 @@ def main():
         "norm": float(norm),
     }
     print(json.dumps(report))
-
-
-def peak_memory():
-    """Most bytes that this process has held; `getrusage` would tell its parent's."""
-    status = pathlib.Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import base
+from jaxmeta import _dtypes, base
 
 
 def as_vectors(embeddings: jax.Array) -> jax.Array:
     """Flattens [N, ...] to [N, D], in at least 32 bits."""
-    dtype = jnp.promote_types(embeddings.dtype, jnp.float32)
-    return embeddings.reshape(embeddings.shape[0], -1).astype(dtype)
+    return _dtypes.widen(embeddings.reshape(embeddings.shape[0], -1))
 
 
 def class_means(examples: base.Examples) -> jax.Array:

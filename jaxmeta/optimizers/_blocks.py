@@ -56,6 +56,7 @@ def at_coordinates(
 @at_coordinates.defjvp
 def _(step, block_size, primals, tangents):
     _, tangents = jax.jvp(step, primals, tangents)
+    # Where `jax.checkpoint` wants the value alone, that comes from the blocks too.
     return at_coordinates(step, block_size, *primals), tangents
 
 

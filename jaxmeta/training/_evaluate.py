@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxmeta import _checks, base, estimators
+from jaxmeta import _checks, _dtypes, base, estimators
 from jaxmeta.training import _mesh
 
 
@@ -79,7 +79,7 @@ def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
     if per_task.ndim < 1 or not per_task.shape[0]:
         raise ValueError(f"`per_task` must have shape [T, ...], got {per_task.shape}.")
     num_tasks = per_task.shape[0]
-    per_task = per_task.astype(jnp.promote_types(per_task.dtype, jnp.float32))
+    per_task = _dtypes.widen(per_task)
     mean = jnp.mean(per_task, 0)
     squares = jnp.sum(jnp.square(per_task - mean[None]), 0)
     # 0 / 0 for one task: not a number, without NumPy's warning.
