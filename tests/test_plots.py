@@ -114,6 +114,17 @@ def test_learning_curve_names_the_metrics_there_are():
         plots.learning_curve([{"step": 1, "loss": 1.0}], metric="acuracy")
 
 
+def test_learning_curve_takes_arrays_and_run_folders(tmp_path):
+    stacked = jnp.arange(6.0).reshape(3, 2)  # [S, T]
+    found = curves(plots.learning_curve(stacked))["training"]
+    np.testing.assert_array_equal(found, [[1, 2, 3], [0.5, 2.5, 4.5]])
+    both = curves(plots.learning_curve([stacked, stacked + 2]))
+    np.testing.assert_array_equal(both["training, mean of 2 runs"][1], [1.5, 3.5, 5.5])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "loss": 2.0}\n')
+    found = curves(plots.learning_curve(tmp_path))["training"]
+    np.testing.assert_array_equal(found, [[5], [2]])
+
+
 # Adaptation curves.
 
 
@@ -455,3 +466,72 @@ def test_an_update_is_drawn_against_its_gradient():
     ]
     np.testing.assert_allclose(ax.lines[0].get_xdata(), [-1, 0.5, 2])
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [0.1, -0.1, -0.1], rtol=1e-5)
+
+
+# Several learners in one picture; embeddings; paths.
+
+
+def test_adaptation_curves_of_several_learners_and_of_a_run_folder(tmp_path):
+    loss = lambda *mean: {"mean": mean, "interval": [0.5] * len(mean)}
+    of_run = {"num_tasks": 7, "loss": loss(3.0, 2.0), "inductive": {"loss": loss(9.0)}}
+    (tmp_path / "summary.json").write_text(json.dumps({"test": of_run}))
+    ax = plots.adaptation_curve({"a": tmp_path, "b": {"loss": loss(1.0, 0.0)}})
+    found = curves(ax)
+    np.testing.assert_array_equal(found["a"], [[0, 1], [3, 2]])
+    np.testing.assert_array_equal(found["b"], [[0, 1], [1, 0]])
+    assert legend_title(ax) == "mean and 95 % interval over 7 tasks"
+    assert set(curves(plots.adaptation_curve(tmp_path))) == {
+        "transductive",
+        "inductive",
+    }
+    with pytest.raises(ValueError, match="'accuracy' was not evaluated"):
+        plots.adaptation_curve({"a": tmp_path}, metric="accuracy")
+
+
+def test_embedding_map_keeps_the_distances_of_prototypes():
+    """Three prototypes lie in a plane: nothing of them is lost in the picture."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(3, 2, 5)) * 9
+    labels = np.arange(30) % 3
+    points = centers[labels] + rng.normal(size=(30, 2, 5))
+    ax = plots.embedding_map(points, np.eye(3)[labels], prototypes=centers, names="xyz")
+    drawn = np.array([text.xy for text in ax.texts])
+    between = lambda x: np.linalg.norm(x[:, None] - x[None], axis=-1)
+    flat = centers.reshape(3, -1)
+    np.testing.assert_allclose(between(drawn), between(flat), rtol=1e-6)
+    assert [text.get_text() for text in ax.texts] == ["x", "y", "z"]
+    sizes = [len(collection.get_offsets()) for collection in ax.collections]
+    assert sizes == [10, 1] * 3
+    means = plots.embedding_map(points, labels)  # Classes' means for prototypes.
+    expected = np.stack([points[labels == k].mean(0).ravel() for k in range(3)])
+    drawn = np.array([text.xy for text in means.texts])
+    np.testing.assert_allclose(between(drawn), between(expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": [0, 1]}, "`labels` must be one for each of the 3 embeddings"),
+        ({"prototypes": np.ones((1, 2))}, "`prototypes` must be of all 2 classes"),
+        ({"prototypes": np.ones((2, 3))}, "with the embeddings' 2 features"),
+        ({"names": ["a"]}, "`names` must be 2"),
+    ],
+)
+def test_embedding_map_names_what_does_not_fit(change, message):
+    options = {"embeddings": np.eye(3)[:, :2], "labels": [0, 1, 1]} | change
+    with pytest.raises(ValueError, match=message):
+        plots.embedding_map(**options)
+
+
+def test_optimizer_paths_lie_on_the_loss_and_name_bad_shapes():
+    path = np.array([[4.0, -3.0], [2.0, 1.0], [0.5, 0.0]])
+    ax = plots.optimizer_paths(lambda x: x[0] ** 2 + x[1], {"sgd": path})
+    np.testing.assert_array_equal(curves(ax)["sgd"], path.T)
+    for level, lines in zip(
+        ax.collections[0].levels, ax.collections[0].get_paths(), strict=True
+    ):
+        x, y = lines.vertices.T
+        np.testing.assert_allclose(x**2 + y, level, atol=0.02)
+    for paths in ({}, {"sgd": path[:, :1]}):
+        with pytest.raises(ValueError, match="`paths` must be of at least one"):
+            plots.optimizer_paths(lambda x: x.sum(), paths)

@@ -9,9 +9,11 @@ from jaxmeta.plots._curves import (
     adaptation_curve,
     learning_curve,
 )
+from jaxmeta.plots._embeddings import embedding_map
 from jaxmeta.plots._optimizers import (
     horizon_sweep,
     optimizer_curves,
+    optimizer_paths,
     update_against_gradient,
     width_depth_grid,
 )
@@ -21,9 +23,11 @@ from jaxmeta.plots._trajectories import trajectories
 
 __all__ = [
     "adaptation_curve",
+    "embedding_map",
     "horizon_sweep",
     "learning_curve",
     "optimizer_curves",
+    "optimizer_paths",
     "plot_run",
     "task_sheet",
     "trajectories",

@@ -19,6 +19,12 @@ def figure(width: float = 5.0) -> "Figure":
     return Figure((width, 3.5), layout="constrained")
 
 
+def colors(count: int) -> list[str]:
+    """The two, and greys between them, for as many curves."""
+    greys = [str(0.25 + 0.45 * i / max(1, count - 3)) for i in range(count - 2)]
+    return [DARK, LIGHT, *greys][:count]
+
+
 def finish(ax, name, curves=(), **legend):
     """Labels y, adds the legend, and a log axis if the losses of `curves` span it."""
     ax.set_ylabel(f"{name} (%)" if name.startswith("accuracy") else name)

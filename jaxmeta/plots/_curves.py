@@ -1,11 +1,14 @@
 """Curves over meta-steps and over inner steps."""
 
+import itertools
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmeta import training
+from jaxmeta import _json, training
 from jaxmeta.plots import _axes
 
 if TYPE_CHECKING:
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def learning_curve(
-    records: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+    records: Any,
     *,
     metric: str = "loss",
     ax: "Axes | None" = None,
@@ -25,14 +28,17 @@ def learning_curve(
     greatest.
 
     Args:
-      records: of a run, as `jaxmeta.training.read_metrics` gives them; or one such
-        list a run.
+      records: a run folder; or a run's records, as `jaxmeta.training.read_metrics`
+        gives them; or an array [S, ...] with a value for each meta-step, say `.loss`
+        of what `lax.scan` over steps stacks up, averaged over its other axes. Or a list
+        of such, one a run.
       metric: which; an accuracy is shown in %. A loss that spans more than a factor
         of ten gets a logarithmic axis.
       ax: where to draw; None makes a figure.
 
     Raises:
       ValueError: if there are no records, or the runs share no step with this metric.
+      OSError: if a run folder has none.
       ImportError: without matplotlib.
 
     Example:
@@ -43,8 +49,7 @@ def learning_curve(
       training [4. 2.]
       validation [3.  2.5]
     """
-    is_one = bool(records) and isinstance(records[0], Mapping)
-    runs: Any = [records] if is_one else records
+    runs = _as_runs(records, metric)
     if not runs or not all(runs):
         raise ValueError("`records` is empty: nothing was logged yet.")
     curves = [_align(runs, metric), _align(runs, f"validation_{metric}")]
@@ -79,7 +84,7 @@ def learning_curve(
 
 
 def adaptation_curve(
-    evaluation: training.Evaluation | Mapping[str, Any],
+    evaluation: training.Evaluation | Mapping[str, Any] | str | os.PathLike[str],
     *,
     metric: str = "loss",
     ax: "Axes | None" = None,
@@ -87,13 +92,15 @@ def adaptation_curve(
     """Draws a metric over inner steps 0 ... K: means with 95 % bands over tasks.
 
     Args:
-      evaluation: what `jaxmeta.training.evaluate` returned, or the dict under `test` in
-        a run's `summary.json`, with its inductive curve if it has one.
+      evaluation: what `jaxmeta.training.evaluate` returned; or a tested run folder, or
+        the dict under `test` in its `summary.json`, with its inductive curve if it has
+        one. Or name -> such for each learner to compare, without inductive curves.
       metric: which, leaves [K + 1]; an accuracy is shown in %.
       ax: where to draw; None makes a figure.
 
     Raises:
-      ValueError: if the evaluation has no such metric.
+      ValueError: if an evaluation has no such metric.
+      OSError: if a run folder has no `summary.json`.
       ImportError: without matplotlib.
 
     Example:
@@ -102,25 +109,24 @@ def adaptation_curve(
       >>> print(ax.lines[0].get_xdata(), ax.lines[0].get_ydata())
       [0 1 2] [3.  1.  0.5]
     """
-    if not isinstance(evaluation, Mapping):
-        found = {"loss": evaluation.loss, **evaluation.metrics}
-        num_tasks = evaluation.loss.per_task.shape[0]
-        tables = {name: value._asdict() for name, value in found.items()}
-        evaluation = {"num_tasks": num_tasks, **tables}
-    if metric not in evaluation:
-        known = [name for name in evaluation if name not in ("num_tasks", "inductive")]
-        raise ValueError(f"`metric` {metric!r} was not evaluated, only {known}.")
+    is_one = not _is_of_several(evaluation)
+    evaluations: Any = {"": evaluation} if is_one else evaluation
+    tables = {name: _as_table(found, metric) for name, found in evaluations.items()}
+    curves = {name: table[metric] for name, table in tables.items()}
+    counts = {table["num_tasks"] for table in tables.values() if "num_tasks" in table}
     label = "mean and 95 % interval"
-    if "num_tasks" in evaluation:  # The dict under `inductive` has none.
-        label += f" over {evaluation['num_tasks']:,} tasks"
-    curves, title = {label: evaluation[metric]}, None
-    if metric in (inductive := evaluation.get("inductive", {})):
-        curves = {"transductive": evaluation[metric], "inductive": inductive[metric]}
-        title = label
+    if len(counts) == 1:  # The dict under `inductive` has none.
+        label += f" over {counts.pop():,} tasks"
+    title = label
+    if is_one and metric in (inductive := tables[""].get("inductive", {})):
+        curves = {"transductive": curves[""], "inductive": inductive[metric]}
+    elif is_one:
+        curves, title = {label: curves[""]}, None
     ax = _axes.figure().subplots() if ax is None else ax
     drawn = []
+    styles = itertools.cycle(("o-", "s--", "^-.", "v:", "D-"))
     for (name, curve), style, color in zip(
-        curves.items(), ("o-", "s--"), (_axes.DARK, _axes.LIGHT), strict=False
+        curves.items(), styles, _axes.colors(len(curves)), strict=False
     ):
         mean, interval = (_scale(metric, curve[key]) for key in ("mean", "interval"))
         edges = (mean - interval, mean + interval)
@@ -130,6 +136,46 @@ def adaptation_curve(
     ax.locator_params(axis="x", integer=True)
     _axes.finish(ax, metric, drawn, title=title)
     return ax
+
+
+def _as_runs(source, metric):
+    """Returns a list of records for each run."""
+    is_list = isinstance(source, Sequence) and not isinstance(source, str)
+    if is_list and not (source and isinstance(source[0], Mapping)):
+        return [_as_records(run, metric) for run in source]
+    return [_as_records(source, metric)]
+
+
+def _as_records(run, metric):
+    if isinstance(run, str | os.PathLike):
+        return training.read_metrics(pathlib.Path(run) / "metrics.jsonl")
+    if isinstance(run, Sequence):
+        return run
+    values = np.asarray(run, float)
+    values = values.mean(tuple(range(1, values.ndim)))
+    return [{"step": k + 1, metric: value} for k, value in enumerate(values)]
+
+
+def _is_of_several(evaluation):
+    """Whether it is name -> evaluation, and no evaluation itself."""
+    is_table = lambda found: isinstance(found, Mapping) and "mean" in found
+    return isinstance(evaluation, Mapping) and not any(
+        map(is_table, evaluation.values())
+    )
+
+
+def _as_table(found, metric):
+    """Returns what `summary.json` has under `test`, with the metric for sure."""
+    if isinstance(found, str | os.PathLike):
+        found = _json.loads((pathlib.Path(found) / "summary.json").read_text())["test"]
+    if not isinstance(found, Mapping):
+        values = {"loss": found.loss, **found.metrics}
+        tables = {name: value._asdict() for name, value in values.items()}
+        found = {"num_tasks": found.loss.per_task.shape[0], **tables}
+    if metric not in found:
+        known = [name for name in found if name not in ("num_tasks", "inductive")]
+        raise ValueError(f"`metric` {metric!r} was not evaluated, only {known}.")
+    return found
 
 
 def _draw_curve(ax, x, mean, edges, label, style, color):

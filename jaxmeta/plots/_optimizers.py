@@ -1,8 +1,10 @@
 """Optimizers side by side: their losses, and what they make of a gradient."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import training
@@ -200,6 +202,59 @@ def update_against_gradient(
         ax.set_xscale("symlog", linthresh=float(np.min(np.abs(gradients))))
     ax.set_xlabel("gradient of the coordinate")
     _axes.finish(ax, "its update")
+    return ax
+
+
+def optimizer_paths(
+    loss: Callable[[jax.Array], jax.Array],
+    paths: Mapping[str, "jax.typing.ArrayLike"],
+    *,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draws the ways of optimizers through a plane, on the loss's contour lines.
+
+    Args:
+      loss: `(params [2]) -> scalar`.
+      paths: of each optimizer its parameters [K + 1, 2], before and after each update.
+      ax: where to draw; None makes a figure.
+
+    Raises:
+      ValueError: if there are no paths, or they are not in a plane.
+      ImportError: without matplotlib.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> paths = {"descent": jnp.array([[1.0, 2.0], [0.5, 1.0], [0.25, 0.5]])}
+      >>> ax = optimizer_paths(lambda x: jnp.sum(x**2), paths)
+      >>> print(ax.lines[0].get_label(), ax.lines[0].get_xdata())
+      descent [1.   0.5  0.25]
+    """
+    ways = {name: np.asarray(path, float) for name, path in paths.items()}
+    wrong = {name: x.shape for name, x in ways.items() if x.shape[1:] != (2,)}
+    if wrong or not ways:
+        raise ValueError(
+            f"`paths` must be of at least one optimizer, [K + 1, 2], got {wrong}."
+        )
+    ax = _axes.figure().subplots() if ax is None else ax
+    places = np.concatenate(list(ways.values()))
+    places = places[np.isfinite(places).all(1)]
+    low, high = places.min(0), places.max(0)
+    reach = 0.15 * np.maximum(high - low, 1e-6)
+    x, y = (
+        np.linspace(a, b, 80) for a, b in zip(low - reach, high + reach, strict=True)
+    )
+    grid = np.stack(np.meshgrid(x, y), -1)  # [80, 80, 2]
+    heights = np.asarray(jax.vmap(jax.vmap(loss))(jnp.asarray(grid)))
+    # Even steps in rank: the floor of a valley has as many lines as its walls.
+    levels = np.unique(np.quantile(heights, np.linspace(0.02, 0.98, 14)))
+    ax.contour(x, y, heights, levels, colors="0.8", linewidths=0.8)
+    for i, (name, path) in enumerate(ways.items()):
+        color, style = _look(i, len(ways))
+        ax.plot(*path.T, color=color, linestyle=style, label=name, marker=".")
+        ax.plot(*path[0], "o", color="black", markersize=5, label="_nolegend_")
+    ax.set_xlabel("first parameter")
+    _axes.finish(ax, "second parameter")
+    ax.grid(False)
     return ax
 
 
