@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 import jaxmeta as jm
 from benchmarks import _timing
@@ -98,10 +99,29 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plot(results: dict[str, Any], path: pathlib.Path) -> None:
+    """Return before and after adaptation over meta-training, a panel a body."""
+    from jaxmeta.plots import _axes
+
+    figure = _axes.figure(width=5 * len(results))
+    axes = figure.subplots(1, len(results), squeeze=False)[0]
+    styles = (("return_before", "before", "--"), ("return", "after", "-"))
+    for ax, (body, found) in zip(axes, results.items(), strict=True):
+        for (name, label, style), color in zip(styles, _axes.colors(2), strict=True):
+            values = np.array([record[name] for record in found["curve"]])
+            smooth = np.convolve(values, np.ones(10) / 10, "valid")
+            steps = np.arange(len(smooth)) + 10
+            ax.plot(steps, smooth, style, color=color, label=f"{label} one update")
+        ax.set_title(body)
+        ax.set_xlabel("meta-steps")
+        _axes.finish(ax, "return, mean of 10 meta-steps")
+    figure.savefig(path, dpi=150)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bodies", nargs="*", default=BODIES)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--horizon", type=int, default=100)
@@ -119,6 +139,7 @@ def main():
         "results": results,
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
+    plot(results, args.out.with_suffix(".png"))
     print(table(results))
 
 

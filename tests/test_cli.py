@@ -23,14 +23,14 @@ TINY = shlex.split(
 
 @pytest.fixture(autouse=True)
 def _own_devices(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # As the tests' own JAX has.
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")  # As the tests' own JAX has.
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_NUM_CPU_DEVICES", "4")
+        patch.setenv("JAX_NUM_CPU_DEVICES", "8")
         assert cli.main(["train", "--out", str(directory), *TINY]) == 0
     return directory
 
@@ -115,7 +115,7 @@ def test_a_prediction_does_not_depend_on_the_other_images(run, images):
 
 
 def test_devices_share_whole_chunks():
-    """With 4 devices, 6 tasks in chunks of 3 go to two of them."""
+    """With 8 devices, 6 tasks in chunks of 3 go to two of them."""
     recipe = dataclasses.replace(
         recipes.RECIPES["maml-sinusoid"], num_tasks=6, tasks_per_chunk=3
     )

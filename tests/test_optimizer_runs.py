@@ -23,14 +23,14 @@ TINY = shlex.split(
 
 @pytest.fixture(autouse=True)
 def _own_devices(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # As the tests' own JAX has.
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")  # As the tests' own JAX has.
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "tiny"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_NUM_CPU_DEVICES", "4")
+        patch.setenv("JAX_NUM_CPU_DEVICES", "8")
         assert (
             cli.main(["train", "lstm-quadratic", "--out", str(directory), *TINY]) == 0
         )

@@ -48,7 +48,7 @@ def test_every_learner_of_a_recipe_makes_a_meta_step(name):
 
 @pytest.fixture(autouse=True)
 def _own_devices(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # As the tests' own JAX has.
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")  # As the tests' own JAX has.
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -33,7 +33,7 @@ def _small(**learner):
 
 
 def test_a_run_of_a_policy_is_tested_and_drawn(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # As the tests' own JAX has.
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")  # As the tests' own JAX has.
     summary = recipes.train_run("maml-navigation", _small(), tmp_path)
     test = summary["test"]
     assert len(test["return"]["mean"]) == 3

@@ -101,7 +101,7 @@ class TestOverTasks:
             )
 
     def test_tasks_must_divide_into_devices(self):
-        with pytest.raises(ValueError, match="multiple of the mesh's 4 devices, got 6"):
+        with pytest.raises(ValueError, match="multiple of the mesh's 8 devices, got 6"):
             jm.estimators.over_tasks(
                 maml(), regression_task, num_tasks=6, mesh=jm.training.task_mesh()
             )
@@ -391,7 +391,7 @@ class TestFit:
         checkpoints.close()
 
     def test_resumes_under_a_mesh(self, tmp_path):
-        mesh = jm.training.task_mesh()
+        mesh = jm.training.task_mesh(jax.devices()[:4])
         options = {
             "key": jax.random.key(3),
             "directory": tmp_path,

@@ -14,13 +14,18 @@ def _locomotion(summary, published, tasks):
         summary=summary,
         published=published,
         protocol="20 episodes of 200 time steps before and after one inner step at "
-        "rate 0.1, 40 tasks a meta-step; tested with 40 episodes an update, later "
-        "updates at 0.05. Ours: brax instead of MuJoCo, PPO with low-variance "
-        "curvature (ProMP) instead of TRPO",
+        "rate 0.2, 40 tasks a meta-step; tested with 40 episodes an update, later "
+        "updates at 0.1. Ours: brax instead of MuJoCo, 25 epochs of PPO with "
+        "low-variance curvature (ProMP) instead of TRPO, standard deviations that "
+        "start at 0.5 and rates of twice the paper's",
         tasks=tasks,
         model=MlpModel(hidden=(100, 100)),
         learner=PolicyMamlLearner(
-            inner_learning_rate=0.1, later_learning_rate=0.05, test_inner_steps=3
+            inner_learning_rate=0.2,
+            later_learning_rate=0.1,
+            test_inner_steps=3,
+            std=0.5,
+            num_epochs=25,
         ),
         num_tasks=40,
         steps=500,
