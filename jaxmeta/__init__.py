@@ -13,6 +13,7 @@
                       trpo
   training            make_train_step, evaluate, evaluate_optimizer, fit, save, load
   plots               learning, adaptation and loss curves, sheets of tasks
+  testing             check_learner: the contract, for a learner of your own
   jaxmeta.recipes, jaxmeta.cli
                       named experiments and the command line, imported on their own
 
@@ -39,6 +40,7 @@ from jaxmeta import (
     plots as plots,
     rl as rl,
     tasks as tasks,
+    testing as testing,
     training as training,
 )
 from jaxmeta.base import (

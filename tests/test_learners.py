@@ -1,6 +1,5 @@
 """Every learner keeps the same contract: a learner is a row of one of three tables."""
 
-import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -60,37 +59,9 @@ def _estimator(row, **options):
     return jm.estimators.over_tasks(row.learner, row.sample_task, **options)
 
 
-def test_meta_gradients_are_shaped_like_meta_params_and_traced_once(row, key):
+def test_the_contract_of_learners(row):
     with jax.enable_x64(True):
-        _, meta_params = _start(row, key)
-        chex.clear_trace_counter()
-        meta_grad = jax.jit(chex.assert_max_traces(row.learner.meta_grad, n=1))
-        for k in jax.random.split(key, 3):
-            grads, info = meta_grad(k, meta_params, row.sample_task(k))
-            chex.assert_trees_all_equal_shapes_and_dtypes(grads, meta_params)
-            chex.assert_shape(info.loss, ())
-            chex.assert_tree_all_finite((grads, info))
-            assert optax.tree.norm(grads) > 0
-
-
-def test_jit_and_vmap_agree_with_eager_and_a_loop(row, key):
-    with jax.enable_x64(True):
-        keys = jax.random.split(key, 3)
-        tasks = jax.vmap(row.sample_task)(keys)
-        pick = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
-        close = lambda a, b: chex.assert_trees_all_close(a, b, rtol=1e-9, atol=1e-13)
-        meta_params = row.learner.init(key, pick(tasks, 0))
-        for function in (row.learner.meta_grad, row.learner.evaluate):
-            jitted, batched = (
-                jax.jit(function),
-                jax.jit(jax.vmap(function, (0, None, 0))),
-            )
-            found = batched(keys, meta_params, tasks)
-            for t, task_key in enumerate(keys):
-                one = jitted(task_key, meta_params, pick(tasks, t))
-                close(pick(found, t), one)
-            if function is row.learner.meta_grad:
-                close(one, function(keys[-1], meta_params, pick(tasks, -1)))
+        jm.testing.check_learner(row.learner, row.sample_task, rtol=1e-9)
 
 
 def test_a_step_is_the_same_on_several_devices_and_in_chunks(row, key):
@@ -139,24 +110,8 @@ def test_evaluate_takes_any_number_of_steps_or_none(row, key):
     chex.assert_trees_all_close(short.loss[0], long.loss[0], rtol=1e-5)
 
 
-def test_unknown_extra_arguments_are_ignored(row, key):
-    task, meta_params = _start(row, key)
-    meta_grad = functools.partial(row.learner.meta_grad, other=jnp.zeros(()))
-    step = jnp.zeros((), jnp.int32)
-    jax.eval_shape(
-        lambda *args, step: meta_grad(*args, step=step),
-        key,
-        meta_params,
-        task,
-        step=step,
-    )
-
-
 def test_bfloat16_parameters_stay_bfloat16(row, key):
     task, meta_params = optax.tree.cast(_start(row, key), jnp.bfloat16)
-    grads, _ = jax.jit(row.learner.meta_grad)(key, meta_params, task)
-    chex.assert_trees_all_equal_dtypes(grads, meta_params)
-    chex.assert_tree_all_finite(grads)
     task_params, _ = row.learner.adapt(key, meta_params, row.support(task))
     model_params = getattr(task_params, "params", task_params)
     chex.assert_type(jax.tree.leaves(model_params), jnp.bfloat16)

@@ -1,0 +1,178 @@
+"""The contract of a learner, to be checked on your own.
+
+What every learner of this package keeps, so that estimators, training steps, meshes
+and evaluation work with it: `jaxmeta.testing.check_learner(learner, sample_task)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import base
+
+
+def check_learner(
+    learner: base.LearnerLike,
+    sample_task: base.SampleTask,
+    *,
+    rtol: float = 1e-3,
+) -> None:
+    """Raises unless a learner keeps the contract.
+
+    That is: its meta-gradients are shaped like its meta-parameters, finite and not all
+    zero; it is traced once for tasks of one shape; `jit` changes nothing, and `vmap` is
+    a loop over tasks; half-precision parameters stay what they are; unknown extra
+    arguments are ignored; `adapt` needs the support set alone.
+
+    Args:
+      learner: anything with the five functions of a `MetaLearner`.
+      sample_task: `(key) -> task`.
+      rtol: how closely numbers must agree, against the largest of an array (or a
+        thousandth of the largest of all, where that is more).
+
+    Raises:
+      AssertionError: that says which part is broken.
+
+    Example:
+      >>> import optax, jaxmeta as jm
+      >>> learner = jm.maml(jm.models.MLP([8, 1]), jm.losses.squared_error,
+      ...                   inner_tx=optax.sgd(0.01), inner_steps=1)
+      >>> check_learner(learner, jm.tasks.sinusoid())
+    """
+    keys = jax.random.split(jax.random.key(0), 3)
+    meta_params = learner.init(keys[0], sample_task(keys[0]))
+    check_meta_grad(learner, sample_task, meta_params, keys)
+    for name in ("meta_grad", "evaluate"):
+        check_transforms(getattr(learner, name), sample_task, meta_params, keys, rtol)
+    check_extra_arguments(learner, sample_task, meta_params, keys[0])
+    check_half_precision(learner, sample_task, meta_params, keys[0])
+
+
+def check_meta_grad(
+    learner: base.LearnerLike,
+    sample_task: base.SampleTask,
+    meta_params: base.Params,
+    keys: jax.Array,
+) -> None:
+    """Raises unless meta-gradients suit an optimizer, of one trace for all tasks."""
+    traces = []
+
+    def counted(*args):
+        traces.append(args)
+        return learner.meta_grad(*args)
+
+    meta_grad = jax.jit(counted)
+    for key in keys:
+        grads, info = meta_grad(key, meta_params, sample_task(key))
+        _assert_alike(grads, meta_params, "`meta_grad` must be shaped as `meta_params`")
+        assert jnp.shape(info.loss) == (), (
+            f"`info.loss` must be a scalar, got shape {jnp.shape(info.loss)}."
+        )
+        wrong = [name for name, x in _named((grads, info)) if not _is_finite(x)]
+        assert not wrong, f"`meta_grad` is not finite in {wrong}."
+        assert optax.tree.norm(grads) > 0, "`meta_grad` is zero everywhere."
+    assert len(traces) == 1, (
+        f"`meta_grad` was traced {len(traces)} times for tasks of one shape: something "
+        "in it depends on values or on the outside."
+    )
+
+
+def check_transforms(
+    function: Callable[..., Any],
+    sample_task: base.SampleTask,
+    meta_params: base.Params,
+    keys: jax.Array,
+    rtol: float,
+) -> None:
+    """Raises unless `jit` changes nothing and `vmap` is a loop over tasks."""
+    name = getattr(function, "__name__", "function")
+    tasks = jax.vmap(sample_task)(keys)
+    pick = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
+    jitted = jax.jit(function)
+    batched = jax.jit(jax.vmap(function, (0, None, 0)))(keys, meta_params, tasks)
+    alone = [jitted(k, meta_params, pick(tasks, t)) for t, k in enumerate(keys)]
+    for t, one in enumerate(alone):
+        _assert_close(
+            pick(batched, t), one, rtol, f"`vmap({name})` must be a loop over tasks"
+        )
+    eager = function(keys[-1], meta_params, pick(tasks, -1))
+    _assert_close(eager, alone[-1], rtol, f"`jit({name})` must be `{name}`")
+
+
+def check_extra_arguments(
+    learner: base.LearnerLike,
+    sample_task: base.SampleTask,
+    meta_params: base.Params,
+    key: jax.Array,
+) -> None:
+    """Raises unless `meta_grad` ignores extra arguments that it does not know."""
+    step = jnp.zeros((), jnp.int32)
+    try:
+        jax.eval_shape(
+            lambda step: learner.meta_grad(
+                key, meta_params, sample_task(key), step=step, other=step
+            ),
+            step,
+        )
+    except TypeError as error:
+        raise AssertionError(
+            f"`meta_grad` must take and ignore any `**extra`, got: {error}"
+        ) from error
+
+
+def check_half_precision(
+    learner: base.LearnerLike,
+    sample_task: base.SampleTask,
+    meta_params: base.Params,
+    key: jax.Array,
+) -> None:
+    """Raises unless bfloat16 meta-parameters have bfloat16 meta-gradients."""
+    halved: Any = optax.tree.cast((sample_task(key), meta_params), jnp.bfloat16)
+    task, meta_params = halved
+    grads, _ = jax.jit(learner.meta_grad)(key, meta_params, task)
+    _assert_alike(grads, meta_params, "`meta_grad` must keep the dtype of parameters")
+    wrong = [name for name, x in _named(grads) if not _is_finite(x)]
+    assert not wrong, f"`meta_grad` in bfloat16 is not finite in {wrong}."
+
+
+def _assert_alike(found, expected, what):
+    kinds = lambda tree: {name: (x.shape, x.dtype) for name, x in _named(tree)}
+    got, want = kinds(found), kinds(expected)
+    wrong = {
+        name: (got.get(name), want.get(name))
+        for name in sorted(got.keys() | want.keys())
+        if got.get(name) != want.get(name)
+    }
+    assert not wrong, f"{what}; these differ (got, expected): {wrong}."
+
+
+def _assert_close(found, expected, rtol, what):
+    _assert_alike(found, expected, what)
+    # Sums in another order differ by the size of what was summed.
+    sizes = {name: _size(x) for name, x in _named(expected)}
+    least = max(1e-6, 1e-3 * max(sizes.values()))
+    for (name, a), (_, b) in zip(_named(found), _named(expected), strict=True):
+        size, a, b = max(sizes[name], least), a.astype(float), b.astype(float)
+        same = jnp.isclose(a, b, rtol=0, atol=rtol * size, equal_nan=True)
+        worst = _size(jnp.where(same, 0, a - b))
+        assert jnp.all(same), f"{what}; {name} differs by {worst:.2g} of {size:.2g}."
+
+
+def _size(x):
+    """The largest finite magnitude."""
+    return float(jnp.max(jnp.where(jnp.isfinite(x), jnp.abs(x), 0), initial=0))
+
+
+def _named(tree):
+    leaves = jax.tree.leaves_with_path(tree)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="."), jnp.asarray(x))
+        for path, x in leaves
+    ]
+
+
+def _is_finite(x):
+    return bool(jnp.all(jnp.isfinite(x)))
