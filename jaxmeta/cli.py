@@ -1,4 +1,4 @@
-"""The command line: `jaxmeta list | train | evaluate | adapt | lake | plot`."""
+"""The command line: `jaxmeta list | train | evaluate | adapt | lake | plot | report`."""
 
 import dataclasses
 import importlib.metadata
@@ -23,6 +23,7 @@ jaxmeta: functional meta-learning in JAX.
   jaxmeta adapt RUN FOLDER              adapt a run to your own images
   jaxmeta lake RUN --archive ZIP        Lake's one-shot challenge on Omniglot
   jaxmeta plot RUN                      draw learning and adaptation curves
+  jaxmeta report RUN...                 one HTML page about a run, or several
 
 `jaxmeta COMMAND --help` tells more; `jaxmeta train RECIPE --help` lists all settings.
 """
@@ -84,6 +85,18 @@ class PlotArgs:
     """The run folder."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ReportArgs:
+    """Writes one self-contained HTML page about runs, several side by side."""
+
+    runs: Annotated[
+        tyro.conf.Positional[tuple[pathlib.Path, ...]], tyro.conf.arg(metavar="RUN...")
+    ]
+    """Run folders; the page goes into the first."""
+    out: pathlib.Path | None = None
+    """Another place for the page."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code (2 for whatever the user can mend)."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -94,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "adapt": _adapt,
         "lake": _lake,
         "plot": _plot,
+        "report": _report,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_HELP, end="")
@@ -135,7 +149,7 @@ def _list(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> None:
-    from jaxmeta import recipes
+    from jaxmeta import recipes, training
 
     name = recipes.DEFAULT
     if argv and not argv[0].startswith("-"):
@@ -162,6 +176,8 @@ def _train(argv: list[str]) -> None:
         """How many train together."""
         process_id: int | None = None
         """Which of them this is; 0 is the first."""
+        tensorboard: bool = False
+        """Write the metrics for TensorBoard too, to RUN/tensorboard."""
 
     args = _parsing.parse(
         tyro.conf.AvoidSubcommands[tyro.conf.OmitArgPrefixes[TrainArgs]],
@@ -177,8 +193,17 @@ def _train(argv: list[str]) -> None:
         recipes.train_run(name, args.recipe, args.out)
         return
     print(f"{name}: {recipe.summary}. Run folder: {args.out}")
+    reports: list[training.Report] = []
+    if args.tensorboard:
+        reports.append(training.tensorboard(args.out / "tensorboard"))
+
+    def report(record):
+        for each in reports:
+            each(record)
+
     with _console.Progress(args.recipe.steps) as progress:
-        summary = recipes.train_run(name, args.recipe, args.out, progress.report)
+        reports.append(progress.report)
+        summary = recipes.train_run(name, args.recipe, args.out, report)
     _console.print_test(summary["test"])
     if summary["published"]:
         print(f"published: {summary['published']}")
@@ -237,6 +262,14 @@ def _plot(argv: list[str]) -> None:
 
     for path in plots.plot_run(args.run):
         print(path)
+
+
+def _report(argv: list[str]) -> None:
+    args = _parsing.parse(ReportArgs, argv, "report")
+    _start_jax()
+    from jaxmeta import report
+
+    print(report.write_report(args.runs, args.out))
 
 
 def _draw(run: pathlib.Path) -> None:

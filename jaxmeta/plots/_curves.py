@@ -77,6 +77,7 @@ def learning_curve(
         edges = (values.min(0), values.max(0)) if of_runs else None
         _draw_curve(ax, steps, values.mean(0), edges, name + of_runs, style, color)
     ax.set_xlabel("meta-steps")
+    ax.locator_params(axis="x", nbins=5)  # Thousands are long words.
     ax.xaxis.set_major_formatter("{x:,.0f}")
     title = "bands from the least run to the greatest" if of_runs else None
     _axes.finish(ax, metric, [values.ravel() for _, values in curves], title=title)

@@ -38,6 +38,7 @@ from jaxmeta.training._step import (
     alternate,
     make_train_step,
 )
+from jaxmeta.training._tensorboard import tensorboard
 
 __all__ = [
     "Checkpoints",
@@ -65,6 +66,7 @@ __all__ = [
     "save",
     "shard_params",
     "task_mesh",
+    "tensorboard",
     "tune",
     "update_responses",
     "wait_for_processes",

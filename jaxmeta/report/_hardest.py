@@ -1,0 +1,122 @@
+"""The test tasks that a run is worst at, and what it gets wrong there."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmeta import base, plots, recipes
+from jaxmeta.plots import _axes, _trajectories
+
+NUM_TASKS = 100
+NUM_SHOWN = 3
+
+
+class Hardest(NamedTuple):
+    """A picture and what it shows."""
+
+    figure: Any
+    caption: str
+
+
+def hardest_tasks(run: recipes.Run) -> Hardest | None:
+    """Looks for a run's worst test tasks; None where there are none to be drawn."""
+    recipe = run.recipe
+    if not isinstance(recipe, recipes.Recipe):
+        return None
+    parts = recipes.build(recipe)
+    meta_params = recipes.best_meta_params(run, parts)
+    if isinstance(recipe.tasks, recipes.NavigationTasks):
+        return _draw_walks(recipe, meta_params)
+    if isinstance(recipe.tasks, recipes.PolicyTasks):
+        return None
+    inner_steps = recipe.learner.test_inner_steps
+    learner = recipe.make_learner(inner_steps=inner_steps)
+    sampler = base.as_partial(recipe.tasks.splits().test)
+    keys = jax.random.split(jax.random.key(recipe.seed), NUM_TASKS)
+
+    @jax.jit
+    def losses(sampler, meta_params, keys):
+        def last_loss(key):
+            task = sampler(key)
+            return learner.evaluate(
+                key, meta_params, task, inner_steps=inner_steps
+            ).loss[-1]
+
+        return jax.lax.map(last_loss, keys)
+
+    @jax.jit
+    def answer(sampler, meta_params, key):
+        task = sampler(key)
+        task_params, _ = learner.adapt(key, meta_params, task.support)
+        return task, learner.predict(task_params, task.query.inputs)
+
+    found = np.asarray(losses(sampler, meta_params, keys))
+    worst = np.argsort(-np.nan_to_num(found, nan=np.inf))[:NUM_SHOWN]
+    answers = [
+        jax.tree.map(np.asarray, answer(sampler, meta_params, keys[t])) for t in worst
+    ]
+    figure = _draw_images if np.ndim(answers[0][0].query.inputs) == 4 else _draw_curves
+    return figure(answers, found[worst])
+
+
+def _draw_images(answers, losses):
+    figure = _axes.figure(width=12)
+    axes = figure.subplots(2, len(answers), height_ratios=(3, 2), squeeze=False)
+    for column, (task, logits), loss in zip(axes.T, answers, losses, strict=True):
+        true, taken = (np.argmax(x, 1) for x in (task.query.targets, logits))
+        # Rows of the sheet show the mistakes first.
+        order = np.argsort(true == taken, kind="stable")
+        query = base.Examples(task.query.inputs[order], task.query.targets[order])
+        plots.task_sheet(base.Task(task.support, query), ax=column[0])
+        column[0].set_title(f"loss {loss:.2f}, {np.mean(true == taken):.0%} right")
+        ways = task.query.targets.shape[1]
+        counts = np.zeros((ways, ways), int)
+        np.add.at(counts, (true, taken), 1)
+        _draw_confusion(column[1], counts)
+    height = 0.45 * answers[0][0].query.targets.shape[1] + 1.0
+    figure.set_size_inches(12, min(14.0, height + 0.75 * height + 1))
+    return Hardest(
+        figure,
+        f"The {len(answers)} of {NUM_TASKS} test tasks with the greatest loss. Above, "
+        "the support images (framed) and queries, those that were taken for another "
+        "class first; below, how many queries of each class were taken for which.",
+    )
+
+
+def _draw_confusion(ax, counts):
+    ax.imshow(counts, cmap="Blues", vmin=0, vmax=max(1, counts.sum(1).max()))
+    ways = len(counts)
+    if ways <= 10:
+        for (row, column), count in np.ndenumerate(counts):
+            color = "white" if count > counts.sum(1).max() / 2 else "black"
+            ax.text(column, row, str(count), ha="center", va="center", color=color)
+    ax.set(xlabel="taken for", ylabel="class")
+    ax.set_xticks(range(ways))
+    ax.set_yticks(range(ways))
+
+
+def _draw_curves(answers, losses):
+    figure = _axes.figure(width=12)
+    axes = figure.subplots(1, len(answers), squeeze=False)[0]
+    for ax, (task, outputs), loss in zip(axes, answers, losses, strict=True):
+        plots.task_sheet(task, ax=ax)
+        ax.plot(task.query.inputs[:, 0], outputs[:, 0], "x", color="0.2", label="said")
+        ax.set_title(f"loss {loss:.2f}", loc="right")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
+    return Hardest(
+        figure,
+        f"The {len(answers)} of {NUM_TASKS} test tasks with the greatest loss after "
+        "adaptation to the support points.",
+    )
+
+
+def _draw_walks(recipe, meta_params):
+    figure = _axes.figure(width=12)
+    keys = jax.random.split(jax.random.key(recipe.seed), NUM_SHOWN)
+    learner = recipe.make_learner()
+    for ax, key in zip(figure.subplots(1, NUM_SHOWN), keys, strict=True):
+        _trajectories.draw_adaptation(
+            recipe.tasks.environment, learner, meta_params, key, ax
+        )
+    return Hardest(figure, "Walks to three test goals, before and after adaptation.")

@@ -1,0 +1,210 @@
+"""Reads run folders, has them drawn, and fills the page."""
+
+import base64
+import importlib.resources
+import io
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxmeta import _json, recipes, training
+from jaxmeta.report import _figures, _hardest
+
+
+class Contents(NamedTuple):
+    """What a run folder says of itself."""
+
+    run: recipes.Run
+    title: str  # the recipe's name, and the folder's where several runs share it
+    settings: Mapping[str, Any]  # dotted names
+    records: Sequence[Mapping[str, float]]
+    summary: Mapping[str, Any]  # empty while it trains
+
+
+def write_report(
+    directories: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+    """Writes one self-contained HTML page about run folders.
+
+    Args:
+      directories: of the runs; the first is the one that the others are compared with.
+      path: of the page; None is `report.html` in the first folder.
+
+    Returns:
+      Where it is.
+
+    Raises:
+      ValueError: if a folder holds no run, has no metrics yet, or is damaged.
+      OSError: if it cannot be written.
+      ImportError: without matplotlib or jinja2.
+    """
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "Reports need matplotlib and jinja2: pip install 'jaxmeta[report]'"
+        ) from error
+    if not directories:
+        raise ValueError("`directories` must be at least one run folder, got none.")
+    found = [_read(pathlib.Path(directory)) for directory in directories]
+    names = [contents.run.name for contents in found]
+    if len(set(names)) < len(names):
+        found = [
+            contents._replace(title=f"{contents.run.name} ({contents.run.directory})")
+            for contents in found
+        ]
+    target = found[0].run.directory / "report.html" if path is None else path
+    target = pathlib.Path(target)
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    source = importlib.resources.files("jaxmeta.report") / "page.html"
+    page = environment.from_string(source.read_text()).render(
+        runs=[_sections(contents) for contents in found],
+        settings=_compared(found),
+        curves=[
+            (title, _as_svg(figure))
+            for title, figure in _figures.compare(found).items()
+        ],
+    )
+    new = target.with_name(target.name + ".tmp")
+    new.write_text(page, encoding="utf-8")
+    os.replace(new, target)
+    return target
+
+
+def _read(directory: pathlib.Path) -> Contents:
+    run = recipes.open_run(directory)
+    metrics, path = directory / "metrics.jsonl", directory / "summary.json"
+    records = training.read_metrics(metrics) if metrics.exists() else []
+    if not records:
+        raise ValueError(
+            f"{directory} has no metrics yet: `jaxmeta train {run.name} --out "
+            f"{directory}` goes on with it."
+        )
+    try:
+        summary = _json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    settings = dict(_flat(recipes.to_json(run.recipe)))
+    return Contents(run, run.name, settings, records, summary)
+
+
+def _flat(part: Any, prefix: str = ""):
+    """Yields dotted names and values; what a part is counts as its value."""
+    for name, value in part.items():
+        if name in ("summary", "published", "protocol"):
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _compared(found: Sequence[Contents]) -> list[dict[str, Any]]:
+    """A row a setting, with a value a run; those that differ come first."""
+    names = list(
+        dict.fromkeys(name for contents in found for name in contents.settings)
+    )
+    rows = []
+    for name in names:
+        values = [_text(contents.settings.get(name, "")) for contents in found]
+        rows.append({"name": name, "values": values, "differs": len(set(values)) > 1})
+    return sorted(rows, key=lambda row: not row["differs"])
+
+
+def _sections(contents: Contents) -> dict[str, Any]:
+    """What the page says of one run."""
+    recipe, summary = contents.run.recipe, contents.summary
+    environment = {
+        "run folder": str(contents.run.directory),
+        "meta-steps": f"{contents.records[-1]['step']:,.0f} of {recipe.steps:,}",
+        "training time": f"{sum(r['seconds'] for r in contents.records):,.0f} s",
+    }
+    if summary:
+        versions = ", ".join(f"{k} {v}" for k, v in summary["versions"].items())
+        environment |= {
+            "best checkpoint": f"at meta-step {summary['best_step']:,}",
+            "device": summary["device"],
+            "finished": summary["date"],
+            "versions": versions,
+        }
+    hardest = _hardest.hardest_tasks(contents.run)
+    return {
+        "title": contents.title,
+        "summary": recipe.summary,
+        "published": recipe.published,
+        "protocol": recipe.protocol,
+        "is_finished": bool(summary),
+        "result": _result(summary),
+        "environment": environment,
+        "figures": [
+            (title, _as_svg(figure))
+            for title, figure in _figures.of_run(contents).items()
+        ],
+        "hardest": None
+        if hardest is None
+        else {"caption": hardest.caption, "picture": _as_png(hardest.figure)},
+    }
+
+
+def _result(summary: Mapping[str, Any]) -> list[list[str]]:
+    """The test as a table, its head first."""
+    if not summary:
+        return []
+    test = summary["test"]
+    if "optimizers" in test:
+        rows = [["optimizer", "rate", "final loss", "summed loss"]]
+        for name, found in test["optimizers"].items():
+            numbers = (found["final"], found["summed"])
+            rate = f"{found['rate']:g}" if "rate" in found else ""
+            rows.append([name, rate, *(_number("loss", x) for x in numbers)])
+        return rows
+    columns = {k: v for k, v in test.items() if k not in ("num_tasks", "inductive")}
+    inductive = test.get("inductive", {})
+    columns |= {f"inductive {name}": value for name, value in inductive.items()}
+    rows = [["inner steps", *columns]]
+    for k in range(len(test["loss"]["mean"])):
+        cells = [
+            _number(name, {part: x[part][k] for part in ("mean", "interval")})
+            for name, x in columns.items()
+        ]
+        rows.append([str(k), *cells])
+    if len(rows) == 2:  # No inner steps.
+        rows = [row[1:] for row in rows]
+    return rows
+
+
+def _number(name: str, found: Mapping[str, float]) -> str:
+    mean, interval = found["mean"], found["interval"]
+    if name.endswith("accuracy"):
+        return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
+    return f"{mean:.4g} ± {interval:.2g}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    return "–" if value is None else str(value)
+
+
+def _as_svg(figure: Any) -> str:
+    return _as_url(figure, "svg", "image/svg+xml")
+
+
+def _as_png(figure: Any) -> str:
+    return _as_url(figure, "png", "image/png")
+
+
+def _as_url(figure, kind, mime):
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, dpi=150)
+    return f"data:{mime};base64,{base64.b64encode(file.getvalue()).decode()}"

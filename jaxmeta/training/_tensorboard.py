@@ -1,0 +1,48 @@
+"""Metrics for TensorBoard (the extra `tensorboard`)."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def tensorboard(
+    directory: str | os.PathLike[str],
+) -> Callable[[Mapping[str, Any]], None]:
+    """Makes a `report` for `fit` that writes records for TensorBoard.
+
+    Validation has tags of its own: "loss/validation" beside "loss/training". Look at
+    them with `tensorboard --logdir DIRECTORY`.
+
+    Args:
+      directory: where the event files go; made with the first record.
+
+    Returns:
+      `(record) -> None`, for `fit(report=...)`.
+
+    Raises:
+      ImportError: without tensorboardX.
+
+    Example:
+      >>> report = tensorboard("runs/mine/tensorboard")
+      >>> callable(report)
+      True
+    """
+    try:
+        import tensorboardX
+    except ImportError as error:
+        raise ImportError(
+            "TensorBoard needs tensorboardX: pip install 'jaxmeta[tensorboard]'"
+        ) from error
+    writers: list[Any] = []
+
+    def report(record: Mapping[str, Any]) -> None:
+        if not writers:
+            writers.append(tensorboardX.SummaryWriter(os.fspath(directory)))
+        for name, value in record.items():
+            metric = name.removeprefix("validation_")
+            part = "training" if metric == name else "validation"
+            if name != "step":
+                writers[0].add_scalar(f"{metric}/{part}", value, record["step"])
+        writers[0].flush()  # A run may be killed at any moment.
+
+    return report
