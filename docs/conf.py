@@ -8,9 +8,23 @@ import os
 import pathlib
 import shutil
 
+from docutils import nodes
+from sphinx.roles import XRefRole
+
+import jaxmeta as jm
+
 HERE = pathlib.Path(__file__).parent
-# Sphinx wants its sources under one roof.
-shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
+ROOT = HERE.parent
+# Sphinx wants its sources under one roof, with links from there.
+shutil.copytree(ROOT / "notebooks", HERE / "notebooks", dirs_exist_ok=True)
+readme = (ROOT / "README.md").read_text()
+for old, new in {
+    "(benchmarks/README.md": "(benchmarks.md",
+    "(docs/": "(",
+    "(jaxmeta/": "(../jaxmeta/",
+}.items():
+    readme = readme.replace(old, new)
+(HERE / "readme.txt").write_text(readme)
 
 project = "jaxmeta"
 copyright = "the jaxmeta authors"
@@ -22,7 +36,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "myst_nb",
 ]
-exclude_patterns = ["coming_from"]
+exclude_patterns = ["coming_from", "readme.txt"]
 html_theme = "furo"
 html_title = "jaxmeta"
 html_static_path = ["_static"]
@@ -32,9 +46,26 @@ myst_heading_anchors = 3
 nb_execution_mode = "force" if os.environ.get("JAXMETA_RUN_NOTEBOOKS") else "off"
 nb_execution_timeout = 900
 
-default_role = "py:obj"  # `jaxmeta.maml` in a docstring is a link where it can be.
+default_role = "name"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
-autodoc_default_options = {"members": True, "imported-members": True}
+autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+
+# Where names that are at hand from the top are documented.
+HOMES = {f"jaxmeta.{name}": f"jaxmeta.learners.{name}" for name in jm.learners.__all__}
+
+
+def name(role, rawtext, text, lineno, inliner, options=None, content=()):
+    """Code, and a link where it is a dotted name of the package."""
+    del role, options, content
+    if text.startswith("jaxmeta."):
+        linked = f"`{text} <{HOMES.get(text, text)}>`"
+        return XRefRole()("py:obj", linked, linked[1:-1], lineno, inliner)
+    return [nodes.literal(rawtext, text)], []
+
+
+def setup(app):
+    """Adds the role that single backquotes stand for."""
+    app.add_role("name", name)

@@ -266,7 +266,7 @@ def as_partial(fn: Callable[..., Any]) -> Any:
 
 
 def as_pytree(problem: OptimizationProblem) -> OptimizationProblem:
-    """The problem with `jax.tree_util.Partial`s, so that its data are leaves."""
+    """The problem, its functions `jax.tree_util.Partial` whose data are leaves."""
     return OptimizationProblem(*map(as_partial, problem))
 
 

@@ -1,4 +1,4 @@
-"""The command line: `jaxmeta list | train | evaluate | adapt | lake | plot | report`."""
+"""The command line, `jaxmeta`: list, train, evaluate, adapt, lake, plot, report."""
 
 import dataclasses
 import importlib.metadata

@@ -32,7 +32,7 @@ def from_linen(module: nn.Module, *, statistics: str = "batch") -> base.Model:
         Static.
 
     Returns:
-      A `Model`. `init` returns `{"params": ...}`, all of it trainable; the key of
+      A `Model`. `init` returns a dict of "params", all of it trainable; the key of
       `apply` seeds every random stream of the module.
 
     Raises:

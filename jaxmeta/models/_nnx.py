@@ -39,7 +39,7 @@ def from_nnx(
       statistics: as for `from_linen`. Static.
 
     Returns:
-      A `Model`. `init` returns `{"params": ...}`, nested dicts of arrays, all of it
+      A `Model`. `init` returns a dict of "params", nested dicts of arrays, all of it
       trainable; the key of `apply` seeds every random stream of the module.
 
     Raises:
