@@ -552,3 +552,25 @@ class TestDamage:
         _fit(tmp_path, num_steps=20)
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 5, 10, 15, 20]
+
+
+def test_records_reach_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto import event_pb2
+
+    report = jm.training.tensorboard(tmp_path / "board")
+    report({"step": 5, "loss": 2.0, "validation_loss": 3.0, "seconds": 0.5})
+    (path,) = (tmp_path / "board").iterdir()
+    data, found = path.read_bytes(), {}
+    while data:  # length [8], its checksum [4], the event, its checksum [4]
+        size = int.from_bytes(data[:8], "little")
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        found |= {
+            value.tag: (event.step, value.simple_value) for value in event.summary.value
+        }
+        data = data[16 + size :]
+    assert found == {
+        "loss/training": (5, 2.0),
+        "loss/validation": (5, 3.0),
+        "seconds/training": (5, 0.5),
+    }

@@ -35,6 +35,7 @@ def finish(ax, name, curves=(), **legend):
     ax.legend(frameon=False, handlelength=3, **sizes, **legend)
     finite = [y for curve in curves for y in curve if np.isfinite(y)]
     if name == "loss" and finite and 0 < 10 * min(finite) < max(finite):
-        ax.set_yscale("log", subs=[2, 5])
+        # Labels between decades have room for three of them.
+        ax.set_yscale("log", subs=[2, 5] if max(finite) < 1e3 * min(finite) else [])
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")

@@ -1,0 +1,66 @@
+"""Notebooks run from top to bottom, with few steps; their outputs are not stored."""
+
+import os
+import pathlib
+
+import jax
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+
+ROOT = pathlib.Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data" / "tfds"
+# What stands in for the cell of settings.
+FAST = {
+    "01_quickstart": "num_steps, num_tasks = 50, 8",
+    "02_few_shot_images": "num_steps, filters, num_tasks = 20, 4, 8; "
+    + (f"data_dir = {str(DATA)!r}" if DATA.exists() else "use_omniglot = False"),
+    "03_inner_loops_are_optax_chains": "num_steps, num_tasks = 20, 8",
+    "04_learned_optimizers": "num_meta_steps, num_problems = 20, 4; "
+    "horizon_of_test = 50",
+    "05_meta_gradients": "num_tasks, num_samples = 4, 4",
+    "06_scaling": "filters, num_tasks, seconds = 4, 4, 0.1",
+    "07_write_your_own_learner": "num_steps, filters, num_tasks = 20, 4, 8",
+}
+NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
+
+
+def test_every_notebook_has_a_fast_mode():
+    assert [path.stem for path in NOTEBOOKS] == list(FAST)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    import nbclient
+
+    cache = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    notebook = nbformat.read(path, 4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not any(cell.outputs or cell.execution_count for cell in cells)
+    settings = [
+        i
+        for i, cell in enumerate(notebook.cells)
+        if "parameters" in cell.metadata.get("tags", ())
+    ]
+    assert len(settings) == 1
+    fast = nbformat.v4.new_code_cell(FAST[path.stem])
+    notebook.cells.insert(settings[0] + 1, fast)
+    client = nbclient.NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        resources={"metadata": {"path": os.fspath(tmp_path)}},
+    )
+    client.execute()
+    pictures = [
+        output
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        if "image/png" in output.get("data", {})
+    ]
+    assert pictures or path.stem in ("06_scaling", "07_write_your_own_learner")
