@@ -26,4 +26,4 @@ grads = jax.tree.map(lambda g: g.mean(0), grads)
 updates, opt_state = opt.update(grads, opt_state)
 params = optax.apply_updates(params, updates)
 # --- the end
-print(f"{info.loss.mean():.5f} {optax.tree.norm(grads):.5f}")
+print(f"{info.loss.mean():.3f} {optax.tree.norm(grads):.3f}")

@@ -28,4 +28,4 @@ for t in range(4):
 norm = torch.cat([p.grad.ravel() for p in net.parameters()]).norm()
 opt.step()
 # --- the end
-print(f"{total:.5f} {norm:.5f}")
+print(f"{total:.3f} {norm:.3f}")

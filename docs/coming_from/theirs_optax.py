@@ -32,4 +32,4 @@ value, grads = jax.jit(jax.value_and_grad(meta_loss))(params)
 updates, opt_state = opt.update(grads, opt_state)
 params = optax.apply_updates(params, updates)
 # --- the end
-print(f"{value:.5f} {optax.tree.norm(grads):.5f}")
+print(f"{value:.3f} {optax.tree.norm(grads):.3f}")
