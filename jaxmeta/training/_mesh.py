@@ -98,7 +98,13 @@ def shard_params(
 
         found = jax.tree_util.tree_map_with_path(sharding, params)
         if unused:
-            raise ValueError(f"`rules` {sorted(unused)} match none of the parameters.")
+            paths = [
+                jax.tree_util.keystr(path, simple=True, separator="/")
+                for path, _ in jax.tree.leaves_with_path(params)
+            ]
+            raise ValueError(
+                f"`rules` {sorted(unused)} match none of the parameters {paths}."
+            )
         return found
 
     return shardings
