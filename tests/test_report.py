@@ -89,6 +89,9 @@ def test_a_run_that_still_trains_has_a_page(runs, tmp_path):
     (copy / "summary.json").unlink()
     page = report.write_report([copy]).read_text()
     assert "Still training" in page and "Test, mean" not in page
+    assert "Hardest tasks" in page
+    shutil.rmtree(copy / "checkpoints")
+    assert "Hardest tasks" not in report.write_report([copy]).read_text()
 
 
 def test_text_of_settings_cannot_become_code(runs, tmp_path):

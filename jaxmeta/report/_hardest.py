@@ -22,7 +22,8 @@ class Hardest(NamedTuple):
 def hardest_tasks(run: recipes.Run) -> Hardest | None:
     """Looks for a run's worst test tasks; None where there are none to be drawn."""
     recipe = run.recipe
-    if not isinstance(recipe, recipes.Recipe):
+    is_saved = any((run.directory / "checkpoints").glob("*"))
+    if not isinstance(recipe, recipes.Recipe) or not is_saved:
         return None
     parts = recipes.build(recipe)
     meta_params = recipes.best_meta_params(run, parts)
