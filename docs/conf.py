@@ -66,6 +66,13 @@ def name(role, rawtext, text, lineno, inliner, options=None, content=()):
     return [nodes.literal(rawtext, text)], []
 
 
+def skip_fields(app, what, name, obj, skip, options):
+    """Leaves out fields of NamedTuples that say nothing: their class tells of them."""
+    del app, what, name, skip, options
+    return (getattr(obj, "__doc__", "") or "").startswith("Alias for field") or None
+
+
 def setup(app):
     """Adds the role that single backquotes stand for."""
     app.add_role("name", name)
+    app.connect("autodoc-skip-member", skip_fields)
