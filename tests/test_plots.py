@@ -535,3 +535,17 @@ def test_optimizer_paths_lie_on_the_loss_and_name_bad_shapes():
     for paths in ({}, {"sgd": path[:, :1]}):
         with pytest.raises(ValueError, match="`paths` must be of at least one"):
             plots.optimizer_paths(lambda x: x.sum(), paths)
+
+
+def test_optimizers_are_drawn_from_arrays_and_run_folders(tmp_path):
+    losses = np.array([[4.0, 2.0, 1.0], [2.0, 2.0, 3.0]])  # [N, T + 1]
+    found = curves(plots.optimizer_curves({"sgd": losses}))
+    np.testing.assert_allclose(found["sgd"][1], [3, 2, 2])
+    loss = {"mean": [2.0, 1.0], "interval": [0.5, 0.25], "median": [2.0, 0.5]}
+    responses = {"steps": [0], "gradients": [-1.0, 1.0], "updates": [[[0.1, -0.1]]]}
+    test = {"optimizers": {"learned": {"loss": loss}}, "responses": responses}
+    (tmp_path / "summary.json").write_text(json.dumps({"test": test}))
+    found = curves(plots.optimizer_curves(tmp_path))
+    np.testing.assert_array_equal(found["learned"][1], [2, 1])
+    line = plots.update_against_gradient(tmp_path).lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), [0.1, -0.1])

@@ -1,8 +1,12 @@
 """What every plot needs: figures without pyplot, two colors, labels and a legend."""
 
-from typing import TYPE_CHECKING
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jaxmeta import _json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +21,11 @@ def figure(width: float = 5.0) -> "Figure":
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install matplotlib") from error
     return Figure((width, 3.5), layout="constrained")
+
+
+def read_test(run: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a run folder's test found."""
+    return _json.loads((pathlib.Path(run) / "summary.json").read_text())["test"]
 
 
 def colors(count: int) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmeta import _json, training
+from jaxmeta import training
 from jaxmeta.plots import _axes
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def _is_of_several(evaluation):
 def _as_table(found, metric):
     """Returns what `summary.json` has under `test`, with the metric for sure."""
     if isinstance(found, str | os.PathLike):
-        found = _json.loads((pathlib.Path(found) / "summary.json").read_text())["test"]
+        found = _axes.read_test(found)
     if not isinstance(found, Mapping):
         values = {"loss": found.loss, **found.metrics}
         tables = {name: value._asdict() for name, value in values.items()}

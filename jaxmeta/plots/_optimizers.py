@@ -1,5 +1,6 @@
 """Optimizers side by side: their losses, and what they make of a gradient."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ _STYLES = ("--", "-.", ":", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)))
 
 
 def optimizer_curves(
-    curves: Mapping[str, training.LossCurves | Mapping[str, Any]],
+    curves: Mapping[str, Any] | str | os.PathLike[str],
     *,
     ax: "Axes | None" = None,
 ) -> "Axes":
@@ -26,8 +27,9 @@ def optimizer_curves(
     The first is the one that matters: dark, with its median dotted.
 
     Args:
-      curves: of each optimizer what `jaxmeta.training.evaluate_optimizer` returned; or
-        the dict under `optimizers` in a run's `summary.json`.
+      curves: of each optimizer what `jaxmeta.training.evaluate_optimizer` returned, or
+        its losses [N, T + 1] on N problems; or a tested run folder, or the dict under
+        `optimizers` in its `summary.json`.
       ax: where to draw; None makes a figure.
 
     Raises:
@@ -40,13 +42,15 @@ def optimizer_curves(
       >>> print(ax.lines[0].get_label(), ax.lines[0].get_ydata())
       learned [2. 1.]
     """
-    if not curves:
+    is_run = isinstance(curves, str | os.PathLike)
+    of_each: Any = _axes.read_test(curves)["optimizers"] if is_run else curves
+    if not of_each:
         raise ValueError("`curves` must be of at least one optimizer, got none.")
     ax = _axes.figure(width=7).subplots() if ax is None else ax
     drawn = []
-    for i, (name, found) in enumerate(curves.items()):
+    for i, (name, found) in enumerate(of_each.items()):
         mean, interval, median = _numbers(found)
-        color, style = _look(i, len(curves))
+        color, style = _look(i, len(of_each))
         steps = np.arange(len(mean))
         rate = found.get("rate") if isinstance(found, Mapping) else None
         label = name if rate is None else f"{name}, rate {rate:g}"
@@ -69,7 +73,7 @@ def optimizer_curves(
 
 
 def horizon_sweep(
-    curves: Mapping[str, training.LossCurves | Mapping[str, Any]],
+    curves: Mapping[str, Any],
     *,
     horizon: int | None = None,
     ax: "Axes | None" = None,
@@ -80,7 +84,7 @@ def horizon_sweep(
     of the updates up to it, which takes out the minibatches' noise.
 
     Args:
-      curves: as for `optimizer_curves`; the runs may differ in length.
+      curves: as for `optimizer_curves`, by name; the runs may differ in length.
       horizon: of the meta-training; a vertical line marks it.
       ax: where to draw; None makes a figure.
 
@@ -159,7 +163,7 @@ def width_depth_grid(
 
 
 def update_against_gradient(
-    responses: training.UpdateResponses | Mapping[str, Any],
+    responses: training.UpdateResponses | Mapping[str, Any] | str | os.PathLike[str],
     *,
     ax: "Axes | None" = None,
 ) -> "Axes":
@@ -171,8 +175,8 @@ def update_against_gradient(
     beside the origin is momentum.
 
     Args:
-      responses: what `jaxmeta.training.update_responses` returned; or the dict under
-        `responses` in a run's `summary.json`.
+      responses: what `jaxmeta.training.update_responses` returned; or a tested run
+        folder, or the dict under `responses` in its `summary.json`.
       ax: where to draw; None makes a figure.
 
     Raises:
@@ -185,7 +189,11 @@ def update_against_gradient(
       >>> print(ax.lines[1].get_label(), ax.lines[1].get_ydata())
       after 9 updates [ 0.2 -0.2]
     """
-    told = responses if isinstance(responses, Mapping) else responses._asdict()
+    told: Any = responses
+    if isinstance(responses, str | os.PathLike):
+        told = _axes.read_test(responses)["responses"]
+    elif not isinstance(responses, Mapping):
+        told = responses._asdict()
     gradients = np.asarray(told["gradients"], float)
     updates = np.asarray(told["updates"], float)
     order = np.argsort(gradients)
@@ -274,5 +282,7 @@ def _numbers(found):
     if isinstance(found, Mapping):
         loss = found["loss"]
         return tuple(np.asarray(loss[k], float) for k in ("mean", "interval", "median"))
+    if not hasattr(found, "at_step"):
+        found = training.LossCurves(jnp.asarray(found))
     at_step = found.at_step
     return tuple(np.asarray(x) for x in (at_step.mean, at_step.interval, found.median))
