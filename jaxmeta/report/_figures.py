@@ -5,9 +5,10 @@ from typing import Any
 
 from jaxmeta import plots, recipes
 from jaxmeta.plots import _axes
+from jaxmeta.report import _contents
 
 
-def of_run(contents: Any) -> dict[str, Any]:
+def of_run(contents: _contents.Contents) -> dict[str, Any]:
     """A run's own curves: title -> figure."""
     figures = {
         f"{metric}, over meta-training": _alone(
@@ -31,7 +32,7 @@ def of_run(contents: Any) -> dict[str, Any]:
     return figures
 
 
-def compare(found: Sequence[Any]) -> dict[str, Any]:
+def compare(found: Sequence[_contents.Contents]) -> dict[str, Any]:
     """Several runs in each picture: title -> figure; none of a single run."""
     if len(found) < 2:
         return {}

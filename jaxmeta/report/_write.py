@@ -1,4 +1,4 @@
-"""Reads run folders, has them drawn, and fills the page."""
+"""Fills the page."""
 
 import base64
 import importlib.resources
@@ -6,20 +6,9 @@ import io
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxmeta import _json, recipes, training
-from jaxmeta.report import _figures, _hardest
-
-
-class Contents(NamedTuple):
-    """What a run folder says of itself."""
-
-    run: recipes.Run
-    title: str  # the recipe's name, and the folder's where several runs share it
-    settings: Mapping[str, Any]  # dotted names
-    records: Sequence[Mapping[str, float]]
-    summary: Mapping[str, Any]  # empty while it trains
+from jaxmeta.report import _contents, _figures, _hardest
 
 
 def write_report(
@@ -49,7 +38,7 @@ def write_report(
         ) from error
     if not directories:
         raise ValueError("`directories` must be at least one run folder, got none.")
-    found = [_read(pathlib.Path(directory)) for directory in directories]
+    found = [_contents.read(pathlib.Path(directory)) for directory in directories]
     names = [contents.run.name for contents in found]
     if len(set(names)) < len(names):
         found = [
@@ -79,35 +68,7 @@ def write_report(
     return target
 
 
-def _read(directory: pathlib.Path) -> Contents:
-    run = recipes.open_run(directory)
-    metrics, path = directory / "metrics.jsonl", directory / "summary.json"
-    records = training.read_metrics(metrics) if metrics.exists() else []
-    if not records:
-        raise ValueError(
-            f"{directory} has no metrics yet: `jaxmeta train {run.name} --out "
-            f"{directory}` goes on with it."
-        )
-    try:
-        summary = _json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
-    settings = dict(_flat(recipes.to_json(run.recipe)))
-    return Contents(run, run.name, settings, records, summary)
-
-
-def _flat(part: Any, prefix: str = ""):
-    """Yields dotted names and values; what a part is counts as its value."""
-    for name, value in part.items():
-        if name in ("summary", "published", "protocol"):
-            continue
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _compared(found: Sequence[Contents]) -> list[dict[str, Any]]:
+def _compared(found: Sequence[_contents.Contents]) -> list[dict[str, Any]]:
     """A row a setting, with a value a run; those that differ come first."""
     names = list(
         dict.fromkeys(name for contents in found for name in contents.settings)
@@ -119,7 +80,7 @@ def _compared(found: Sequence[Contents]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: not row["differs"])
 
 
-def _sections(contents: Contents) -> dict[str, Any]:
+def _sections(contents: _contents.Contents) -> dict[str, Any]:
     """What the page says of one run."""
     recipe, summary = contents.run.recipe, contents.summary
     environment = {
