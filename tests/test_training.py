@@ -554,13 +554,10 @@ class TestDamage:
         assert [json.loads(line)["step"] for line in lines] == [1, 5, 10, 15, 20]
 
 
-def test_records_reach_tensorboard(tmp_path):
-    pytest.importorskip("tensorboardX")
+def _events(path):
+    """The scalars of an event file: tag -> (step, value)."""
     from tensorboardX.proto import event_pb2
 
-    report = jm.training.tensorboard(tmp_path / "board")
-    report({"step": 5, "loss": 2.0, "validation_loss": 3.0, "seconds": 0.5})
-    (path,) = (tmp_path / "board").iterdir()
     data, found = path.read_bytes(), {}
     while data:  # length [8], its checksum [4], the event, its checksum [4]
         size = int.from_bytes(data[:8], "little")
@@ -569,7 +566,19 @@ def test_records_reach_tensorboard(tmp_path):
             value.tag: (event.step, value.simple_value) for value in event.summary.value
         }
         data = data[16 + size :]
-    assert found == {
+    return found
+
+
+def test_records_reach_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX")
+    program = f"""
+import jaxmeta as jm
+report = jm.training.tensorboard({str(tmp_path / "board")!r})
+report({{"step": 5, "loss": 2.0, "validation_loss": 3.0, "seconds": 0.5}})
+"""  # All is there when the process has ended.
+    subprocess.run([sys.executable, "-c", program], check=True)
+    (path,) = (tmp_path / "board").iterdir()
+    assert _events(path) == {
         "loss/training": (5, 2.0),
         "loss/validation": (5, 3.0),
         "seconds/training": (5, 0.5),

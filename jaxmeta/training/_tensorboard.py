@@ -37,12 +37,14 @@ def tensorboard(
 
     def report(record: Mapping[str, Any]) -> None:
         if not writers:
-            writers.append(tensorboardX.SummaryWriter(os.fspath(directory)))
+            # A thread of its own writes: soon, for a run may be killed at any moment.
+            writers.append(
+                tensorboardX.SummaryWriter(os.fspath(directory), flush_secs=1)
+            )
         for name, value in record.items():
             metric = name.removeprefix("validation_")
             part = "training" if metric == name else "validation"
             if name != "step":
                 writers[0].add_scalar(f"{metric}/{part}", value, record["step"])
-        writers[0].flush()  # A run may be killed at any moment.
 
     return report
