@@ -19,19 +19,22 @@ def check_learner(
     sample_task: base.SampleTask,
     *,
     rtol: float = 1e-3,
+    atol: float | None = None,
 ) -> None:
     """Raises unless a learner keeps the contract.
 
     That is: its meta-gradients are shaped like its meta-parameters, finite and not all
     zero; it is traced once for tasks of one shape; `jit` changes nothing, and `vmap` is
     a loop over tasks; half-precision parameters stay what they are; unknown extra
-    arguments are ignored; `adapt` needs the support set alone.
+    arguments are ignored.
 
     Args:
       learner: anything with the five functions of a `MetaLearner`.
       sample_task: `(key) -> task`.
-      rtol: how closely numbers must agree, against the largest of an array (or a
-        thousandth of the largest of all, where that is more).
+      rtol: how closely numbers must agree, against their size.
+      atol: what they may differ by in any case; None is `rtol` times the largest of
+        their array (or a thousandth of the largest of all, where that is more), for
+        sums in another order differ by the size of what was summed.
 
     Raises:
       AssertionError: that says which part is broken.
@@ -46,7 +49,8 @@ def check_learner(
     meta_params = learner.init(keys[0], sample_task(keys[0]))
     check_meta_grad(learner, sample_task, meta_params, keys)
     for name in ("meta_grad", "evaluate"):
-        check_transforms(getattr(learner, name), sample_task, meta_params, keys, rtol)
+        function = getattr(learner, name)
+        check_transforms(function, sample_task, meta_params, keys, rtol, atol)
     check_extra_arguments(learner, sample_task, meta_params, keys[0])
     check_half_precision(learner, sample_task, meta_params, keys[0])
 
@@ -86,6 +90,7 @@ def check_transforms(
     meta_params: base.Params,
     keys: jax.Array,
     rtol: float,
+    atol: float | None,
 ) -> None:
     """Raises unless `jit` changes nothing and `vmap` is a loop over tasks."""
     name = getattr(function, "__name__", "function")
@@ -95,11 +100,10 @@ def check_transforms(
     batched = jax.jit(jax.vmap(function, (0, None, 0)))(keys, meta_params, tasks)
     alone = [jitted(k, meta_params, pick(tasks, t)) for t, k in enumerate(keys)]
     for t, one in enumerate(alone):
-        _assert_close(
-            pick(batched, t), one, rtol, f"`vmap({name})` must be a loop over tasks"
-        )
+        what = f"`vmap({name})` must be a loop over tasks"
+        _assert_close(pick(batched, t), one, rtol, atol, what)
     eager = function(keys[-1], meta_params, pick(tasks, -1))
-    _assert_close(eager, alone[-1], rtol, f"`jit({name})` must be `{name}`")
+    _assert_close(alone[-1], eager, rtol, atol, f"`jit({name})` must be `{name}`")
 
 
 def check_extra_arguments(
@@ -149,14 +153,14 @@ def _assert_alike(found, expected, what):
     assert not wrong, f"{what}; these differ (got, expected): {wrong}."
 
 
-def _assert_close(found, expected, rtol, what):
+def _assert_close(found, expected, rtol, atol, what):
     _assert_alike(found, expected, what)
-    # Sums in another order differ by the size of what was summed.
     sizes = {name: _size(x) for name, x in _named(expected)}
     least = max(1e-6, 1e-3 * max(sizes.values()))
     for (name, a), (_, b) in zip(_named(found), _named(expected), strict=True):
         size, a, b = max(sizes[name], least), a.astype(float), b.astype(float)
-        same = jnp.isclose(a, b, rtol=0, atol=rtol * size, equal_nan=True)
+        least_of_array = rtol * size if atol is None else atol
+        same = jnp.isclose(a, b, rtol=rtol, atol=least_of_array, equal_nan=True)
         worst = _size(jnp.where(same, 0, a - b))
         assert jnp.all(same), f"{what}; {name} differs by {worst:.2g} of {size:.2g}."
 

@@ -61,7 +61,7 @@ def _estimator(row, **options):
 
 def test_the_contract_of_learners(row):
     with jax.enable_x64(True):
-        jm.testing.check_learner(row.learner, row.sample_task, rtol=1e-9)
+        jm.testing.check_learner(row.learner, row.sample_task, rtol=1e-9, atol=1e-13)
 
 
 def test_a_step_is_the_same_on_several_devices_and_in_chunks(row, key):
@@ -112,6 +112,9 @@ def test_evaluate_takes_any_number_of_steps_or_none(row, key):
 
 def test_bfloat16_parameters_stay_bfloat16(row, key):
     task, meta_params = optax.tree.cast(_start(row, key), jnp.bfloat16)
+    grads, _ = jax.jit(row.learner.meta_grad)(key, meta_params, task)
+    chex.assert_trees_all_equal_dtypes(grads, meta_params)
+    chex.assert_tree_all_finite(grads)
     task_params, _ = row.learner.adapt(key, meta_params, row.support(task))
     model_params = getattr(task_params, "params", task_params)
     chex.assert_type(jax.tree.leaves(model_params), jnp.bfloat16)
