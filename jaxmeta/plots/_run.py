@@ -30,13 +30,7 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
 
     _axes.figure()  # Without matplotlib, fail first.
     run = recipes.open_run(directory)
-    path = run.directory / "metrics.jsonl"
-    records = training.read_metrics(path) if path.exists() else []
-    if not records:
-        raise ValueError(
-            f"{run.directory} has no metrics yet: `jaxmeta train {run.name} --out "
-            f"{run.directory}` goes on with it."
-        )
+    records = read_records(run)
     folder = run.directory / "plots"
     of_optimizer = isinstance(run.recipe, recipes.OptimizerRecipe)
     tasks = getattr(run.recipe, "tasks", None)
@@ -85,12 +79,24 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
             main.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
         figures |= drawn
     if isinstance(tasks, recipes.NavigationTasks):
-        figures["trajectories"] = _draw_policy(run)
+        figures["trajectories"] = draw_policy(run)
         figures["trajectories"].suptitle(f"{run.name}: three test tasks")
     elif not of_optimizer and not of_policy:
         figures["tasks"] = _draw_tasks(run.recipe)
         figures["tasks"].suptitle(f"{run.name}: three test tasks")
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
+
+
+def read_records(run):
+    """Reads a run's metrics; raises ValueError where there are none yet."""
+    path = run.directory / "metrics.jsonl"
+    records = training.read_metrics(path) if path.exists() else []
+    if not records:
+        raise ValueError(
+            f"{run.directory} has no metrics yet: `jaxmeta train {run.name} --out "
+            f"{run.directory}` goes on with it."
+        )
+    return records
 
 
 def _draw_tasks(recipe):
@@ -107,7 +113,8 @@ def _draw_tasks(recipe):
     return figure
 
 
-def _draw_policy(run):
+def draw_policy(run):
+    """Draws walks to three test goals, before and after adaptation."""
     from jaxmeta import recipes
 
     parts = recipes.build(run.recipe)

@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxmeta import _json, recipes, training
+from jaxmeta import _json, recipes
+from jaxmeta.plots import _run
 
 
 class Contents(NamedTuple):
@@ -20,13 +21,7 @@ class Contents(NamedTuple):
 def read(directory: pathlib.Path) -> Contents:
     """Reads a run folder; raises ValueError where there is nothing to tell of."""
     run = recipes.open_run(directory)
-    metrics, path = directory / "metrics.jsonl", directory / "summary.json"
-    records = training.read_metrics(metrics) if metrics.exists() else []
-    if not records:
-        raise ValueError(
-            f"{directory} has no metrics yet: `jaxmeta train {run.name} --out "
-            f"{directory}` goes on with it."
-        )
+    records, path = _run.read_records(run), directory / "summary.json"
     try:
         summary = _json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jaxmeta import base, plots, recipes
-from jaxmeta.plots import _axes, _trajectories
+from jaxmeta.plots import _axes, _run
 
 NUM_TASKS = 100
 NUM_SHOWN = 3
@@ -25,12 +25,13 @@ def hardest_tasks(run: recipes.Run) -> Hardest | None:
     is_saved = any((run.directory / "checkpoints").glob("*"))
     if not isinstance(recipe, recipes.Recipe) or not is_saved:
         return None
-    parts = recipes.build(recipe)
-    meta_params = recipes.best_meta_params(run, parts)
     if isinstance(recipe.tasks, recipes.NavigationTasks):
-        return _draw_walks(recipe, meta_params)
+        caption = "Walks to three test goals, before and after adaptation."
+        return Hardest(_run.draw_policy(run), caption)
     if isinstance(recipe.tasks, recipes.PolicyTasks):
         return None
+    parts = recipes.build(recipe)
+    meta_params = recipes.best_meta_params(run, parts)
     inner_steps = recipe.learner.test_inner_steps
     learner = recipe.make_learner(inner_steps=inner_steps)
     sampler = base.as_partial(recipe.tasks.splits().test)
@@ -110,14 +111,3 @@ def _draw_curves(answers, losses):
         f"The {len(answers)} of {NUM_TASKS} test tasks with the greatest loss after "
         "adaptation to the support points.",
     )
-
-
-def _draw_walks(recipe, meta_params):
-    figure = _axes.figure(width=12)
-    keys = jax.random.split(jax.random.key(recipe.seed), NUM_SHOWN)
-    learner = recipe.make_learner()
-    for ax, key in zip(figure.subplots(1, NUM_SHOWN), keys, strict=True):
-        _trajectories.draw_adaptation(
-            recipe.tasks.environment, learner, meta_params, key, ax
-        )
-    return Hardest(figure, "Walks to three test goals, before and after adaptation.")
