@@ -80,10 +80,11 @@ def shard_params(
     """
 
     def shardings(params):
-        unused = set(rules)
+        unused, names = set(rules), []
 
         def sharding(path, leaf):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
+            names.append(name)
             matching = [rule for rule in rules if re.search(rule, name)]
             unused.difference_update(matching)
             spec = rules[matching[0]] if matching else PartitionSpec()
@@ -98,12 +99,8 @@ def shard_params(
 
         found = jax.tree_util.tree_map_with_path(sharding, params)
         if unused:
-            paths = [
-                jax.tree_util.keystr(path, simple=True, separator="/")
-                for path, _ in jax.tree.leaves_with_path(params)
-            ]
             raise ValueError(
-                f"`rules` {sorted(unused)} match none of the parameters {paths}."
+                f"`rules` {sorted(unused)} match none of the parameters {names}."
             )
         return found
 
