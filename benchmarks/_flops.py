@@ -20,11 +20,10 @@ def _of_jaxpr(jaxpr):
 
 def _of_equation(equation):
     name, params = equation.primitive.name, equation.params
-    if name == "dot_general":
-        (left, _), (batch, _) = params["dimension_numbers"]
+    if name in ("dot_general", "jaxmeta_product"):
+        axes, _ = params.get("dimension_numbers", (((1,), (0,)), None))
         shape = equation.invars[0].aval.shape
-        contracted = math.prod(shape[axis] for axis in left)
-        del batch
+        contracted = math.prod(shape[axis] for axis in axes[0])
         return 2.0 * contracted * math.prod(equation.outvars[0].aval.shape)
     if name == "conv_general_dilated":
         raise ValueError("Count on a CPU, where convolutions are matrix products.")

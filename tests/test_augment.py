@@ -19,12 +19,6 @@ SIZE = (9, 8)
 NOTHING = {"rotation": 0.0, "shear": 0.0, "scale": (1.0, 1.0), "shift": 0.0}
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 # One map.
 
 

@@ -16,12 +16,6 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 SMALL = {"filters": (2, 3, 2), "kernel_sizes": (3, 2, 2), "features": 4}
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_koch_net_has_the_papers_sizes(key):
     """Figure 4: 96, 48, 42, 21, 18, 9 and 6 pixels, then 4096 units."""
     images = jax.ShapeDtypeStruct((2, 105, 105, 1), jnp.float32)

@@ -21,12 +21,6 @@ from tests._problems import regression_task
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def _normal(like, seed=0):
     """Normal noise for every leaf: no zero bias, no scale of one."""
     rng = np.random.default_rng(seed)

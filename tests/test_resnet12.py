@@ -20,12 +20,6 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 SMALL = {"filters": (2, 3, 2, 3)}
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 # The network.
 
 

@@ -17,12 +17,6 @@ MANY = 2000  # tasks
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@pytest.fixture
-def x64():
-    with jax.enable_x64(True):
-        yield
-
-
 def _many(sample_task, key, count=MANY):
     """`count` tasks, as NumPy arrays with a task axis in front."""
     draw = jit(lambda sample_task, keys: jax.vmap(sample_task)(keys))

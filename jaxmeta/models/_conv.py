@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxmeta.models._product import product
+
 Padding = str | Sequence[tuple[int, int]]
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -75,7 +77,9 @@ def im2col_conv(
         for j in range(width)
     ]
     patches = jnp.concatenate(patches, axis=-1)  # [N, H', W', h * w * I]
-    return patches @ kernel.reshape(height * width * channels, features)
+    kernel = kernel.reshape(height * width * channels, features)
+    outputs = product(patches.reshape(-1, len(kernel)), kernel)
+    return outputs.reshape(*patches.shape[:-1], features)
 
 
 def batch_last_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
