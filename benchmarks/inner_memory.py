@@ -230,8 +230,8 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     for column, (problem, by_steps) in zip(axes.T, results.items(), strict=True):
         column[0].set_title(problem)
         names = next(iter(by_steps.values()))
+        steps = [int(n) for n in by_steps]
         for name, style, color in zip(names, styles, colors, strict=False):
-            steps = [int(n) for n in by_steps]
             for ax, what in zip(column, ("temp_mib", "ms"), strict=True):
                 values = [row[name][what] for row in by_steps.values()]
                 ax.loglog(steps, values, style, color=color, label=name, markersize=4)
@@ -239,8 +239,10 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
             _axes.finish(ax, label)
             ax.set_xticks(steps, [str(n) for n in steps])
             ax.minorticks_off()
+            ax.get_legend().remove()
         column[1].set_xlabel("inner steps")
-    axes[0, 0].legend(frameon=False, fontsize="small")
+    lines = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 

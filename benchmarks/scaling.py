@@ -81,6 +81,7 @@ def plot(results: dict[str, dict[str, Any]], cores: int, path: pathlib.Path) -> 
         ax.axvspan(cores, counts[-1], color="0.9", linewidth=0)
         ax.text(cores, ideal[0], " more devices than cores", va="top", color="0.4")
     ax.set_xticks(counts, [str(n) for n in counts])
+    ax.set_yticks(ideal, [f"{rate:.0f}" for rate in ideal])
     ax.minorticks_off()
     ax.set_xlabel("devices")
     _axes.finish(ax, "tasks a second")
