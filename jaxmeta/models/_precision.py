@@ -17,7 +17,8 @@ def with_compute_dtype(
     Parameters and inputs are rounded on their way in, so that products run on the
     matrix units of an accelerator; gradients, inner updates, losses and meta-parameters
     keep their precision. Of a learned inner rule or a head the arithmetic stays as it
-    is.
+    is. MAML on `tasks.glyphs` lost half a point of accuracy (83.0 against 83.5 %); on a
+    CPU it is slower than float32.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
