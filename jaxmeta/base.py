@@ -301,7 +301,8 @@ class TaskStream(NamedTuple):
       example: a task, of which shapes and dtypes count.
       read: `read(step) -> iterator` over the batches of meta-steps `step`, `step` + 1,
         ...: a `Task` of NumPy arrays [T / processes, ...], those that this process is
-        to have. The same step always has the same batch, so that runs can resume.
+        to have, never a buffer that is filled anew. The same step always has the same
+        batch, so that runs can resume.
       mesh: shards the batches over its devices; None is one device.
     """
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -306,7 +307,15 @@ def _check_processes(
         raise _parsing.UsageError(
             "`--coordinator` HOST:PORT is missing: of the first process."
         )
-    if coordinator not in (None, "auto") and missing:
+    if coordinator in (None, "auto"):
+        return
+    _, _, port = coordinator.rpartition(":")
+    if not re.fullmatch(r"[^\s:].*:\d{1,5}", coordinator) or int(port) > 65_535:
+        raise _parsing.UsageError(
+            "`--coordinator` must be HOST:PORT, say 10.0.0.1:1234, or auto, got "
+            f"{coordinator!r}."
+        )
+    if missing:
         raise _parsing.UsageError(
             f"`--coordinator` also needs {' and '.join(missing)}."
         )
@@ -320,9 +329,19 @@ def _join(
 
     if coordinator is not None:
         address = None if coordinator == "auto" else coordinator
-        jax.distributed.initialize(
-            address, num_processes, process_id, heartbeat_timeout_seconds=30
-        )
+        try:
+            jax.distributed.initialize(
+                address, num_processes, process_id, heartbeat_timeout_seconds=30
+            )
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
+            mend = (
+                "No cluster tells who trains: give HOST:PORT"
+                if address is None
+                else "Is the port free, and every process's id another?"
+            )
+            raise _parsing.UsageError(
+                f"`--coordinator` {coordinator}: {mend} ({error})."
+            ) from error
     return coordinator is None or jax.process_index() == 0
 
 

@@ -69,6 +69,28 @@ def test_integers_and_wide_parameters_stay_what_they_are(key):
     assert jnp.issubdtype(seen[0][2], jnp.integer)
 
 
+def test_statistics_are_computed_anew(key):
+    """Beside parameters, and where a model has them among its own."""
+    net = jm.models.MLP([8, 2], norm="batch", statistics="support")
+    model = jm.models.with_compute_dtype(net, jnp.float32)
+    x = jax.random.normal(key, (16, 3))
+    params = net.init(key, x)
+    for inputs in (x, 5 * x + 3):
+        params = model.with_statistics(params, inputs)
+    chex.assert_trees_all_equal(params, net.with_statistics(params, 5 * x + 3))
+
+    def with_statistics(params, inputs):
+        return {**params, "mean": inputs.mean()}
+
+    own = jm.Model(lambda key, x: {}, lambda params, x: x, with_statistics)
+    third = jnp.float32(1 / 3)
+    found = jm.models.with_compute_dtype(own).with_statistics(
+        {"w": third, "mean": jnp.zeros(())}, x + 1
+    )
+    assert found["w"] == third and found["mean"].dtype == jnp.float32
+    assert found["mean"] == pytest.approx(float(x.mean()) + 1, rel=1e-2)
+
+
 def test_the_support_sets_statistics_are_kept(key):
     images = jax.random.uniform(key, (6, 28, 28, 1))
     net = jm.models.Conv4(4, head=3, statistics="support")
@@ -98,5 +120,5 @@ def test_recipes_compute_in_it_by_one_setting():
 
 
 def test_types_that_do_not_float_are_named():
-    with pytest.raises(ValueError, match=r"`dtype` must be floating.*got int32"):
+    with pytest.raises(ValueError, match=r"`dtype` must be floating.*got .*int32"):
         jm.models.with_compute_dtype(jm.models.MLP([1]), jnp.int32)

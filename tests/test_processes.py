@@ -73,6 +73,9 @@ def test_two_processes_train_as_one_and_one_goes_on(tmp_path):
         ("--process-id 0", "`--coordinator` HOST:PORT is missing"),
         ("--coordinator h:1", "also needs --num-processes and --process-id"),
         ("--coordinator h:1 --process-id 0", "also needs --num-processes"),
+        ("--coordinator h --num-processes 1 --process-id 0", "must be HOST:PORT"),
+        ("--coordinator h:x --num-processes 1 --process-id 0", "must be HOST:PORT"),
+        ("--coordinator h:70000 --num-processes 1 --process-id 0", "got 'h:70000'"),
     ],
 )
 def test_processes_that_are_not_told_enough(options, message, tmp_path, capsys):

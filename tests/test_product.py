@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxmeta.models._product import product
@@ -77,6 +78,13 @@ def test_the_narrower_factor_is_laid_out_anew(widths):
     ]
     assert (6, min(WIDTHS[widths])) in turned
     assert (6, max(WIDTHS[widths])) not in turned
+
+
+def test_checkify_sees_what_is_no_number():
+    checked = checkify.checkify(product, errors=checkify.float_checks)
+    error, _ = jax.jit(checked)(jnp.zeros((2, 1)), jnp.full((1, 3), jnp.inf))
+    assert "nan generated" in error.get()
+    assert "_product.py" in str(error.get_exception().traceback_info)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)

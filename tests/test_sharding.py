@@ -87,6 +87,33 @@ def test_parameters_in_parts_are_the_same():
         assert parts == {"Dense_0": {(1, 8)}, "Dense_1": {(16, 1)}}
 
 
+@pytest.mark.parametrize(
+    "outer_tx",
+    [
+        optax.masked(
+            optax.adam(1e-2),
+            lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        ),
+        optax.adafactor(1e-2, min_dim_size_to_factor=1),
+    ],
+    ids=["masked", "adafactor"],
+)
+def test_states_that_are_not_like_parameters_may_be_in_parts(outer_tx):
+    """Masked entries, and Adafactor's rows and columns."""
+    estimator = _maml(None)
+    mesh = training.task_mesh(jax.devices()[:2], param_shards=2)
+    places = training.shard_params(mesh, RULES)
+    parts, whole = (
+        _run(training.make_train_step(estimator, outer_tx, shardings=shardings), 5)
+        for shardings in (places, None)
+    )
+    kernel = parts.meta_params["params"]["Dense_0"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (1, 8)
+    chex.assert_trees_all_close(
+        jax.device_get(parts.meta_params), jax.device_get(whole.meta_params), rtol=1e-4
+    )
+
+
 def test_a_run_in_parts_resumes(tmp_path):
     options = {"key": jax.random.key(1), "log_every": 5, "validate_every": 5}
     whole = training.fit(_sharded(optax.adam(1e-2)), num_steps=10, **options)
@@ -120,8 +147,16 @@ def test_rules_that_do_not_suit_are_named():
     params = {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4)}
     with pytest.raises(ValueError, match=r"`rules` do not suit kernel.*\(3, 5\)"):
         training.shard_params(mesh, {"kern": PartitionSpec("params")})(params)
-    with pytest.raises(ValueError, match=r"`rules` \['weight'\] match none"):
+    with pytest.raises(ValueError, match=r"`rules` \['weight'\] decide for none"):
         training.shard_params(mesh, {"weight": PartitionSpec("params")})(params)
+    with pytest.raises(ValueError, match=r"do not suit bias, of shape \(4,\)"):
+        rules = {"": PartitionSpec(None, "params")}
+        training.shard_params(mesh, rules)({"bias": jnp.ones(4)})
+    with pytest.raises(ValueError, match=r"do not suit kernel.*model"):
+        training.shard_params(mesh, {"kernel": PartitionSpec("model")})(params)
+    with pytest.raises(ValueError, match=r"`rules` \['kernel'\] decide for none"):
+        rules = {"n": PartitionSpec(), "kernel": PartitionSpec("params")}
+        training.shard_params(mesh, rules)(params)
     with pytest.raises(ValueError, match="`param_shards` must divide the 8 devices"):
         training.task_mesh(param_shards=3)
     assert np.shape(mesh.devices) == (4, 2)

@@ -135,6 +135,19 @@ def test_what_cannot_be_streamed_is_named(options, message):
         jm.tasks.stream_few_shot(IMAGES, options.pop("labels"), **options)
 
 
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ([f"{i}.png" for i in range(60)], {}, "`source` must give arrays of numbers"),
+        ([np.zeros(4 + (i > 0)) for i in range(60)], {}, r"has shape \(5,\) and type"),
+        (IMAGES, {"seed": -1}, "`seed` must be an int of at least 0, got -1"),
+    ],
+)
+def test_sources_that_do_not_suit_are_named(source, options, message):
+    with pytest.raises(ValueError, match=message):
+        jm.tasks.stream_few_shot(source, LABELS, **SIZES | options)
+
+
 def test_tasks_do_not_divide_into_processes(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 3)
     with pytest.raises(ValueError, match="`num_tasks` must be a multiple of the 3"):
@@ -149,5 +162,14 @@ def test_a_wrong_batch_and_a_stream_that_ends_are_named(key):
     with pytest.raises(ValueError, match="`tasks` must be a batch of the stream's"):
         train_step.step(train_step.init(key), tasks=fewer)
     short = stream._replace(read=lambda step: iter([batch] * 3))
+    with pytest.raises(ValueError, match="`over_stream` needs `tasks`"):
+        train_step.step(train_step.init(key))
+    own = jm.estimators.over_tasks(
+        jm.prototypical(jm.models.Conv4(2, head=None, strided=True)),
+        jm.tasks.glyphs(ways=3, shots=1, queries=2),
+        num_tasks=4,
+    )
+    with pytest.raises(ValueError, match="`over_tasks` samples its own tasks"):
+        own.estimate(key, *own.init(key), tasks=next(stream.read(0)))
     with pytest.raises(ValueError, match=r"`stream\.read` ended before"):
         training.fit(train_step, num_steps=4, key=key, stream=short)

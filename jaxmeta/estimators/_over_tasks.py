@@ -58,6 +58,11 @@ def over_tasks(
         return _task_axis.init_replicated(learner, sampler, key, mesh), None
 
     def estimate(sampler, key, meta_params, carry, **extra: Any):
+        if "tasks" in extra:
+            raise ValueError(
+                "`over_tasks` samples its own tasks: for given ones, or a stream of "
+                "them, take `over_stream`."
+            )
         grads, info = average(sampler, key, (), meta_params, extra)
         return grads, carry, info
 
@@ -107,7 +112,12 @@ def over_stream(
         sample = lambda key: example
         return _task_axis.init_replicated(learner, sample, key, stream.mesh), None
 
-    def estimate(key, meta_params, carry, *, tasks, **extra: Any):
+    def estimate(key, meta_params, carry, *, tasks=None, **extra: Any):
+        if tasks is None:
+            raise ValueError(
+                "`over_stream` needs `tasks`: say `step(state, tasks=...)`, or give "
+                "the stream to `fit` as `stream=...`."
+            )
         found, expected = (
             jax.tree.map(lambda x: (*jnp.shape(x),), tree) for tree in (tasks, like)
         )

@@ -1,6 +1,5 @@
 """Computing in fewer bits than parameters are kept in."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -45,10 +44,8 @@ def with_compute_dtype(
       Micikevicius et al., "Mixed Precision Training", ICLR 2018.
       https://arxiv.org/abs/1710.03740
     """
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(
-            f"`dtype` must be floating, say jnp.bfloat16, got {jnp.dtype(dtype).name}."
-        )
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`dtype` must be floating, say jnp.bfloat16, got {dtype!r}.")
     return _Rounded(model, jnp.dtype(dtype))
 
 
@@ -72,10 +69,14 @@ class _Rounded:
         return _cast(outputs, _widest(params))
 
     def with_statistics(self, params, inputs):
-        rounded = _cast(params, self._dtype), _cast(inputs, self._dtype)
-        found = _cast(self._net.with_statistics(*rounded), _widest(params))
-        # What was there before keeps all its bits.
-        return {**found, **params} if isinstance(found, Mapping) else found
+        rounded = _cast(params, self._dtype)
+        found = self._net.with_statistics(rounded, _cast(inputs, self._dtype))
+        # What it hands back as it was given keeps all its bits.
+        leaves = zip(jax.tree.leaves(rounded), jax.tree.leaves(params), strict=True)
+        given = {id(narrow): wide for narrow, wide in leaves}
+        dtype = _widest(params)
+        restore = lambda x: given[id(x)] if id(x) in given else _cast(x, dtype)
+        return jax.tree.map(restore, found)
 
 
 def _cast(tree, dtype):

@@ -72,18 +72,36 @@ def stream_few_shot(
             f"`num_tasks` must be a multiple of the {num_processes} processes, got "
             f"{num_tasks}."
         )
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise ValueError(f"`seed` must be an int of at least 0, got {seed!r}.")
     grain = _import_grain()
     classes = _large_classes(labels, len(source), ways, shots + queries)
     each = num_tasks // num_processes
     own = range(jax.process_index() * each, (jax.process_index() + 1) * each)
     to_array = _to_float if transform is None else transform
+    like = np.asarray(to_array(source[0]))
+    if not (np.issubdtype(like.dtype, np.number) or like.dtype == bool):
+        raise ValueError(
+            "`source` must give arrays of numbers, or `transform` make them: the first "
+            f"is of type {like.dtype}."
+        )
+
+    def read_one(index):
+        array = np.asarray(to_array(source[index]))
+        if (array.shape, array.dtype) != (like.shape, like.dtype):
+            raise ValueError(
+                f"Example {index} has shape {array.shape} and type {array.dtype}, the "
+                f"first one {like.shape} and {like.dtype}: `transform` must make them "
+                "alike."
+            )
+        return array
 
     def episode(step, place):
         rng = np.random.default_rng((seed, step, place))
         chosen = rng.choice(len(classes), ways, replace=False)
         count = shots + queries
         drawn = [rng.choice(classes[c], count, replace=False) for c in chosen]
-        examples = np.stack([[to_array(source[int(i)]) for i in row] for row in drawn])
+        examples = np.stack([[read_one(int(i)) for i in row] for row in drawn])
         targets = np.eye(ways, dtype=np.float32)
         return base.Task(
             _few_shot.examples_by_class(examples[:, :shots], targets),

@@ -65,8 +65,8 @@ def shard_params(
         matches is on every device.
 
     Raises:
-      ValueError: when called, if a rule matches nothing, or a leaf's axis does not
-        divide into its parts.
+      ValueError: when called, if a rule is the first to match for no leaf, or its
+        axes are not the mesh's, or not those of a leaf, or do not divide into parts.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -86,12 +86,12 @@ def shard_params(
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             names.append(name)
             matching = [rule for rule in rules if re.search(rule, name)]
-            unused.difference_update(matching)
+            unused.difference_update(matching[:1])
             spec = rules[matching[0]] if matching else PartitionSpec()
-            found = NamedSharding(mesh, spec)
             try:
+                found = NamedSharding(mesh, PartitionSpec(*spec))
                 found.shard_shape(jnp.shape(leaf))
-            except ValueError as error:
+            except (ValueError, IndexError) as error:  # More axes than the leaf has.
                 raise ValueError(
                     f"`rules` do not suit {name}, of shape {jnp.shape(leaf)}: {error}"
                 ) from error
@@ -100,7 +100,7 @@ def shard_params(
         found = jax.tree_util.tree_map_with_path(sharding, params)
         if unused:
             raise ValueError(
-                f"`rules` {sorted(unused)} match none of the parameters {names}."
+                f"`rules` {sorted(unused)} decide for none of the parameters {names}."
             )
         return found
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from jaxmeta import base
@@ -40,7 +41,7 @@ def make_train_step(
       estimator: what gives the meta-gradient; see `jaxmeta.estimators`. Its
         `estimate` is told the number of steps made as `step`.
       outer_tx: the outer update, say `optax.adam(1e-3)`.
-      shardings: `(meta_params) -> tree of shardings`, where meta-parameters and the
+      shardings: `(meta_params) -> tree of NamedSharding`, where meta-parameters and the
         outer optimizer's state for them are kept; see `shard_params`. None: as the
         estimator has them, on every device.
 
@@ -59,6 +60,13 @@ def make_train_step(
     outer_tx = optax.with_extra_args_support(outer_tx)
     constrain = jax.lax.with_sharding_constraint
 
+    def place_like(leaf, param, sharding):
+        if isinstance(leaf, optax.MaskedNode):
+            return leaf
+        if leaf.shape != param.shape:  # Adafactor's factors: whole, everywhere.
+            sharding = NamedSharding(sharding.mesh, PartitionSpec())
+        return constrain(leaf, sharding)
+
     def place(state):
         if shardings is None:
             return state
@@ -66,7 +74,12 @@ def make_train_step(
         return state._replace(
             meta_params=jax.tree.map(constrain, state.meta_params, places),
             opt_state=optax.tree.map_params(
-                outer_tx, constrain, state.opt_state, places
+                outer_tx,
+                place_like,
+                state.opt_state,
+                state.meta_params,
+                places,
+                is_leaf=lambda x: isinstance(x, optax.MaskedNode),
             ),
         )
 
