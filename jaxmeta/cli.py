@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -329,6 +330,8 @@ def _join(
 
     if coordinator is not None:
         address = None if coordinator == "auto" else coordinator
+        if address and process_id == 0:
+            _check_port(int(address.rpartition(":")[2]))
         try:
             jax.distributed.initialize(
                 address, num_processes, process_id, heartbeat_timeout_seconds=30
@@ -337,12 +340,22 @@ def _join(
             mend = (
                 "No cluster tells who trains: give HOST:PORT"
                 if address is None
-                else "Is the port free, and every process's id another?"
+                else "Is the address right, and every process's id another?"
             )
             raise _parsing.UsageError(
                 f"`--coordinator` {coordinator}: {mend} ({error})."
             ) from error
     return coordinator is None or jax.process_index() == 0
+
+
+def _check_port(port: int) -> None:
+    """Raises unless this process may listen: JAX's coordinator crashes where not."""
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise _parsing.UsageError(
+            f"`--coordinator`: cannot listen on port {port} ({error}): take another."
+        ) from error
 
 
 def _count_cores() -> int:

@@ -83,3 +83,12 @@ def test_processes_that_are_not_told_enough(options, message, tmp_path, capsys):
     assert cli.main(argv) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_port_that_is_taken_is_named(tmp_path, capsys):
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        options = f"--coordinator localhost:{port} --num-processes 1 --process-id 0"
+        argv = [*TRAIN.split(), "--out", str(tmp_path / "run"), *options.split()]
+        assert cli.main(argv) == 2
+    assert f"cannot listen on port {port}" in capsys.readouterr().err
