@@ -320,6 +320,8 @@ def _check_processes(
         raise _parsing.UsageError(
             f"`--coordinator` also needs {' and '.join(missing)}."
         )
+    if process_id == 0:
+        _check_port(int(port))
 
 
 def _join(
@@ -330,8 +332,6 @@ def _join(
 
     if coordinator is not None:
         address = None if coordinator == "auto" else coordinator
-        if address and process_id == 0:
-            _check_port(int(address.rpartition(":")[2]))
         try:
             jax.distributed.initialize(
                 address, num_processes, process_id, heartbeat_timeout_seconds=30
