@@ -147,14 +147,14 @@ def test_rules_that_do_not_suit_are_named():
     params = {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4)}
     with pytest.raises(ValueError, match=r"`rules` do not suit kernel.*\(3, 5\)"):
         training.shard_params(mesh, {"kern": PartitionSpec("params")})(params)
-    with pytest.raises(ValueError, match=r"`rules` \['weight'\] decide for none"):
+    with pytest.raises(ValueError, match=r"`rules` \['weight'\] match none"):
         training.shard_params(mesh, {"weight": PartitionSpec("params")})(params)
     with pytest.raises(ValueError, match=r"do not suit bias, of shape \(4,\)"):
         rules = {"": PartitionSpec(None, "params")}
         training.shard_params(mesh, rules)({"bias": jnp.ones(4)})
     with pytest.raises(ValueError, match=r"do not suit kernel.*model"):
         training.shard_params(mesh, {"kernel": PartitionSpec("model")})(params)
-    with pytest.raises(ValueError, match=r"`rules` \['kernel'\] decide for none"):
+    with pytest.raises(ValueError, match=r"`rules` \['kernel'\] match none"):
         rules = {"n": PartitionSpec(), "kernel": PartitionSpec("params")}
         training.shard_params(mesh, rules)(params)
     with pytest.raises(ValueError, match="`param_shards` must divide the 8 devices"):

@@ -140,7 +140,7 @@ def test_what_cannot_be_streamed_is_named(options, message):
     [
         ([f"{i}.png" for i in range(60)], {}, "`source` must give arrays of numbers"),
         ([np.zeros(4 + (i > 0)) for i in range(60)], {}, r"has shape \(5,\) and type"),
-        (IMAGES, {"seed": -1}, "`seed` must be an int of at least 0, got -1"),
+        (IMAGES, {"seed": -1}, "`seed` must be an int >= 0, got -1"),
     ],
 )
 def test_sources_that_do_not_suit_are_named(source, options, message):

@@ -45,7 +45,8 @@ def with_compute_dtype(
       https://arxiv.org/abs/1710.03740
     """
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"`dtype` must be floating, say jnp.bfloat16, got {dtype!r}.")
+        name = None if dtype is None else jnp.dtype(dtype).name
+        raise ValueError(f"`dtype` must be floating, say jnp.bfloat16, got {name}.")
     return _Rounded(model, jnp.dtype(dtype))
 
 

@@ -72,8 +72,7 @@ def stream_few_shot(
             f"`num_tasks` must be a multiple of the {num_processes} processes, got "
             f"{num_tasks}."
         )
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise ValueError(f"`seed` must be an int of at least 0, got {seed!r}.")
+    _checks.check_int("seed", seed, minimum=0)
     grain = _import_grain()
     classes = _large_classes(labels, len(source), ways, shots + queries)
     each = num_tasks // num_processes

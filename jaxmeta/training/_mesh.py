@@ -100,7 +100,8 @@ def shard_params(
         found = jax.tree_util.tree_map_with_path(sharding, params)
         if unused:
             raise ValueError(
-                f"`rules` {sorted(unused)} decide for none of the parameters {names}."
+                f"`rules` {sorted(unused)} match none of the parameters {names} that "
+                "no rule before them does."
             )
         return found
 
