@@ -44,10 +44,12 @@ from jaxmeta import (
     training as training,
 )
 from jaxmeta.base import (
+    Adapted as Adapted,
     AdaptInfo as AdaptInfo,
     EvalInfo as EvalInfo,
     Examples as Examples,
     GradientEstimator as GradientEstimator,
+    Info as Info,
     LearnedOptimizer as LearnedOptimizer,
     MetaGradInfo as MetaGradInfo,
     MetaLearner as MetaLearner,

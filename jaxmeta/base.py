@@ -89,8 +89,46 @@ class Model(NamedTuple):
     with_statistics: Callable[[Params, PyTree], Params] | None = None
 
 
+class Adapted(NamedTuple):
+    """Task parameters that `adapt` can resume from, where `params` alone do not do.
+
+    Attributes:
+      params: the model's, with the support's statistics where it predicts with them.
+      inner_state: of the inner rule.
+      step: [] int32, inner steps so far.
+      meta_params: what the next inner step starts from; or, with `variables`, the
+        meta-parameters.
+      variables: what adapts, where the meta-parameters hold more than that.
+    """
+
+    params: Params
+    inner_state: Any
+    step: jax.Array
+    meta_params: Params
+    variables: Any = None
+
+
+class Info(Protocol):
+    """What estimators and `fit` read of the diagnostics of a meta-gradient."""
+
+    @property
+    def loss(self) -> jax.Array:
+        """[] of one task or run, [T] of several."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, jax.Array]:
+        """Name -> the same shape as the loss."""
+        ...
+
+    @property
+    def is_valid(self) -> jax.Array | bool:
+        """Whether its gradient is in the mean: the same shape, or True for all."""
+        ...
+
+
 class AdaptInfo(NamedTuple):
-    """Diagnostics of one adaptation. Never needed to go on.
+    """Diagnostics of one adaptation. Never needed to resume it.
 
     Attributes:
       losses: [K], the support loss before each inner step.
@@ -111,6 +149,11 @@ class MetaGradInfo(NamedTuple):
     loss: jax.Array
     metrics: Mapping[str, jax.Array]
     adapt: PyTree
+
+    @property
+    def is_valid(self) -> bool:
+        """True: learners exclude no task. What is not finite ends the training."""
+        return True
 
 
 class EvalInfo(NamedTuple):
@@ -138,8 +181,11 @@ class AdaptFn(Protocol):
 
     def __call__(
         self, key: jax.Array, meta_params: Params, support: Examples
-    ) -> tuple[Params, PyTree]:
-        """Returns `(task_params, info)`; never sees the query set."""
+    ) -> tuple[Params, Any]:
+        """Returns `(task_params, info)`; never sees the query set.
+
+        Task parameters in place of the meta-parameters resume from there.
+        """
         ...
 
 
@@ -156,7 +202,7 @@ class MetaGradFn(Protocol):
 
     def __call__(
         self, key: jax.Array, meta_params: Params, task: Task, **extra: Any
-    ) -> tuple[Params, MetaGradInfo]:
+    ) -> tuple[Params, Info]:
         """Returns `(meta_grads, info)`, `meta_grads` shaped like `meta_params`.
 
         `extra` carries `step` for learners that anneal; unknown names are ignored.
@@ -165,7 +211,7 @@ class MetaGradFn(Protocol):
 
 
 class EvaluateFn(Protocol):
-    """Judges adaptation to one task, step by step."""
+    """Evaluates adaptation to one task, step by step."""
 
     def __call__(
         self,
@@ -187,12 +233,14 @@ class MetaLearner(NamedTuple):
 
     Attributes:
       init: `(key, task) -> meta_params`.
-      adapt: `(key, meta_params, support) -> (task_params, info)`.
+      adapt: `(key, meta_params, support) -> (task_params, info)`. From task parameters
+        instead of meta-parameters it resumes: say when new examples arrive.
       predict: `(task_params, inputs) -> outputs`.
       meta_grad: `(key, meta_params, task) -> (meta_grads, info)`, ready for any optax
         chain.
       evaluate: `(key, meta_params, task, inner_steps=None) -> EvalInfo`, query loss and
         metrics after each inner step.
+      description: what it prints as, the call that made it.
     """
 
     init: InitFn
@@ -200,6 +248,12 @@ class MetaLearner(NamedTuple):
     predict: PredictFn
     meta_grad: MetaGradFn
     evaluate: EvaluateFn
+    description: str = ""
+
+    def __repr__(self) -> str:
+        """The description; of a learner without one the name of its function."""
+        name = getattr(self.adapt, "__qualname__", "?").split(".")[0]
+        return self.description or f"MetaLearner({name})"
 
 
 class LearnerLike(Protocol):
@@ -282,7 +336,7 @@ class EstimateFn(Protocol):
 
     def __call__(
         self, key: jax.Array, meta_params: Params, carry: PyTree, **extra: Any
-    ) -> tuple[Params, PyTree, Any]:
+    ) -> tuple[Params, PyTree, Info]:
         """Returns `(meta_grads, carry, info)`."""
         ...
 

@@ -370,13 +370,13 @@ def test_a_run_that_diverges_does_not_count(make, key):
         grads, carry, info = estimate(step_key, theta, carry)
         chex.assert_tree_all_finite(grads)
         assert optax.tree.norm(grads) > 0
-        assert 0 < info.counts.sum() < 16
-        np.testing.assert_array_equal(np.isfinite(info.loss), info.counts)
+        assert 0 < info.is_valid.sum() < 16
+        np.testing.assert_array_equal(np.isfinite(info.loss), info.is_valid)
     runs = getattr(carry, "runs", carry)
     if runs is not None:  # Those that broke are over, the others on their way.
         steps = runs.step.reshape(16, -1)[:, 0]
-        np.testing.assert_array_equal(steps == 4, ~info.counts | (steps == 4))
-        assert (np.asarray(steps)[~np.asarray(info.counts)] == 4).all()
+        np.testing.assert_array_equal(steps == 4, ~info.is_valid | (steps == 4))
+        assert (np.asarray(steps)[~np.asarray(info.is_valid)] == 4).all()
 
 
 def test_the_mean_is_over_the_runs_that_count(key):
@@ -402,7 +402,7 @@ def test_the_mean_is_over_the_runs_that_count(key):
                 return total
 
             alone.append(jax.grad(loss)(theta))
-        assert len(alone) == info.counts.sum()
+        assert len(alone) == info.is_valid.sum()
         expected = jax.tree.map(lambda *g: sum(g) / len(g), *alone)
         chex.assert_trees_all_close(grads, expected, rtol=1e-9)
 
@@ -417,4 +417,4 @@ def test_training_records_the_share_of_lost_runs(key, tmp_path):
     )
     chex.assert_tree_all_finite(result.state.meta_params)
     records = jm.training.read_metrics(tmp_path / "metrics.jsonl")
-    assert all(0 < r["lost"] < 1 and np.isfinite(r["loss"]) for r in records)
+    assert all(0 < r["excluded"] < 1 and np.isfinite(r["loss"]) for r in records)

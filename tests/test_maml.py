@@ -220,7 +220,7 @@ def test_metrics_are_of_the_adapted_query_outputs(key):
         ({"inner_steps": 2.0}, "`inner_steps` must be an int >= 1, got 2.0"),
         ({"inner_steps": True}, "`inner_steps` must be an int >= 1, got True"),
         ({"inner_tx": 0.1}, r"`inner_tx` must be an optax transformation.*got 0.1"),
-        ({"hvp": "forward"}, "`hvp` must be one of 'forward-over-reverse'"),
+        ({"hvp": "forward"}, "`hvp` must be one of 'auto', 'forward-over"),
         ({"model": lambda x: x}, "`model` must have callable `init` and `apply`"),
     ],
 )

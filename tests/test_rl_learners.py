@@ -143,7 +143,7 @@ def test_a_task_with_nan_rewards_is_left_out_and_counted(name, key):
     difference, _, info = jax.jit(estimator.estimate)(key, meta_params, carry)
     chex.assert_tree_all_finite(difference)
     assert optax.tree.norm(difference) > 0
-    assert int(info.skipped.sum()) == num_bad
+    assert int((~info.is_valid).sum()) == num_bad
     if name == "over_tasks":  # The mean is over the others, not over all.
 
         def meta_grad(key):
@@ -174,7 +174,7 @@ def test_a_task_whose_gradient_is_not_finite_is_left_out_and_counted(name, key):
     task_keys = jax.vmap(lambda k: jax.random.split(k)[0])(jax.random.split(key, 8))
     expected = jax.vmap(sample_task)(task_keys)[:, 0] == 0
     assert 0 < expected.sum() < 8
-    np.testing.assert_array_equal(info.skipped, expected)
+    np.testing.assert_array_equal(~info.is_valid, expected)
     chex.assert_tree_all_finite(difference)
     assert optax.tree.norm(difference) > 0
 
@@ -221,7 +221,7 @@ def test_what_follows_an_episode_poisons_no_gradient(key):
     samples, _, _ = jax.jit(learner.loop.collect)(key, meta_params, task)
     assert not samples.inner.mask.all()
     grads, info = jax.jit(learner.meta_grad)(key, meta_params, task)
-    assert not info.skipped and optax.tree.norm(grads) > 0
+    assert info.is_valid and optax.tree.norm(grads) > 0
 
 
 def test_actions_can_be_forbidden(key):
@@ -235,7 +235,7 @@ def test_actions_can_be_forbidden(key):
     samples, _, _ = jax.jit(learner.loop.collect)(key, meta_params, task)
     assert set(np.unique(samples.outer.actions)) == {0, 2}
     grads, info = jax.jit(learner.meta_grad)(key, meta_params, task)
-    assert not info.skipped and optax.tree.norm(grads) > 0
+    assert info.is_valid and optax.tree.norm(grads) > 0
     p = policy.apply(meta_params, jnp.ones((1, 1)))
     np.testing.assert_allclose(policy.entropy(p), np.log(2), rtol=1e-6)
     np.testing.assert_allclose(policy.kl(p, p), 0, atol=1e-6)
@@ -251,7 +251,7 @@ def test_fit_records_what_was_left_out(key):
     jm.training.fit(
         train_step, num_steps=4, key=key, log_every=2, report=records.append
     )
-    assert all(0 < record["skipped"] < 1 for record in records)
+    assert all(0 < record["excluded"] < 1 for record in records)
     assert all(np.isfinite(record["return"]) for record in records)
 
 

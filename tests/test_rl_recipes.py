@@ -39,7 +39,7 @@ def test_a_run_of_a_policy_is_tested_and_drawn(tmp_path, capsys, monkeypatch):
     assert len(test["return"]["mean"]) == 3
     np.testing.assert_allclose(test["return"]["mean"], -np.array(test["loss"]["mean"]))
     records = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert {"return", "return_before", "skipped"} <= set(json.loads(records[0]))
+    assert {"return", "return_before", "excluded"} <= set(json.loads(records[0]))
     drawn = {path.stem for path in plots.plot_run(tmp_path)}
     assert drawn == {"learning_curve", "adaptation_curve", "trajectories"}
     assert cli.main(["evaluate", str(tmp_path), "--tasks", "2"]) == 0

@@ -8,7 +8,7 @@ References:
 import jax
 from jax.sharding import Mesh
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _unroll, base
 from jaxmeta.estimators import _over_runs, _runs
 
 
@@ -20,6 +20,7 @@ def bptt(
     num_problems: int,
     weight: _runs.Weight | None = None,
     second_order: bool = True,
+    hvp: _unroll.Hvp = "auto",
     rematerialize: bool = True,
     mesh: Mesh | None = None,
 ) -> base.GradientEstimator:
@@ -37,13 +38,14 @@ def bptt(
       second_order: differentiate the gradients that the optimizer sees too. The paper
         drops these derivatives; kept, they cost a Hessian-vector product a step.
         Static.
+      hvp: how these derivatives are taken, as in `jaxmeta.maml`. Static.
       rematerialize: compute again, in the backward pass, all of a step but its
         gradients: less memory, more time. Static.
       mesh: shards the runs over this mesh's devices (`training.task_mesh()`).
 
     Returns:
       A `GradientEstimator` without carry. Its info has the mean loss of each run. A run
-      whose gradient is not finite does not count in the mean.
+      whose gradient is not finite is excluded from the mean.
 
     Raises:
       ValueError: if a count is not a positive int, runs do not divide into devices, or
@@ -51,13 +53,14 @@ def bptt(
     """
     _checks.check_int("horizon", horizon)
     _runs.check_arguments(lopt, num_problems, 1, horizon, mesh)
-    go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
+    order = _runs.gradient_order(second_order, hvp)
+    advance = _runs.advance(lopt, order=order, rematerialize=rematerialize)
 
     def run_loss(theta, problem, meta_step, key, carry):
         del meta_step
         start_key, run_key = jax.random.split(key)
         run = _runs.start(start_key, theta, lopt, problem, horizon)
-        run, losses = go(run_key, problem, theta, run, horizon)
+        run, losses = advance(run_key, problem, theta, run, horizon)
         loss, info = _runs.meta_loss(losses, run, weight)
         return loss, (carry, info)
 
@@ -78,34 +81,36 @@ def truncated_bptt(
     weight: _runs.Weight | None = None,
     staggered: bool = False,
     second_order: bool = True,
+    hvp: _unroll.Hvp = "auto",
     rematerialize: bool = True,
     mesh: Mesh | None = None,
 ) -> base.GradientEstimator:
-    r"""Differentiates `unroll` updates at a time of runs that go on between meta-steps.
+    r"""Differentiates `unroll` updates at a time; runs continue between meta-steps.
 
-    The meta-loss of a stretch is :math:`\sum w_t f(\theta_t)` over the points that its
-    updates lead to; what came before is constant. A run that reached its horizon is
+    The meta-loss of a truncation is :math:`\sum w_t f(\theta_t)` over the points that
+    its updates lead to; what came before is constant. A run that reached its horizon is
     replaced by a fresh one.
 
     Args:
       lopt: the learned optimizer.
       problem: the family of problems.
       unroll: updates a meta-step, and the reach of the derivative. Static.
-      horizon: updates a run, a multiple of `unroll`. Of a pair (least, most) each run
-        draws its own, log-uniformly. A function `(meta_step) -> updates` is a
+      horizon: updates a run, a multiple of `unroll`. Of a pair (lowest, highest) each
+        run draws its own, log-uniformly. A function `(meta_step) -> updates` is a
         curriculum: a run has the horizon of the meta-step in which it starts. Static.
       num_problems: runs side by side. Static.
       weight: as for `bptt`.
       staggered: let the first runs end one after the other, so that each meta-step sees
         runs of every age; if not, all start together. Static.
       second_order: as for `bptt`. Static.
+      hvp: as for `bptt`. Static.
       rematerialize: as for `bptt`. Static.
       mesh: as for `bptt`.
 
     Returns:
       A `GradientEstimator` whose carry are the runs. Its info has each run's mean loss
-      over the stretch. A run that diverges, or whose gradient does, does not count in
-      the mean, and a fresh one takes its place.
+      over the truncation. A run that diverges, or whose gradient is not finite, is
+      excluded from the mean, and a fresh one takes its place.
 
     Raises:
       ValueError: if a count is not a positive int, `horizon` is not a multiple of
@@ -121,16 +126,17 @@ def truncated_bptt(
       [5 5 5] (3,)
     """
     _runs.check_arguments(lopt, num_problems, unroll, horizon, mesh)
-    go = _runs.advance(lopt, second_order=second_order, rematerialize=rematerialize)
+    order = _runs.gradient_order(second_order, hvp)
+    advance = _runs.advance(lopt, order=order, rematerialize=rematerialize)
 
     def start(key, theta, problem, meta_step):
         return _runs.start(key, theta, lopt, problem, horizon, unroll, meta_step)
 
-    def stretch_loss(theta, problem, meta_step, key, run):
+    def truncation_loss(theta, problem, meta_step, key, run):
         start_key, run_key = jax.random.split(key)
         # Inside the derivative: a rule may learn the state that it starts from.
         run = _runs.restart_if_over(run, start(start_key, theta, problem, meta_step))
-        run, losses = go(run_key, problem, theta, run, unroll)
+        run, losses = advance(run_key, problem, theta, run, unroll)
         loss, info = _runs.meta_loss(losses, run, weight)
         return loss, (run, info)
 
@@ -141,5 +147,5 @@ def truncated_bptt(
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return _over_runs.place(theta, runs, mesh)
 
-    one_run = jax.grad(stretch_loss, has_aux=True)
+    one_run = jax.grad(truncation_loss, has_aux=True)
     return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)

@@ -108,13 +108,13 @@ def pes(
       \hat g_t = \frac{1}{N} \sum_i \frac{\xi_{t,i}}{2 \sigma^2} \left(
         L_t(\theta + \epsilon_{t,i}) - L_t(\theta - \epsilon_{t,i})\right)
 
-    Over the stretches of a run these sum to the gradient of the whole smoothed
+    Over the truncations of a run these sum to the gradient of the whole smoothed
     meta-loss. With other kinds of noise this is two other published estimators:
 
-    - `"persistent"`: PES. Its variance grows with the number of stretches.
+    - `"persistent"`: PES. Its variance grows with the number of truncations.
     - `"shared"`: ES-Single, NRES. One perturbation a run: the gradient of the loss
       smoothed by that, of less variance.
-    - `"fresh"`: truncated ES. A pair starts each stretch from one unperturbed run;
+    - `"fresh"`: truncated ES. A pair starts each truncation from one unperturbed run;
       biased towards what pays at once, like truncated back-propagation.
 
     Args:
@@ -131,7 +131,7 @@ def pes(
 
     Returns:
       A `GradientEstimator` whose carry is an `EvolutionCarry`. Its info has each pair's
-      mean loss over the stretch.
+      mean loss over the truncation.
 
     Raises:
       ValueError: if a count or `sigma` is not positive, `horizon` is not a multiple of
@@ -199,7 +199,7 @@ def _draw_noise(key, theta, sigma):
 
 def _pairs(lopt, length, horizon, sigma, weight, signs=(1, -1)):
     """Returns how a pair of runs starts, and how it gives a gradient."""
-    go = _runs.advance(lopt, second_order=False, rematerialize=False)
+    advance = _runs.advance(lopt, order="constant", rematerialize=False)
     signs = jnp.array(signs, float)
 
     def start(key, problem, theta, perturbation, meta_step=0):
@@ -212,15 +212,15 @@ def _pairs(lopt, length, horizon, sigma, weight, signs=(1, -1)):
     def pair_gradient(key, problem, theta, perturbation, total, runs):
         def one(sign, run):
             moved = optax.tree.add_scale(theta, sign, perturbation)
-            run, losses = go(key, problem, moved, run, length)
+            run, losses = advance(key, problem, moved, run, length)
             return run, *_runs.meta_loss(losses, run, weight)
 
         runs, losses, info = jax.vmap(one)(signs, runs)
         grads = optax.tree.scale((losses[0] - losses[1]) / (2 * sigma**2), total)
-        # If one of them broke, all are over.
+        # If one of them diverged, all are over.
         runs = runs._replace(step=jnp.full_like(runs.step, jnp.max(runs.step)))
         loss = jnp.mean(info.loss[:2])  # The pair's.
-        info = _runs.RunInfo(loss, info.counts[0], info.miss[0])
+        info = _runs.RunInfo(loss, info.is_valid[0], info.imitation_loss[0])
         return grads, runs, info
 
     return start, pair_gradient

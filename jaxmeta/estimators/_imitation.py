@@ -56,7 +56,7 @@ def imitation(
 
     Returns:
       A `GradientEstimator` whose carry are the runs. Its info has the mean loss of the
-      problem along the teacher's stretch.
+      problem along the teacher's truncation.
 
     Raises:
       ValueError: as `truncated_bptt`.
@@ -83,7 +83,7 @@ def imitation(
         run = _runs.start(key, theta, lopt, problem, horizon, unroll, meta_step)
         return ImitationCarry(run, teacher.init(run.params))
 
-    def stretch_loss(theta, problem, meta_step, key, carry):
+    def truncation_loss(theta, problem, meta_step, key, carry):
         start_key, run_key = jax.random.split(key)
         fresh = start(start_key, theta, problem, meta_step)
         is_over = carry.runs.step >= carry.runs.horizon
@@ -105,20 +105,20 @@ def imitation(
                 grads, teacher_state, params, value=value
             )
             count = sum(x.size for x in jax.tree.leaves(params))
-            miss = optax.tree.norm(optax.tree.sub(updates, expected), squared=True)
+            error = optax.tree.norm(optax.tree.sub(updates, expected), squared=True)
             params = optax.apply_updates(params, expected)
-            return (params, opt_state, teacher_state), (value, 0.5 * miss / count)
+            return (params, opt_state, teacher_state), (value, 0.5 * error / count)
 
         keys = jax.random.split(run_key, unroll)
         # All that a step needs again is what went in.
         step = jax.checkpoint(step, prevent_cse=False)
         state = (run.params, run.opt_state, teacher_state)
-        state, (values, misses) = jax.lax.scan(step, state, keys)
+        state, (values, imitation_losses) = jax.lax.scan(step, state, keys)
         params, opt_state, teacher_state = state
         run = run._replace(params=params, opt_state=opt_state)
-        run = _runs.go_on(run, values, unroll)
-        info = _runs.run_info(values, jnp.mean(misses))
-        return jnp.sum(misses), (ImitationCarry(run, teacher_state), info)
+        run = _runs.after_updates(run, values, unroll)
+        info = _runs.run_info(values, jnp.mean(imitation_losses))
+        return jnp.sum(imitation_losses), (ImitationCarry(run, teacher_state), info)
 
     def init(key):
         theta_key, run_key = jax.random.split(key)
@@ -127,5 +127,5 @@ def imitation(
         runs = jax.vmap(make)(jax.random.split(run_key, num_problems))
         return _over_runs.place(theta, runs, mesh)
 
-    one_run = jax.grad(stretch_loss, has_aux=True)
+    one_run = jax.grad(truncation_loss, has_aux=True)
     return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)

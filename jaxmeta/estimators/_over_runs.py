@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxmeta import base
+from jaxmeta import _messages, base
+from jaxmeta.estimators import _runs
 
 
 def over_runs(
@@ -21,8 +22,8 @@ def over_runs(
 ) -> base.GradientEstimator:
     """The estimator whose gradient is the mean over runs of `one_run`'s.
 
-    A run whose gradient is not finite does not count: one run of many that diverges
-    must not end the training.
+    A run whose gradient is not finite is excluded, and over: one run of many that
+    diverges must not end the training.
 
     Args:
       one_run: `(theta, problem, meta_step, key, carry) -> (grads, (carry, info))`.
@@ -43,16 +44,18 @@ def over_runs(
             grads, (carry, info) = vectorized(theta, problem, meta_step, keys, carry)
         finite = lambda g: jnp.all(jnp.isfinite(g.reshape(g.shape[0], -1)), 1)
         flags = jax.tree.map(finite, jax.tree.leaves(grads))
-        counts = jnp.all(jnp.stack([jnp.isfinite(info.loss), *flags]), 0)  # [N]
+        is_valid = jnp.all(jnp.stack([jnp.isfinite(info.loss), *flags]), 0)  # [N]
 
         def add(g):
-            kept = counts.reshape(-1, *[1] * (g.ndim - 1))
+            kept = is_valid.reshape(-1, *[1] * (g.ndim - 1))
             return jnp.sum(jnp.where(kept, g, 0), 0)
 
-        loss = jnp.where(counts, info.loss, jnp.nan)
-        info = info._replace(loss=loss, counts=counts)
+        loss = jnp.where(is_valid, info.loss, jnp.nan)
+        info = info._replace(loss=loss, is_valid=is_valid)
+        if carry is not None:
+            carry = _runs.end(carry, ~is_valid)
         # Floats, as gradients: the devices then add up once.
-        count = jnp.sum(counts, dtype=jnp.float32)
+        count = jnp.sum(is_valid, dtype=jnp.float32)
         return jax.tree.map(add, grads), count, (carry, info)
 
     def sharded(mesh, *args):
@@ -75,7 +78,8 @@ def over_runs(
         del extra
         keys = jax.random.split(key, num_problems)
         run = all_runs if mesh is None else functools.partial(sharded, mesh)
-        total, count, (carry, info) = run(meta_params, problem, step, keys, carry)
+        with _messages.explain_reverse_mode():
+            total, count, (carry, info) = run(meta_params, problem, step, keys, carry)
         mean = lambda g: (g / jnp.maximum(count, 1)).astype(g.dtype)
         return jax.tree.map(mean, total), carry, info
 

@@ -35,7 +35,7 @@ def over_tasks(
 
     Returns:
       A `GradientEstimator` without carry. Its info has one entry per task, [T, ...].
-      Tasks whose info says that they were `skipped` have no part in the mean.
+      Tasks whose info is not `is_valid` are excluded from the mean.
 
     Raises:
       ValueError: if a count is not a positive int, or tasks do not divide into
@@ -147,7 +147,7 @@ def _average(learner, num_tasks, tasks_per_chunk, mesh):
         task = sampler(task_key, *given)
         grads, info = learner.meta_grad(learner_key, meta_params, task, **extra)
         # Summed with the gradients, in the same all-reduce.
-        kept = jnp.where(getattr(info, "skipped", False), 0.0, 1.0)
+        kept = jnp.asarray(info.is_valid, jnp.float32)
         return (grads, kept), info
 
     def average(sampler, key, given, meta_params, extra):

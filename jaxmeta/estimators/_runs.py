@@ -1,18 +1,15 @@
 """Optimization runs in progress, which estimators for learned optimizers advance."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.ad_checkpoint import checkpoint_name
 
-from jaxmeta import _checks, _inner_loop, base
+from jaxmeta import _checks, _unroll, base
 
-_SAVED = "jaxmeta_run_grads"
-
-# A number, (least, most) for log-uniform ones, or a function of the meta-step.
+# A number, (lowest, highest) for log-uniform ones, or a function of the meta-step.
 Horizon: TypeAlias = int | tuple[int, int] | Callable[[jax.Array], jax.Array]
 Weight: TypeAlias = Callable[[jax.Array], jax.Array]  # steps [H], from 1 -> [H]
 
@@ -28,16 +25,31 @@ class Run(NamedTuple):
 
 
 class RunInfo(NamedTuple):
-    """Diagnostics of one stretch of a run."""
+    """Diagnostics of one truncation of a run."""
 
-    loss: jax.Array  # [] mean over the stretch; not a number where it does not count
-    counts: jax.Array  # [] bool: its gradient is finite, and in the mean
-    miss: jax.Array  # [] what imitation makes small, else 0
+    loss: jax.Array  # [] mean over the truncation; NaN where it is not valid
+    is_valid: jax.Array  # [] bool: its gradient is finite, and in the mean
+    imitation_loss: jax.Array  # [] what imitation minimises, else 0
 
     @property
     def metrics(self) -> dict[str, jax.Array]:
         """What a training record says beside the loss."""
-        return {"lost": 1.0 - self.counts, "miss": self.miss}
+        return {"imitation_loss": self.imitation_loss}
+
+
+class Advance(Protocol):
+    """Makes updates of a run."""
+
+    def __call__(
+        self,
+        key: jax.Array,
+        problem: base.OptimizationProblem,
+        theta: Any,
+        run: Run,
+        length: int,
+    ) -> tuple[Run, jax.Array]:
+        """Returns the run after `length` updates, and the losses [length + 1]."""
+        ...
 
 
 def check_arguments(
@@ -53,9 +65,11 @@ def check_arguments(
     _checks.check_int("unroll", unroll)
     if callable(horizon):
         _check_curriculum(horizon)
-        horizon = unroll  # Whatever it returns is rounded up to whole stretches.
+        horizon = unroll  # Whatever it returns is rounded up to whole truncations.
     if isinstance(horizon, tuple) and len(horizon) != 2:
-        raise ValueError(f"`horizon` must be an int or (least, most), got {horizon!r}.")
+        raise ValueError(
+            f"`horizon` must be an int or (lowest, highest), got {horizon!r}."
+        )
     for value in horizon if isinstance(horizon, tuple) else (horizon,):
         _checks.check_int("horizon", value)
         if value % unroll:
@@ -63,7 +77,7 @@ def check_arguments(
                 f"`horizon` must be a multiple of `unroll`, {unroll}, got {value}."
             )
     if isinstance(horizon, tuple) and horizon[0] > horizon[1]:
-        raise ValueError(f"`horizon` must be (least, most), got {horizon}.")
+        raise ValueError(f"`horizon` must be (lowest, highest), got {horizon}.")
     num_devices = 1 if mesh is None else mesh.size
     if num_problems % num_devices:
         raise ValueError(
@@ -105,19 +119,19 @@ def start(
     _checks.check_params(params)
     opt_state = lopt.transform(theta).init(params)
     if isinstance(horizon, tuple):
-        # Whole stretches, from the least number to the most.
-        least, most = (length // unroll for length in horizon)
-        drawn = least * ((most + 1) / least) ** jax.random.uniform(horizon_key)
-        stretches = jnp.clip(jnp.floor(drawn), least, most).astype(jnp.int32)
+        # Whole truncations, from the lowest number to the highest.
+        lowest, highest = (length // unroll for length in horizon)
+        drawn = lowest * ((highest + 1) / lowest) ** jax.random.uniform(horizon_key)
+        truncations = jnp.clip(jnp.floor(drawn), lowest, highest).astype(jnp.int32)
     else:
         length = horizon(jnp.asarray(meta_step)) if callable(horizon) else horizon
-        stretches = jnp.ceil(jnp.asarray(length) / unroll).astype(jnp.int32)
+        truncations = jnp.ceil(jnp.asarray(length) / unroll).astype(jnp.int32)
     return Run(
         instance=instance,
         params=params,
         opt_state=opt_state,
         step=jnp.zeros((), jnp.int32),
-        horizon=stretches * unroll,
+        horizon=truncations * unroll,
     )
 
 
@@ -130,7 +144,7 @@ def start_all(
       key: of all.
       num_problems: how many.
       staggered: shorten the first runs, so that at any time some are young.
-      unroll: updates a stretch.
+      unroll: updates a truncation.
       make: `(key) -> Run`.
     """
     runs = jax.vmap(make)(jax.random.split(key, num_problems))
@@ -138,8 +152,8 @@ def start_all(
         return runs
     share = jnp.arange(1, num_problems + 1) / num_problems
     share = share.reshape(-1, *[1] * (runs.horizon.ndim - 1))  # Of runs, or of pairs.
-    stretches = jnp.ceil(share * (runs.horizon / unroll)).astype(jnp.int32)
-    return runs._replace(horizon=stretches * unroll)
+    truncations = jnp.ceil(share * (runs.horizon / unroll)).astype(jnp.int32)
+    return runs._replace(horizon=truncations * unroll)
 
 
 def restart_if_over(run: Run, fresh: Run) -> Run:
@@ -151,9 +165,9 @@ def restart_if_over(run: Run, fresh: Run) -> Run:
 def meta_loss(
     losses: jax.Array, run: Run, weight: Weight | None
 ) -> tuple[jax.Array, RunInfo]:
-    """Of a stretch that ends where `run` is, with losses [H + 1]; and what to report.
+    """Returns that of a truncation which ends where `run` is, and its diagnostics.
 
-    The first loss is that before the stretch, on which its updates have no influence.
+    Of its losses [H + 1] the first is before the first update, and not in the sum.
     """
     losses = losses[1:]
     info = run_info(losses)
@@ -164,70 +178,72 @@ def meta_loss(
 
 
 def advance(
-    lopt: base.LearnedOptimizer, *, second_order: bool, rematerialize: bool = True
-) -> Callable[..., tuple[Run, jax.Array]]:
-    """Returns `go(key, problem, theta, run, length) -> (run, losses)`.
+    lopt: base.LearnedOptimizer, *, order: _unroll.Order, rematerialize: bool = True
+) -> Advance:
+    """Returns `(key, problem, theta, run, length) -> (run, losses)`.
 
     The losses [length + 1] are those before and after each of the `length` updates.
 
     Args:
       lopt: makes the updates.
-      second_order: differentiate the gradients that the optimizer sees, by
-        Hessian-vector products; if not, the paper's dropped edges. Static.
+      order: how the gradients that the optimizer sees are differentiated;
+        "first-order" is the paper's dropped edges. Static.
       rematerialize: keep the gradients of each step, and compute again what else the
         backward pass needs. Static.
     """
 
-    def scalar_loss(params, key, data):
+    def problem_loss(params, key, step, data):
+        del step
         problem, instance = data
         value = problem.loss(params, instance, key)
         _checks.check_scalar_loss("problem.loss", value)
-        return value
+        return value, None
 
-    def go(key, problem, theta, run, length):
+    def count_updates(key, problem, theta, run, length):
+        keys = jax.random.split(key, length + 1)
         data = problem, run.instance
-        tx = optax.with_extra_args_support(lopt.transform(theta))
-        if second_order:
-            gradient, constants = _inner_loop.exact_gradient(
-                scalar_loss, run.params, key, data
-            )
-        else:
-            gradient, constants = _first_order_gradient(scalar_loss), ()
+        result = _unroll.unroll(
+            problem_loss,
+            lopt.transform(theta),
+            run.params,
+            keys[:-1],
+            data,
+            order=order,
+            state=run.opt_state,
+            rematerialize=rematerialize,
+        )
+        last, _ = problem_loss(result.params, keys[-1], run.step, data)
+        losses = jnp.append(result.losses, last)
+        run = run._replace(params=result.params, opt_state=result.state)
+        return after_updates(run, losses, length), losses
 
-        def step(carry, step_key):
-            params, opt_state = carry
-            loss, grads = gradient(params, step_key, data, *constants)
-            grads = checkpoint_name(grads, _SAVED)
-            value = loss if second_order else jax.lax.stop_gradient(loss)
-            updates, opt_state = tx.update(grads, opt_state, params, value=value)
-            return (optax.apply_updates(params, updates), opt_state), loss
-
-        if rematerialize:
-            step = jax.checkpoint(
-                step,
-                policy=jax.checkpoint_policies.save_only_these_names(_SAVED),
-                prevent_cse=False,  # Not needed under scan.
-            )
-        *step_keys, last_key = jax.random.split(key, length + 1)
-        carry = (run.params, run.opt_state)
-        (params, opt_state), losses = jax.lax.scan(step, carry, jnp.stack(step_keys))
-        last = scalar_loss(params, last_key, data)
-        losses = jnp.append(losses, last)
-        run = run._replace(params=params, opt_state=opt_state)
-        return go_on(run, losses, length), losses
-
-    return go
+    return count_updates
 
 
-def go_on(run: Run, losses: jax.Array, length: int) -> Run:
-    """Counts `length` updates; a run that broke on the way is over."""
+def gradient_order(second_order: bool, hvp: _unroll.Hvp) -> _unroll.Order:
+    """How `bptt` differentiates the gradients that the optimizer sees."""
+    _checks.check_choice("hvp", hvp, _unroll.HVP_MODES)
+    return hvp if second_order else "first-order"
+
+
+def after_updates(run: Run, losses: jax.Array, length: int) -> Run:
+    """Counts `length` updates; a run that diverged on the way is over."""
     step = jnp.where(jnp.all(jnp.isfinite(losses)), run.step + length, run.horizon)
     return run._replace(step=step)
 
 
-def run_info(losses: jax.Array, miss: jax.Array | float = 0.0) -> RunInfo:
-    """Diagnostics of a stretch with losses [H]."""
-    return RunInfo(jnp.mean(losses), jnp.array(True), jnp.asarray(miss, losses.dtype))
+def end(carry: Any, is_over: jax.Array) -> Any:
+    """Ends runs, [N] bool: fresh ones take their places in the next meta-step."""
+    if not isinstance(carry, Run):  # An estimator's carry around its runs.
+        return carry._replace(runs=end(carry.runs, is_over))
+    is_over = is_over.reshape(-1, *[1] * (carry.step.ndim - 1))  # Of runs, or of pairs.
+    return carry._replace(step=jnp.where(is_over, carry.horizon, carry.step))
+
+
+def run_info(losses: jax.Array, imitation_loss: jax.Array | float = 0.0) -> RunInfo:
+    """Diagnostics of a truncation with losses [H]."""
+    imitation_loss = jnp.asarray(imitation_loss, losses.dtype)
+    return RunInfo(jnp.mean(losses), jnp.array(True), imitation_loss)
 
 
 def init_theta(
@@ -238,33 +254,3 @@ def init_theta(
     sample_key, init_key = jax.random.split(problem_key)
     params = problem.init(init_key, problem.sample(sample_key))
     return lopt.init(theta_key, params)
-
-
-def _first_order_gradient(loss):
-    """`jax.value_and_grad(loss)` whose gradient is a constant to the derivative.
-
-    The value still has its derivative, which is the gradient itself: nothing else is
-    kept for the backward pass.
-    """
-
-    @jax.custom_vjp
-    def value_and_grad(params, key, data):
-        value, grads = jax.value_and_grad(loss)(params, key, data)
-        return value, jax.lax.stop_gradient(grads)
-
-    def forward(params, key, data):
-        value, grads = jax.value_and_grad(loss)(params, key, data)
-        # Named here too: else rematerialization computes what is kept once more.
-        grads = checkpoint_name(grads, _SAVED)
-        return (value, grads), grads
-
-    def backward(grads, cotangents):
-        value_bar, _ = cotangents
-        return (
-            jax.tree.map(lambda g: (value_bar * g).astype(g.dtype), grads),
-            None,
-            None,
-        )
-
-    value_and_grad.defvjp(forward, backward)
-    return value_and_grad

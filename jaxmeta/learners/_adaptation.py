@@ -1,7 +1,7 @@
-"""What learners that adapt by an inner loop share: all but what moves, and from where.
+"""What learners with an inner loop share: all except what adapts and where it starts.
 
 A learner says, by `prepare`, where a task's variables start, how they make the model's
-parameters, and which rule moves them; `inner_loop` ties that to a model and a loss, and
+parameters, and which rule moves them; `InnerLoop` ties that to a model and a loss, and
 `as_learner` makes the five functions of it.
 """
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _inner_loop, _model, _random, base, losses
+from jaxmeta import _checks, _messages, _model, _random, _unroll, base, losses
 
 
 class Adaptation(NamedTuple):
@@ -32,36 +32,118 @@ class Adaptation(NamedTuple):
     inner_state: Any = None
 
 
+Prepare = Callable[[jax.Array, base.Params, base.Examples], Adaptation]
+
+
 class InnerLoop(NamedTuple):
-    """A model, a loss and a way to adapt, tied together.
+    """A model, a loss and a way to adapt, tied together by `inner_loop`."""
 
-    Attributes:
-      inner_steps: K.
-      run: `(key, meta_params, support, inner_steps=K, probe=None) -> InnerLoopResult`,
-        its `params` the model's; `probe(params, k)` takes these too.
-      example_loss: `(params, key, examples) -> (loss, metrics)`, to be differentiated.
-      predict: `(params, inputs) -> outputs`.
-      with_statistics: `(params, inputs) -> params`.
-      judge: `(params, query) -> EvalInfo` of predictions, leaves [].
-    """
-
+    net: _model.NormalModel
+    loss: base.LossFn
+    prepare: Prepare
     inner_steps: int
-    run: Callable[..., _inner_loop.InnerLoopResult]
-    example_loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
-    predict: base.PredictFn
-    with_statistics: Callable[[base.Params, base.PyTree], base.Params]
-    judge: Callable[[base.Params, base.Examples], base.EvalInfo]
+    metrics: Mapping[str, base.MetricFn]
+    order: _unroll.Order
+    batch_size: int | None
+
+    def run(
+        self,
+        key: jax.Array,
+        meta_params: base.Params,
+        support: base.Examples,
+        inner_steps: int | None = None,
+        probe: Callable[[base.Params, jax.Array], Any] | None = None,
+    ) -> tuple[base.Params, _unroll.Unrolled]:
+        """Adapts: returns the model's parameters, and how the variables got there.
+
+        Args:
+          key: of dropout and minibatches.
+          meta_params: the learner's, or an `Adapted` to resume from.
+          support: what to adapt to.
+          inner_steps: K; None is the learner's.
+          probe: `(params, k) -> tree`, of the model's parameters after k steps.
+        """
+        num_steps = self.inner_steps if inner_steps is None else inner_steps
+        prepare_key, key = jax.random.split(key)
+        first_step, adaptation = self._start(prepare_key, meta_params, support)
+        start, to_params, inner_tx, inner_state = adaptation
+
+        def support_loss(variables, key, step, support):
+            if self.batch_size is not None:
+                batch_key, key = jax.random.split(key)
+                support = _draw(batch_key, support, self.batch_size)
+            params = to_params(variables, step)
+            return self._loss_and_outputs(params, key, support)[0], None
+
+        probe_variables = None
+        if probe is not None:
+            probe_variables = lambda variables, k: probe(to_params(variables, k), k)
+
+        result = _unroll.unroll(
+            support_loss,
+            inner_tx,
+            start,
+            jax.random.split(key, num_steps),
+            support,
+            order=self.order,
+            state=inner_state,
+            first_step=first_step,
+            probe=probe_variables,
+            rematerialize=self.order != "constant",
+        )
+        last = jnp.asarray(first_step + num_steps, jnp.int32)
+        return to_params(result.params, last), result
+
+    def _start(self, key, meta_params, support):
+        """Returns the number of inner steps already made, and the `Adaptation`."""
+        if not isinstance(meta_params, base.Adapted):
+            _checks.check_params(meta_params)
+            return 0, self.prepare(key, meta_params, support)
+        _, inner_state, step, meta_params, variables = meta_params
+        adaptation = self.prepare(key, meta_params, support)
+        start = adaptation.start if variables is None else variables
+        return step, adaptation._replace(start=start, inner_state=inner_state)
+
+    def _loss_and_outputs(self, params, key, examples):
+        outputs = self.net.apply(params, examples.inputs, key=key, train=True)
+        value = self.loss(outputs, examples.targets)
+        _checks.check_scalar_loss("loss", value)
+        return value, outputs
+
+    def example_loss(
+        self, params: base.Params, key: jax.Array, examples: base.Examples
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the loss, to be differentiated, and the metrics."""
+        value, outputs = self._loss_and_outputs(params, key, examples)
+        return value, self._measure(outputs, examples.targets)
+
+    def predict(self, task_params: base.Params, inputs: base.PyTree) -> base.PyTree:
+        """Returns outputs [N, ...] for inputs [N, ...]."""
+        if isinstance(task_params, base.Adapted):
+            task_params = task_params.params
+        return self.net.apply(task_params, inputs)
+
+    def evaluate_query(
+        self, params: base.Params, query: base.Examples
+    ) -> base.EvalInfo:
+        """Returns loss and metrics of predictions, leaves []."""
+        outputs = self.predict(params, query.inputs)
+        value = self.loss(outputs, query.targets)
+        return base.EvalInfo(value, self._measure(outputs, query.targets))
+
+    def _measure(self, outputs, targets):
+        return {name: fn(outputs, targets) for name, fn in self.metrics.items()}
 
 
 def inner_loop(
     model: base.ModelLike,
     loss: base.LossFn,
-    prepare: Callable[[jax.Array, base.Params, base.Examples], Adaptation],
+    prepare: Prepare,
     *,
     inner_steps: int,
     metrics: Mapping[str, base.MetricFn] | None,
     first_order: bool = False,
-    hvp: _inner_loop.Hvp = "forward-over-reverse",
+    hvp: _unroll.Hvp = "auto",
     batch_size: int | None = None,
 ) -> InnerLoop:
     """Checks what users gave, and ties it together.
@@ -77,62 +159,20 @@ def inner_loop(
       batch_size: support examples of an inner step, drawn anew for each; None is all.
     """
     _checks.check_int("inner_steps", inner_steps)
-    _checks.check_choice("hvp", hvp, _inner_loop.HVP_MODES)
+    _checks.check_choice("hvp", hvp, _unroll.HVP_MODES)
     if batch_size is not None:
         _checks.check_int("batch_size", batch_size)
     _checks.check_callable("loss", loss)
     metrics = losses.default_metrics(loss) if metrics is None else metrics
     _checks.check_metric_names(metrics)
-    default_steps, net = inner_steps, _model.normalize(model)
-
-    def loss_and_outputs(params, key, examples):
-        outputs = net.apply(params, examples.inputs, key=key, train=True)
-        value = loss(outputs, examples.targets)
-        _checks.check_scalar_loss("loss", value)
-        return value, outputs
-
-    def run(key, meta_params, support, inner_steps=default_steps, probe=None):
-        _checks.check_params(meta_params)
-        prepare_key, key = jax.random.split(key)
-        start, to_params, inner_tx, inner_state = prepare(
-            prepare_key, meta_params, support
-        )
-
-        def support_loss(variables, key, support, step):
-            if batch_size is not None:
-                batch_key, key = jax.random.split(key)
-                support = _draw(batch_key, support, batch_size)
-            return loss_and_outputs(to_params(variables, step), key, support)[0]
-
-        probe_variables = None
-        if probe is not None:
-            probe_variables = lambda variables, k: probe(to_params(variables, k), k)
-        unrolled = _inner_loop.unroll(
-            support_loss, inner_tx, first_order=first_order, hvp=hvp
-        )
-        result = unrolled(
-            key, start, support, inner_steps, probe_variables, inner_state
-        )
-        last = jnp.full((), inner_steps, jnp.int32)
-        return result._replace(params=to_params(result.params, last))
-
-    def measure(outputs, targets):
-        return {name: metric(outputs, targets) for name, metric in metrics.items()}
-
-    def example_loss(params, key, examples):
-        value, outputs = loss_and_outputs(params, key, examples)
-        return value, measure(outputs, examples.targets)
-
-    def predict(task_params, inputs):
-        return net.apply(task_params, inputs)
-
-    def judge(params, query):
-        outputs = predict(params, query.inputs)
-        value = loss(outputs, query.targets)
-        return base.EvalInfo(value, measure(outputs, query.targets))
-
     return InnerLoop(
-        default_steps, run, example_loss, predict, net.with_statistics, judge
+        net=_model.normalize(model),
+        loss=loss,
+        prepare=prepare,
+        inner_steps=inner_steps,
+        metrics=metrics,
+        order="constant" if first_order else hvp,
+        batch_size=batch_size,
     )
 
 
@@ -141,8 +181,8 @@ def differentiate(loop: InnerLoop) -> base.MetaGradFn:
 
     def query_loss(meta_params, key, task):
         inner_key, query_key = jax.random.split(key)
-        result = loop.run(inner_key, meta_params, task.support)
-        value, metrics = loop.example_loss(result.params, query_key, task.query)
+        params, result = loop.run(inner_key, meta_params, task.support)
+        value, metrics = loop.example_loss(params, query_key, task.query)
         return value, (metrics, base.AdaptInfo(result.losses))
 
     def meta_grad(key, meta_params, task, **extra):
@@ -155,42 +195,97 @@ def differentiate(loop: InnerLoop) -> base.MetaGradFn:
 
 
 def as_learner(
-    loop: InnerLoop, init: base.InitFn, meta_grad: base.MetaGradFn | None = None
+    loop: InnerLoop,
+    init: base.InitFn,
+    meta_grad: base.MetaGradFn | None = None,
+    *,
+    description: str = "",
+    resumable: type | None = None,
 ) -> base.MetaLearner:
-    """Makes the five functions; the meta-gradient is `differentiate(loop)` if None."""
-    unchecked_meta_grad = differentiate(loop) if meta_grad is None else meta_grad
+    """Makes the five functions.
 
-    def checked_init(key, task):
+    Args:
+      loop: what adapts.
+      init: `(key, task) -> meta_params`.
+      meta_grad: None is `differentiate(loop)`.
+      description: what the learner prints as.
+      resumable: the type of the model's parameters, where it is not that of the
+        meta-parameters and `loop.prepare` can start from it.
+    """
+    meta_grad = differentiate(loop) if meta_grad is None else meta_grad
+    functions = _LearnerFunctions(loop, init, meta_grad, resumable)
+    return base.MetaLearner(
+        functions.init,
+        functions.adapt,
+        loop.predict,
+        functions.meta_grad,
+        functions.evaluate,
+        description,
+    )
+
+
+class _LearnerFunctions(NamedTuple):
+    """The functions of a learner, with their checks."""
+
+    loop: InnerLoop
+    unchecked_init: base.InitFn
+    unchecked_meta_grad: base.MetaGradFn
+    resumable: type | None
+
+    def init(self, key, task):
+        """Draws meta-parameters for tasks with the shapes of `task`."""
         _checks.check_task(task)
-        meta_params = init(key, task)
+        meta_params = self.unchecked_init(key, task)
         _checks.check_params(meta_params)
         return meta_params
 
-    def adapt(key, meta_params, support):
+    def adapt(self, key, meta_params, support):
+        """Makes K inner steps on `support`: returns `(task_params, info)`.
+
+        Task parameters in place of the meta-parameters resume: K more steps from
+        there, with the inner rule's state, on these examples.
+        """
         _checks.check_examples("support", support)
-        result = loop.run(key, meta_params, support)
-        task_params = loop.with_statistics(result.params, support.inputs)
+        params, result = self.loop.run(key, meta_params, support)
+        task_params = self._task_params(meta_params, params, result, support)
         return task_params, base.AdaptInfo(result.losses)
 
-    def meta_grad_of_task(key, meta_params, task, **extra):
-        _checks.check_task(task)
-        return unchecked_meta_grad(key, meta_params, task, **extra)
+    def _task_params(self, meta_params, params, result, support):
+        """The model's parameters alone where a next `adapt` needs nothing else."""
+        step = len(result.losses)
+        if isinstance(meta_params, base.Adapted):
+            step, meta_params = step + meta_params.step, meta_params.meta_params
+        if self.resumable is None:
+            can_start = jax.tree.structure(params) == jax.tree.structure(meta_params)
+        else:
+            can_start = isinstance(params, self.resumable)
+        predicting = self.loop.net.with_statistics(params, support.inputs)
+        adds_statistics = jax.tree.structure(predicting) != jax.tree.structure(params)
+        if can_start and not adds_statistics and not jax.tree.leaves(result.state):
+            return params
+        origin = (params,) if can_start else (meta_params, result.params)
+        step = jnp.asarray(step, jnp.int32)
+        return base.Adapted(predicting, result.state, step, *origin)
 
-    def evaluate(key, meta_params, task, *, inner_steps=None):
+    def meta_grad(self, key, meta_params, task, **extra):
+        """Returns `(meta_grads, info)`, the gradients shaped like `meta_params`."""
         _checks.check_task(task)
-        steps = loop.inner_steps if inner_steps is None else inner_steps
+        with _messages.explain_reverse_mode():
+            return self.unchecked_meta_grad(key, meta_params, task, **extra)
+
+    def evaluate(self, key, meta_params, task, *, inner_steps=None):
+        """Returns query loss and metrics after 0 ... `inner_steps` inner steps."""
+        _checks.check_task(task)
+        steps = self.loop.inner_steps if inner_steps is None else inner_steps
         _checks.check_int("inner_steps", steps)
 
         def probe(params, step):
             del step
-            task_params = loop.with_statistics(params, task.support.inputs)
-            return loop.judge(task_params, task.query)
+            params = self.loop.net.with_statistics(params, task.support.inputs)
+            return self.loop.evaluate_query(params, task.query)
 
-        return loop.run(key, meta_params, task.support, steps, probe).probed
-
-    return base.MetaLearner(
-        checked_init, adapt, loop.predict, meta_grad_of_task, evaluate
-    )
+        _, result = self.loop.run(key, meta_params, task.support, steps, probe)
+        return result.probed
 
 
 def _draw(key, examples, batch_size):

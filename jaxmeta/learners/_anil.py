@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import optax
 
-from jaxmeta import base
+from jaxmeta import _describe, _unroll, base
 from jaxmeta.learners import _partial
 
 
@@ -22,6 +22,7 @@ def anil(
     inner_steps: int,
     is_adapted: _partial.IsAdapted = _partial.is_head,
     first_order: bool = False,
+    hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
     r"""Learns features that stay, and a head that adapts to each task.
@@ -44,6 +45,7 @@ def anil(
         "params/head/kernel". The default takes what is called `head`, as in `Conv4`;
         the last layer of an `MLP` of three is `lambda path: "Dense_2" in path`. Static.
       first_order: treat the inner gradients as constants. Static.
+      hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -70,6 +72,7 @@ def anil(
       >>> {name: float(x) for name, x in task_params.items()}
       {'body': 1.0, 'head': 1.0}
     """
+    description = _describe.describe(anil, locals())
     return _partial.adapt_part(
         model,
         loss,
@@ -77,5 +80,7 @@ def anil(
         inner_tx=inner_tx,
         inner_steps=inner_steps,
         first_order=first_order,
+        hvp=hvp,
         metrics=metrics,
+        description=description,
     )

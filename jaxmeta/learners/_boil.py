@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax
 import optax
 
-from jaxmeta import base
+from jaxmeta import _describe, _unroll, base
 from jaxmeta.learners import _partial
 
 
@@ -27,6 +27,7 @@ def boil(
     inner_steps: int,
     is_adapted: _partial.IsAdapted = is_body,
     first_order: bool = False,
+    hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
     r"""Learns a head that stays, and features that adapt to each task.
@@ -47,6 +48,7 @@ def boil(
         "params/head/kernel". The default takes all but what is called `head`, and needs
         something of that name. Static.
       first_order: treat the inner gradients as constants. Static.
+      hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -74,6 +76,7 @@ def boil(
       >>> {name: float(x) for name, x in task_params.items()}
       {'body': 1.0, 'head': 1.0}
     """
+    description = _describe.describe(boil, locals())
     learner = _partial.adapt_part(
         model,
         loss,
@@ -81,7 +84,9 @@ def boil(
         inner_tx=inner_tx,
         inner_steps=inner_steps,
         first_order=first_order,
+        hvp=hvp,
         metrics=metrics,
+        description=description,
     )
     if is_adapted is not is_body:
         return learner

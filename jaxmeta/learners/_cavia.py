@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _model, base
+from jaxmeta import _checks, _describe, _model, _unroll, base
 from jaxmeta.learners import _adaptation
 
 _MODES = ("input", "model")
@@ -34,6 +34,7 @@ def cavia(
     inner_steps: int,
     context: Literal["input", "model"] = "input",
     first_order: bool = False,
+    hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
     r"""Learns a network, and adapts a few context parameters that it sees as inputs.
@@ -54,6 +55,7 @@ def cavia(
         calls the model with the pair `(inputs, context)`, as
         `jaxmeta.models.FilmConv4` takes it. Static.
       first_order: treat the inner gradients as constants. Static.
+      hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -82,6 +84,7 @@ def cavia(
       >>> print(task_params.context)
       [3.]
     """
+    description = _describe.describe(cavia, locals())
     _checks.check_int("num_context", num_context)
     _checks.check_choice("context", context, _MODES)
     _checks.check_plain_transformation("inner_tx", inner_tx)
@@ -108,11 +111,13 @@ def cavia(
 
     def prepare(key, meta_params, support):
         del key, support
-        dtype = jnp.result_type(*jax.tree.leaves(meta_params))
-        to_params = lambda phi, step: CaviaParams(meta_params, phi)
-        return _adaptation.Adaptation(
-            jnp.zeros(num_context, dtype), to_params, inner_tx
-        )
+        if isinstance(meta_params, CaviaParams):  # Resumes.
+            params, start = meta_params
+        else:
+            dtype = jnp.result_type(*jax.tree.leaves(meta_params))
+            params, start = meta_params, jnp.zeros(num_context, dtype)
+        to_params = lambda phi, step: CaviaParams(params, phi)
+        return _adaptation.Adaptation(start, to_params, inner_tx)
 
     loop = _adaptation.inner_loop(
         base.Model(net.init, apply, with_statistics),
@@ -120,6 +125,9 @@ def cavia(
         prepare,
         inner_steps=inner_steps,
         first_order=first_order,
+        hvp=hvp,
         metrics=metrics,
     )
-    return _adaptation.as_learner(loop, init)
+    return _adaptation.as_learner(
+        loop, init, description=description, resumable=CaviaParams
+    )

@@ -5,14 +5,14 @@ References:
   2019, Algorithm 2. https://arxiv.org/abs/1909.04630
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _dtypes, _model, base
+from jaxmeta import _checks, _describe, _dtypes, _messages, _model, _unroll, base
 from jaxmeta.learners import _adaptation
 
 
@@ -35,6 +35,7 @@ def imaml(
     damping: float = 0.0,
     cg_steps: int = 5,
     cg_tolerance: float = 1e-2,
+    hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
     r"""Learns an initialisation that adaptation is also pulled towards.
@@ -66,6 +67,9 @@ def imaml(
         each. Where the Hessian has a slope down beyond lambda + damping they can lead
         astray; then the meta-gradient is the query's, as first order. Static.
       cg_tolerance: relative residual at which they stop.
+      hvp: as in `maml`. Conjugate gradients need a symmetric Hessian: with products
+        reverse over reverse, with the transposed Jacobian, the system is solved by
+        GMRES instead, of as many steps. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -97,11 +101,13 @@ def imaml(
       >>> print(grads)  # phi = 1/2, half of the query's gradient there
       -0.25
     """
+    description = _describe.describe(imaml, locals())
     _checks.check_plain_transformation("inner_tx", inner_tx)
     _checks.check_positive("regularization", regularization)
     _checks.check_not_negative("damping", damping)
     _checks.check_positive("cg_tolerance", cg_tolerance)
     _checks.check_int("cg_steps", cg_steps)
+    _checks.check_choice("hvp", hvp, _unroll.HVP_MODES)
     net = _model.normalize(model)
 
     def init(key, task):
@@ -110,7 +116,7 @@ def imaml(
     def prepare(key, meta_params, support):
         del key, support
         to_params = lambda params, step: params
-        pulled = optax.chain(proximal(regularization, meta_params), inner_tx)
+        pulled = optax.chain(proximal(regularization), inner_tx)
         return _adaptation.Adaptation(meta_params, to_params, pulled)
 
     loop = _adaptation.inner_loop(
@@ -125,56 +131,87 @@ def imaml(
     def meta_grad(key, meta_params, task, **extra):
         del extra
         inner_key, query_key, support_key = jax.random.split(key, 3)
-        result = loop.run(inner_key, meta_params, task.support)
-        support_grad = jax.grad(
-            lambda params: loop.example_loss(params, support_key, task.support)[0]
-        )
+        phi, result = loop.run(inner_key, meta_params, task.support)
         query_grad = jax.value_and_grad(loop.example_loss, has_aux=True)
-        (value, values), target = query_grad(result.params, query_key, task.query)
-        target = _dtypes.widen(target)  # Conjugate gradients need the digits.
+        (value, values), target = query_grad(phi, query_key, task.query)
+        support_loss = lambda phi: loop.example_loss(phi, support_key, task.support)[0]
+        product, is_symmetric = transposed_product(support_loss, phi, hvp)
 
         def matvec(v):
-            """(I + H / (lambda + damping)) v."""
-            tangent = jax.tree.map(lambda v, p: v.astype(p.dtype), v, result.params)
-            hv = jax.jvp(support_grad, (result.params,), (tangent,))[1]
-            return optax.tree.add_scale(
-                v, 1 / (regularization + damping), _dtypes.widen(hv)
-            )
+            """(I + J^T / (lambda + damping)) v, where J is the Hessian."""
+            return optax.tree.add_scale(v, 1 / (regularization + damping), product(v))
 
-        solution, _ = jax.scipy.sparse.linalg.cg(
-            matvec, target, maxiter=cg_steps, tol=cg_tolerance
-        )
-        info = convergence(matvec, solution, target, result, meta_params, support_grad)
-        is_better = info.residual <= 1  # Than zero, of which it is 1.
-        solution = jax.tree.map(
-            lambda s, t: jnp.where(is_better, s, t), solution, target
+        solution, residual = solve(
+            matvec, _dtypes.widen(target), cg_steps, cg_tolerance, is_symmetric
         )
         grads = jax.tree.map(lambda s, p: s.astype(p.dtype), solution, meta_params)
-        return grads, base.MetaGradInfo(value, values, info)
-
-    def convergence(matvec, solution, target, result, meta_params, support_grad):
-        norm = optax.tree.norm
-        left = norm(optax.tree.sub(matvec(solution), target))
-        scale = norm(target)
-        residual = left / jnp.where(scale > 0, scale, 1)
-        moved = _dtypes.widen(optax.tree.sub(result.params, meta_params))
-        objective_grad = optax.tree.add_scale(
-            _dtypes.widen(support_grad(result.params)), regularization, moved
+        slope = optax.tree.add_scale(
+            _dtypes.widen(jax.grad(support_loss)(phi)),
+            regularization,
+            _dtypes.widen(optax.tree.sub(phi, meta_params)),
         )
         # Conjugate gradients stop by a residual that they update, not by this one.
         converged = residual <= 1.01 * cg_tolerance
-        return ImplicitInfo(result.losses, norm(objective_grad), residual, converged)
+        info = ImplicitInfo(result.losses, optax.tree.norm(slope), residual, converged)
+        return grads, base.MetaGradInfo(value, values, info)
 
-    return _adaptation.as_learner(loop, init, meta_grad)
+    return _adaptation.as_learner(loop, init, meta_grad, description=description)
 
 
-def proximal(
-    regularization: float, centre: base.Params
-) -> optax.GradientTransformation:
-    """Adds the gradient of `regularization / 2 * |params - centre|^2`."""
+def transposed_product(
+    loss: Callable[[base.Params], jax.Array], params: base.Params, hvp: _unroll.Hvp
+) -> tuple[Callable[[Any], Any], bool]:
+    """Returns v -> J^T v in at least 32 bits, J the gradient's Jacobian.
+
+    And whether J is taken to be symmetric, the Hessian, as it is unless a derivative
+    was redefined.
+    """
+    gradient = jax.grad(loss)
+    is_symmetric = hvp == "forward-over-reverse" or (
+        hvp == "auto" and _unroll.is_gradient_field(loss, params)
+    )
+    if is_symmetric:
+        product = lambda v: jax.jvp(gradient, (params,), (v,))[1]
+    else:
+        _, pull = jax.vjp(gradient, params)
+        product = lambda v: pull(v)[0]
+
+    def in_own_dtype(v):
+        v = jax.tree.map(lambda v, p: v.astype(p.dtype), v, params)
+        with _messages.explain_forward_mode(model=True):
+            return _dtypes.widen(product(v))
+
+    return in_own_dtype, is_symmetric
+
+
+def solve(
+    matvec: Callable[[Any], Any],
+    target: Any,
+    steps: int,
+    tolerance: float,
+    is_symmetric: bool,
+) -> tuple[Any, jax.Array]:
+    """Solves A x = b; returns x, or b if that is better, and its relative residual."""
+    linalg, norm = jax.scipy.sparse.linalg, optax.tree.norm
+    if is_symmetric:
+        x, _ = linalg.cg(matvec, target, maxiter=steps, tol=tolerance)
+    else:
+        x, _ = linalg.gmres(matvec, target, maxiter=1, restart=steps, tol=tolerance)
+    scale = norm(target)
+    left = norm(optax.tree.sub(matvec(x), target))
+    residual = left / jnp.where(scale > 0, scale, 1)
+    is_better = residual <= 1  # Than zero, of which it is 1.
+    return jax.tree.map(lambda x, b: jnp.where(is_better, x, b), x, target), residual
+
+
+def proximal(regularization: float) -> optax.GradientTransformation:
+    """Adds the gradient of `regularization / 2 * |params - centre|^2`.
+
+    The centre, where the parameters start, is its state.
+    """
 
     def update(updates, state, params=None):
         pull = lambda g, p, c: (g + regularization * (p - c)).astype(g.dtype)
-        return jax.tree.map(pull, updates, params, centre), state
+        return jax.tree.map(pull, updates, params, state), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: params, update)

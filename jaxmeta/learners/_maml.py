@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxmeta import _checks, _inner_loop, _model, base
+from jaxmeta import _checks, _describe, _model, _unroll, base
 from jaxmeta.learners import _adaptation
 
 
@@ -29,7 +29,7 @@ def maml(
     inner_tx: optax.GradientTransformation | base.LearnedOptimizer,
     inner_steps: int,
     first_order: bool = False,
-    hvp: _inner_loop.Hvp = "forward-over-reverse",
+    hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
     r"""Learns an initialisation that a few gradient steps turn into a solution.
@@ -53,15 +53,24 @@ def maml(
       inner_steps: K, the number of inner steps. Static.
       first_order: treat the inner gradients as constants (FOMAML): cheaper by a
         Hessian-vector product per step, and biased. Static.
-      hvp: how the Hessian-vector products are taken: "forward-over-reverse" is
-        fastest and smallest; "reverse-over-reverse" gives the same gradient and
-        passes forward-mode differentiation from outside. Static.
+      hvp: how the derivatives of the inner gradients are taken.
+        "forward-over-reverse" is fastest and smallest, and right where these are
+        gradients of a scalar: it uses that their Jacobian is symmetric.
+        "reverse-over-reverse" is right for every model, also where someone redefined a
+        derivative (gradient reversal, straight-through rounding, clipping inside the
+        model) or gave none for forward mode (`jax.custom_vjp`); it can be
+        differentiated in forward mode (`jax.jvp`) from outside. "auto" looks for custom
+        derivatives in the traced model and loss, other than those of `jax.nn`,
+        `jax.numpy`, `jax.scipy` and optax's losses, and is the second where there are
+        some; see `jaxmeta.testing.check_gradient_field`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
     Returns:
       A `MetaLearner`. Its meta-parameters are the initial model parameters, or
-      `MamlParams(params, theta)` with a learned inner rule.
+      `MamlParams(params, theta)` with a learned inner rule. Its task parameters are the
+      adapted ones; or `Adapted(params, ...)`, where it takes more to resume from them:
+      the inner rule's state, a learned rule, statistics of the support set.
 
     Raises:
       ValueError: if `inner_tx` is no rule, `inner_steps` is not a positive int or
@@ -84,6 +93,7 @@ def maml(
       >>> print(task_params)
       [ 0.5 -0.5]
     """
+    description = _describe.describe(maml, locals())
     _checks.check_transformation("inner_tx", inner_tx)
     net = _model.normalize(model)
 
@@ -114,4 +124,4 @@ def maml(
         hvp=hvp,
         metrics=metrics,
     )
-    return _adaptation.as_learner(loop, init)
+    return _adaptation.as_learner(loop, init, description=description)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, _model, base, optimizers
+from jaxmeta import _checks, _describe, _model, _unroll, base, optimizers
 from jaxmeta.learners import _adaptation, _partial
 
 
@@ -40,6 +40,7 @@ def maml_plus_plus(
     multi_step_until: int = 0,
     first_order_until: int = 0,
     is_per_step: Callable[[str], bool] = is_norm,
+    hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
     r"""MAML with a rate for every layer and step, and losses after every step.
@@ -68,6 +69,7 @@ def maml_plus_plus(
       first_order_until: meta-steps in which inner gradients are constants. Static.
       is_per_step: `(path) -> bool`, which parameters are learned for each step instead
         of being adapted, by paths such as "params/Block_0/BatchNorm_0/scale". Static.
+      hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -100,9 +102,10 @@ def maml_plus_plus(
       >>> print(meta_params.rates)
       [0.5 0.5]
       >>> task_params, _ = learner.adapt(key, meta_params, support)
-      >>> print(task_params)
+      >>> print(task_params.params)
       [ 0.75 -0.75]
     """
+    description = _describe.describe(maml_plus_plus, locals())
     _checks.check_int("multi_step_until", multi_step_until, minimum=0)
     _checks.check_int("first_order_until", first_order_until, minimum=0)
     _checks.check_int("inner_steps", inner_steps)
@@ -145,59 +148,75 @@ def maml_plus_plus(
             prepare,
             inner_steps=inner_steps,
             first_order=first_order,
+            hvp=hvp,
             metrics=metrics,
         )
         for first_order in (False, True)
     )
 
-    def weighted_loss(loop, meta_params, key, task, weights):
-        inner_key, query_key = jax.random.split(key)
-
-        @jax.checkpoint
-        def measured(params):
-            return loop.example_loss(params, query_key, task.query)
-
-        def probe(params, k):
-            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(measured, params))
-            counts = weights[jnp.maximum(k - 1, 0)] * (k > 0) > 0
-            return jax.lax.cond(counts, measured, lambda _: nothing, params)
-
-        if not multi_step_until:
-            result = loop.run(inner_key, meta_params, task.support)
-            value, values = measured(result.params)
-            return value, (value, values, base.AdaptInfo(result.losses))
-        result = loop.run(inner_key, meta_params, task.support, probe=probe)
-        values, metrics = result.probed  # [K + 1]
-        last = jax.tree.map(lambda x: x[-1], (values, metrics))
-        total = jnp.vdot(weights.astype(values.dtype), values[1:])
-        return total, (*last, base.AdaptInfo(result.losses))
-
     def meta_grad(key, meta_params, task, step=None, **extra):
         del extra
-        weights = _loss_weights(step, inner_steps, multi_step_until)
-
-        def gradient(loop, meta_params):
-            grad_fn = jax.grad(weighted_loss, argnums=1, has_aux=True)
-            return grad_fn(loop, meta_params, key, task, weights)
-
+        weights = None
+        if multi_step_until:
+            weights = _loss_weights(step, inner_steps, multi_step_until)
+        gradient = lambda loop: jax.grad(
+            lambda meta_params: _multi_step_loss(loop, meta_params, key, task, weights),
+            has_aux=True,
+        )
         if step is None or not first_order_until:
-            grads, info = gradient(exact, meta_params)
+            grads, info = gradient(exact)(meta_params)
         else:
             grads, info = jax.lax.cond(
                 step < first_order_until,
-                lambda meta_params: gradient(first_order, meta_params),
-                lambda meta_params: gradient(exact, meta_params),
+                gradient(first_order),
+                gradient(exact),
                 meta_params,
             )
-        return grads, base.MetaGradInfo(*info)
+        return grads, info
 
-    return _adaptation.as_learner(exact, init, meta_grad)
+    return _adaptation.as_learner(exact, init, meta_grad, description=description)
+
+
+def _multi_step_loss(loop, meta_params, key, task, weights):
+    """Returns sum_k v_k L_q(theta_k), and a `MetaGradInfo` of the last step.
+
+    Args:
+      loop: the inner loop.
+      meta_params: what is differentiated.
+      key: of dropout.
+      task: its support adapts, its query is the loss.
+      weights: v [K]; None is the last step alone.
+    """
+    inner_key, query_key = jax.random.split(key)
+
+    @jax.checkpoint
+    def query_loss(params):
+        return loop.example_loss(params, query_key, task.query)
+
+    def probe(params, k):
+        """The query loss after k steps, computed where its weight is not zero."""
+        nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(query_loss, params))
+        # weights[k - 1] is that of step k = 1 ... K; k = 0 has none.
+        is_used = weights[jnp.maximum(k - 1, 0)] * (k > 0) > 0
+        return jax.lax.cond(is_used, query_loss, lambda _: nothing, params)
+
+    if weights is None:
+        params, result = loop.run(inner_key, meta_params, task.support)
+        value, values = query_loss(params)
+        info = base.MetaGradInfo(value, values, base.AdaptInfo(result.losses))
+        return value, info
+    _, result = loop.run(inner_key, meta_params, task.support, probe=probe)
+    values, metrics = result.probed  # [K + 1]
+    total = jnp.vdot(weights.astype(values.dtype), values[1:])
+    value, metrics = jax.tree.map(lambda x: x[-1], (values, metrics))
+    info = base.MetaGradInfo(value, metrics, base.AdaptInfo(result.losses))
+    return total, info
 
 
 def _loss_weights(step, inner_steps, multi_step_until):
     """The weights v [K] of the losses after each step: the released code's."""
     last = jnp.zeros(inner_steps).at[-1].set(1.0)
-    if step is None or not multi_step_until:
+    if step is None:
         return last
     step = jnp.asarray(step, jnp.result_type(float))
     progress = jnp.clip(step / multi_step_until, 0.0, 1.0)

@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Mapping
 
-from jaxmeta import base, optimizers
+from jaxmeta import _describe, _unroll, base, optimizers
 from jaxmeta.learners import _maml
 
 
@@ -18,6 +18,7 @@ def meta_curvature(
     learning_rate: float = 0.1,
     inner_steps: int = 1,
     first_order: bool = False,
+    hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
     r"""Learns an initialisation, and matrices that turn and scale inner gradients.
@@ -34,6 +35,7 @@ def meta_curvature(
       learning_rate: alpha, which is not learned; the matrices start at the identity.
       inner_steps: K. Static.
       first_order: treat the inner gradients as constants. Static.
+      hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -58,14 +60,17 @@ def meta_curvature(
       >>> key = jax.random.key(0)
       >>> meta_params = learner.init(key, jm.Task(support, support))
       >>> task_params, _ = learner.adapt(key, meta_params, support)
-      >>> print(task_params)
+      >>> print(task_params.params)
       [ 0.5 -0.5]
     """
-    return _maml.maml(
+    description = _describe.describe(meta_curvature, locals())
+    learner = _maml.maml(
         model,
         loss,
         inner_tx=optimizers.curvature_sgd(learning_rate),
         inner_steps=inner_steps,
         first_order=first_order,
+        hvp=hvp,
         metrics=metrics,
     )
+    return learner._replace(description=description)

@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Mapping
 
-from jaxmeta import base, optimizers
+from jaxmeta import _describe, base, optimizers
 from jaxmeta.learners import _maml
 
 
@@ -67,7 +67,8 @@ def meta_lstm(
       >>> bool((info.losses[1:] < info.losses[:-1]).all())  # starts as gradient descent
       True
     """
-    return _maml.maml(
+    description = _describe.describe(meta_lstm, locals())
+    learner = _maml.maml(
         model,
         loss,
         inner_tx=optimizers.meta_lstm(hidden_size),
@@ -75,3 +76,4 @@ def meta_lstm(
         first_order=True,
         metrics=metrics,
     )
+    return learner._replace(description=description)

@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Mapping
 
-from jaxmeta import base, optimizers
+from jaxmeta import _describe, _unroll, base, optimizers
 from jaxmeta.learners import _maml
 
 
@@ -18,6 +18,7 @@ def meta_sgd(
     learning_rate: float | tuple[float, float] = 0.01,
     inner_steps: int = 1,
     first_order: bool = False,
+    hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
     r"""Learns an initialisation, and how far every coordinate steps, and which way.
@@ -35,6 +36,7 @@ def meta_sgd(
         the paper's is (0.005, 0.1).
       inner_steps: K; the paper's is one. Static.
       first_order: treat the inner gradients as constants. Static.
+      hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -61,11 +63,14 @@ def meta_sgd(
       >>> print(grads.theta)  # longer steps are better
       [-0.5 -0.5]
     """
-    return _maml.maml(
+    description = _describe.describe(meta_sgd, locals())
+    learner = _maml.maml(
         model,
         loss,
         inner_tx=optimizers.learned_sgd(learning_rate, shared_by="none"),
         inner_steps=inner_steps,
         first_order=first_order,
+        hvp=hvp,
         metrics=metrics,
     )
+    return learner._replace(description=description)

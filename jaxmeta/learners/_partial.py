@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxmeta import _checks, _model, base
+from jaxmeta import _checks, _model, _unroll, base
 from jaxmeta.learners import _adaptation
 
 IsAdapted = Callable[[str], bool]
@@ -25,7 +25,9 @@ def adapt_part(
     inner_tx: optax.GradientTransformation,
     inner_steps: int,
     first_order: bool,
+    hvp: _unroll.Hvp,
     metrics: Mapping[str, base.MetricFn] | None,
+    description: str,
 ) -> base.MetaLearner:
     """Returns a MAML whose inner loop moves the parameters that `is_adapted` names."""
     if not callable(is_adapted):
@@ -53,9 +55,10 @@ def adapt_part(
         prepare,
         inner_steps=inner_steps,
         first_order=first_order,
+        hvp=hvp,
         metrics=metrics,
     )
-    return _adaptation.as_learner(loop, init)
+    return _adaptation.as_learner(loop, init, description=description)
 
 
 def split(params: Any, is_adapted: IsAdapted) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _model, base, losses
+from jaxmeta import _checks, _describe, _model, _unroll, base, losses
 from jaxmeta.learners import _adaptation, _embeddings, _metric
 
 
@@ -31,6 +31,7 @@ def proto_maml(
     inner_tx: optax.GradientTransformation,
     inner_steps: int,
     first_order: bool = False,
+    hvp: _unroll.Hvp = "auto",
     loss: base.LossFn = losses.cross_entropy,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
@@ -51,6 +52,7 @@ def proto_maml(
       inner_tx: the inner step, as in `maml`.
       inner_steps: K. Static.
       first_order: treat the inner gradients as constants. Static.
+      hvp: as in `maml`. Static.
       loss: `(outputs [N, W], targets [N, W]) -> scalar`, a mean over N.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
@@ -75,6 +77,7 @@ def proto_maml(
       >>> print(result.loss[0])  # log(1 + exp(-4)): the squared distances are 0 and 4
       0.018149963
     """
+    description = _describe.describe(proto_maml, locals())
     _checks.check_plain_transformation("inner_tx", inner_tx)
     net = _model.normalize(model)
 
@@ -98,12 +101,19 @@ def proto_maml(
 
     def prepare(key, meta_params, support):
         _metric.check_targets("support", support)
-        embeddings = embed(meta_params, support.inputs, key=key, train=True)
+        resumes = isinstance(meta_params, ProtoMamlParams)
+        params = meta_params.params if resumes else meta_params
+        embeddings = embed(params, support.inputs, key=key, train=True)
         prototypes = _embeddings.class_means(base.Examples(embeddings, support.targets))
-        bias = -jnp.sum(jnp.square(prototypes), -1)
+        kernel, bias = 2 * prototypes.T, -jnp.sum(jnp.square(prototypes), -1)
         # Floats: what an inner gradient closes over may have a cotangent.
         present = (jnp.sum(support.targets, 0) > 0).astype(embeddings.dtype)
-        start = (meta_params, 2 * prototypes.T, bias)
+        if resumes:  # Classes that were absent so far start from their prototypes.
+            seen = meta_params.present > 0
+            kernel = jnp.where(seen[None], meta_params.kernel, kernel)
+            bias = jnp.where(seen, meta_params.bias, bias)
+            present = jnp.maximum(present, meta_params.present)
+        start = (params, kernel, bias)
 
         def to_params(variables, step):
             params, kernel, bias = variables
@@ -117,6 +127,9 @@ def proto_maml(
         prepare,
         inner_steps=inner_steps,
         first_order=first_order,
+        hvp=hvp,
         metrics=metrics,
     )
-    return _adaptation.as_learner(loop, init)
+    return _adaptation.as_learner(
+        loop, init, description=description, resumable=ProtoMamlParams
+    )

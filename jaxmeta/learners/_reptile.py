@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _model, base
+from jaxmeta import _checks, _describe, _model, base
 from jaxmeta.learners import _adaptation
 
 
@@ -87,6 +87,7 @@ def reptile(
       >>> print(grads)
       [-0.5  0.5]
     """
+    description = _describe.describe(reptile, locals())
     _checks.check_plain_transformation("inner_tx", inner_tx)
     inner_tx = optax.with_extra_args_support(inner_tx)
     net = _model.normalize(model)
@@ -122,15 +123,14 @@ def reptile(
     def meta_grad(key, meta_params, task, **extra):
         del extra
         inner_key, query_key = jax.random.split(key)
-        result = loop.run(inner_key, meta_params, task.support)
-        value, values = loop.example_loss(result.params, query_key, task.query)
-        after = result.params
+        after, result = loop.run(inner_key, meta_params, task.support)
+        value, values = loop.example_loss(after, query_key, task.query)
         if keep_inner_state:
-            after = ReptileParams(after, _as_floats(result.inner_state))
+            after = ReptileParams(after, _as_floats(result.state))
         grads = jax.tree.map(lambda m, a: (m - a).astype(m.dtype), meta_params, after)
         return grads, base.MetaGradInfo(value, values, base.AdaptInfo(result.losses))
 
-    return _adaptation.as_learner(loop, init, meta_grad)
+    return _adaptation.as_learner(loop, init, meta_grad, description=description)
 
 
 def reptile_outer_tx(

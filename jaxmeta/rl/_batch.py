@@ -19,10 +19,9 @@ class TaskBatch(NamedTuple):
     Attributes:
       init: `(key) -> meta_params`.
       collect: `(sampler, key, meta_params) -> (Samples, PolicyInfo)`, leaves [T, ...].
-      mean: `(of_task, leave_out=True) -> (params, samples) -> (mean, skipped [T])`,
-        over the tasks that were not skipped, of what `of_task(params, samples of one)`
-        returns, a tree of floats. Tasks of which that is not finite are left out too,
-        unless told not.
+      mean: `(of_task, exclude=True) -> (params, samples) -> (mean, is_valid [T])`,
+        over the valid tasks, of what `of_task(params, samples of one)` returns, a tree
+        of floats. Tasks of which that is not finite are excluded too, by default.
     """
 
     init: Callable[..., base.Params]
@@ -60,28 +59,29 @@ def task_batch(
         def of_task(shared, key):
             sampler, meta_params = shared
             task_key, key = jax.random.split(key)
-            return (), _maml.collect(learner.loop, key, meta_params, sampler(task_key))
+            return (), learner.loop.collect(key, meta_params, sampler(task_key))
 
         keys = jax.random.split(key, num_tasks)
         _, found = over_axis(of_task, meta_params)((sampler, meta_params), keys)
         return found
 
-    def mean(of_task, leave_out=True):
+    def mean(of_task, exclude=True):
         def kept_terms(params, samples):
             terms = of_task(params, samples)
             # Zero episodes need not make zero terms: think of a KL penalty.
-            keep = ~samples.skipped
-            if leave_out:
-                keep &= _loop.all_finite(terms)
-            kept = lambda x: jnp.where(keep, x, jnp.zeros_like(x))
-            return (jax.tree.map(kept, terms), keep.astype(jnp.float32)), ~keep
+            is_valid = samples.is_valid
+            if exclude:
+                is_valid &= _loop.all_finite(terms)
+            kept = lambda x: jnp.where(is_valid, x, jnp.zeros_like(x))
+            count = is_valid.astype(jnp.float32)
+            return (jax.tree.map(kept, terms), count), is_valid
 
         def mean_of(params, samples):
             over = over_axis(kept_terms, jax.tree.leaves(params))
-            (total, num_kept), skipped = over(params, samples)
+            (total, num_kept), is_valid = over(params, samples)
             num_kept = jnp.maximum(num_kept, 1)
             mean = jax.tree.map(lambda x: x / num_kept.astype(x.dtype), total)
-            return mean, skipped
+            return mean, is_valid
 
         return mean_of
 

@@ -1,13 +1,12 @@
 """The inner loop of a policy: sampled once, then replayed as often as gradients ask."""
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _inner_loop, base
+from jaxmeta import _checks, _messages, _unroll, base
 from jaxmeta.rl import (
     _baseline,
     _env,
@@ -26,7 +25,7 @@ class Samples(NamedTuple):
 
     inner: _surrogates.Batch  # leaves [K, B, H, ...], before each inner step
     outer: _surrogates.Batch  # leaves [B, H, ...], after the last
-    skipped: jax.Array  # [] bool, not all finite: everything above is then zero
+    is_valid: jax.Array  # [] bool, all finite; if not, everything above is zero
 
 
 class AdaptationInfo(NamedTuple):
@@ -43,7 +42,7 @@ class PolicyInfo(NamedTuple):
     loss: jax.Array  # [] minus the mean return after adaptation
     metrics: dict[str, jax.Array]  # each []: the return after and before adaptation
     adapt: Any
-    skipped: jax.Array  # [] bool, left out: something was not finite
+    is_valid: jax.Array  # [] bool; if not, excluded: something was not finite
 
 
 class Settings(NamedTuple):
@@ -56,7 +55,7 @@ class Settings(NamedTuple):
     surrogate: _surrogates.Surrogate
     sampling_term: float
     first_order: bool
-    hvp: _inner_loop.Hvp
+    hvp: _unroll.Hvp
     discount: float
     gae_lambda: float
     baseline: Baseline | None
@@ -65,55 +64,125 @@ class Settings(NamedTuple):
 
 
 class PolicyLoop(NamedTuple):
-    """An environment, a policy and a way to adapt, tied together.
+    """An environment, a policy and a way to adapt, tied together by `policy_loop`."""
 
-    Attributes:
-      init: `(key, task) -> params`.
-      adapt: `(key, params, task) -> (params, AdaptationInfo)`.
-      returns: `(key, params, task, inner_steps) -> [K + 1]`, mean returns of the test
-        episodes after 0 ... K inner steps.
-      collect: `(key, params, task) -> (Samples, AdaptationInfo, (mean return, share of
-        clipped actions))`, the last two of the outer episodes.
-      loss: `(params, samples, clip=None, kl_penalty=0) -> (loss, inner KL)`, the outer
-        surrogate after `replay`.
-      kl: `(params, samples) -> scalar`, of the adapted policy from the one that drew
-        the outer episodes.
-      kl_hessian: `(params, samples, vector) -> vector`, the product with its Hessian
-        where the two policies are the same.
-      predict: `(params, observations) -> distribution`.
-      policy: whose loop it is.
-    """
-
-    init: Callable[..., base.Params]
-    adapt: Callable[..., Any]
-    returns: Callable[..., jax.Array]
-    collect: Callable[..., Any]
-    loss: Callable[..., tuple[jax.Array, jax.Array]]
-    kl: Callable[..., jax.Array]
-    kl_hessian: Callable[..., base.Params]
-    predict: Callable[..., Any]
+    env: _env.Environment
     policy: _policies.Policy
+    settings: Settings
 
-
-def policy_loop(
-    env: _env.Environment, policy: _policies.Policy, settings: Settings
-) -> PolicyLoop:
-    """Checks what users gave, and ties it together."""
-    check_settings(settings)
-    _env.check_environment(env)
-    _policies.check_policy(policy, env)
-    inner_tx = optax.with_extra_args_support(settings.inner_tx)
-
-    def init(key, task):
-        _env.check_step(env, task)
+    def init(self, key: jax.Array, task: base.PyTree) -> base.Params:
+        """Draws the policy's parameters."""
+        _env.check_step(self.env, task)
         reset_key, init_key = jax.random.split(key)
-        observation, _ = env.reset(reset_key, task)
-        return policy.init(init_key, observation[None])
+        observation, _ = self.env.reset(reset_key, task)
+        return self.policy.init(init_key, observation[None])
 
-    def gather(key, params, task, num_episodes):
+    def predict(self, task_params: base.Params, inputs: base.PyTree) -> Any:
+        """Returns the policy's distributions for observations [N, ...]."""
+        if isinstance(task_params, base.Adapted):
+            task_params = task_params.params
+        return self.policy.apply(task_params, inputs)
+
+    def adapt(
+        self, key: jax.Array, meta_params: base.Params, support: base.PyTree
+    ) -> tuple[base.Params, AdaptationInfo]:
+        """Makes K inner steps on episodes of the task `support`.
+
+        Task parameters in place of the meta-parameters resume, with the inner rule's
+        state.
+        """
+        steps, episodes = self.settings.inner_steps, self.settings.num_episodes
+        result, info = self._explore(key, meta_params, support, steps, episodes)
+        if not jax.tree.leaves(result.state):
+            return result.params, info
+        made = meta_params.step if isinstance(meta_params, base.Adapted) else 0
+        step = jnp.asarray(made + steps, jnp.int32)
+        return base.Adapted(result.params, result.state, step, result.params), info
+
+    def returns(
+        self, key: jax.Array, params: base.Params, task: base.PyTree, inner_steps: int
+    ) -> jax.Array:
+        """Returns mean returns [K + 1] of the test episodes after 0 ... K steps."""
+        # An inner step's episodes are of the policy before it, and fresh.
+        inner_key, last_key = jax.random.split(key)
+        episodes = self.settings.test_episodes
+        result, info = self._explore(inner_key, params, task, inner_steps, episodes)
+        _, (last, _) = self._gather(last_key, result.params, task, episodes)
+        return jnp.append(info.returns, last)
+
+    def collect(
+        self, key: jax.Array, params: base.Params, task: base.PyTree
+    ) -> tuple[Samples, PolicyInfo]:
+        """Draws the episodes of all inner steps and of the adapted policy."""
+        inner_key, outer_key = jax.random.split(key)
+        steps, episodes = self.settings.inner_steps, self.settings.num_episodes
+        result, adapt_info = self._explore(inner_key, params, task, steps, episodes)
+        inner, _ = result.aux
+        outer, (after, clipped) = self._gather(outer_key, result.params, task, episodes)
+        is_valid = all_finite((inner, outer))
+        # Zeros, so that what is differentiated is finite for every task.
+        zero = lambda x: jnp.where(is_valid, x, jnp.zeros_like(x))
+        inner, outer = jax.tree.map(zero, (inner, outer))
+        samples = jax.lax.stop_gradient(Samples(inner, outer, is_valid))
+        metrics = {
+            "return": after,
+            "return_before": adapt_info.returns[0],
+            "clipped": clipped,
+        }
+        return samples, PolicyInfo(-after, metrics, adapt_info, is_valid)
+
+    def loss(
+        self,
+        params: base.Params,
+        samples: Samples,
+        clip: float | None = None,
+        kl_penalty: float = 0.0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns the outer surrogate after `replay`, and the inner KL divergence."""
+        settings, batch = self.settings, samples.outer
+        task_params, (inner_ratios, inner_kl) = self._replay(params, samples)
+        _, log_probs = self._replayed(task_params, batch)
+        weights = _surrogates.discounts(settings.surrogate, settings.discount, batch)
+        terms = weights * _surrogates.clipped_ratio(log_probs, batch, clip)
+        value = -self._average(terms, batch)
+        if settings.sampling_term:
+            returns = _returns.discounted_sums(batch.rewards, settings.discount)
+            first = jnp.pad(returns[:, :1], ((0, 0), (0, returns.shape[1] - 1)))
+            gain = self._average(first, batch)
+            # Linear: an exponential of so many ratios would not stay finite.
+            value -= settings.sampling_term * jnp.sum(inner_ratios) * gain
+        kl = jnp.mean(inner_kl)
+        return value + kl_penalty * kl, kl
+
+    def kl(self, params: base.Params, samples: Samples) -> jax.Array:
+        """Of the adapted policy from the one that drew the outer episodes, []."""
+        task_params, _ = self._replay(params, samples)
+        distributions, _ = self._replayed(task_params, samples.outer)
+        return self._mean_kl(distributions, samples)
+
+    def kl_hessian(
+        self, params: base.Params, samples: Samples, vector: base.Params
+    ) -> base.Params:
+        """The product of the KL divergence's Hessian, where both policies agree."""
+
+        # Gauss and Newton's product is the Hessian's where the divergence has its
+        # minimum: there its slope in the distributions is zero.
+        def distributions(params):
+            task_params, _ = self._replay(params, samples, order="reverse-over-reverse")
+            return self._replayed(task_params, samples.outer)[0]
+
+        with _messages.explain_forward_mode(model=True):
+            outputs, push = jax.linearize(distributions, params)
+            slope = jax.grad(lambda outputs: self._mean_kl(outputs, samples))
+            _, curved = jax.jvp(slope, (outputs,), (push(vector),))
+        (product,) = jax.linear_transpose(push, params)(curved)
+        return product
+
+    def _gather(self, key, params, task, num_episodes):
         """Returns a batch, its mean return and its share of clipped actions."""
+        settings, policy = self.settings, self.policy
         found = _rollout.rollout(
-            key, policy, params, env, task, num_episodes=num_episodes
+            key, policy, params, self.env, task, num_episodes=num_episodes
         )
         values = jnp.zeros_like(found.rewards)
         if settings.baseline is not None:
@@ -140,153 +209,112 @@ def policy_loop(
         )
         return batch, (_rollout.mean_return(found), found.clipped)
 
-    def replayed(params, batch):
-        """Distributions and log-probabilities [B, H] under `params`."""
-        flat = batch.observations.reshape(-1, *batch.observations.shape[2:])
-        distributions = jax.tree.map(
-            lambda x: x.reshape(*batch.mask.shape, *x.shape[1:]),
-            policy.apply(params, flat),
+    def _explore(self, key, params, task, inner_steps, num_episodes):
+        """Adapts on fresh episodes, which are `aux` of the result; no derivatives."""
+        start, state = params, None
+        if isinstance(params, base.Adapted):
+            start, state = params.params, params.inner_state
+        _checks.check_params(start)
+
+        def objective(params, key, step, task):
+            del step
+            # The gradient holds the episodes fixed.
+            fixed = jax.lax.stop_gradient(params)
+            batch, found = self._gather(key, fixed, task, num_episodes)
+            return self._inner_loss(params, batch), (batch, found)
+
+        result = _unroll.unroll(
+            objective,
+            self.settings.inner_tx,
+            start,
+            jax.random.split(key, inner_steps),
+            task,
+            order="constant",
+            state=state,
+            rematerialize=False,
         )
-        log_probs = policy.log_prob(distributions, batch.actions)
-        return distributions, jnp.where(batch.mask, log_probs, 0)
+        _, (returns, clipped) = result.aux
+        return result, AdaptationInfo(result.losses, returns, clipped)
 
-    def average(terms, batch):
-        """Sums terms [B, H]; divides by the time steps or by the episodes."""
-        counts = jnp.sum(batch.mask) if over_steps else batch.mask.shape[0]
-        return jnp.sum(jnp.where(batch.mask, terms, 0)) / jnp.maximum(counts, 1)
+    def _replay(self, params, samples, order: _unroll.Order | None = None):
+        """The inner steps on their episodes, differentiable in where they start."""
+        settings, policy = self.settings, self.policy
 
-    over_steps = settings.average_over == "steps"
-
-    def inner_loss(params, batch):
-        _, log_probs = replayed(params, batch)
-        terms = _surrogates.objective(
-            settings.surrogate, log_probs, batch, discount=settings.discount
-        )
-        return -average(terms, batch)
-
-    def explore(key, params, task, inner_steps, num_episodes, keep):
-        def inner_step(carry, key):
-            params, inner_state = carry
-            batch, (returns, clipped) = gather(key, params, task, num_episodes)
-            loss, grads = jax.value_and_grad(inner_loss)(params, batch)
-            updates, inner_state = inner_tx.update(
-                grads, inner_state, params, value=loss
-            )
-            params = optax.apply_updates(params, updates)
-            kept = batch if keep else None
-            return (params, inner_state), (kept, AdaptationInfo(loss, returns, clipped))
-
-        _checks.check_params(params)
-        carry = (params, inner_tx.init(params))
-        keys = jax.random.split(key, inner_steps)
-        (params, _), (batches, info) = jax.lax.scan(inner_step, carry, keys)
-        return params, batches, info
-
-    def adapt(key, params, task):
-        steps, episodes = settings.inner_steps, settings.num_episodes
-        params, _, info = explore(key, params, task, steps, episodes, keep=False)
-        return params, info
-
-    def returns(key, params, task, inner_steps):
-        # An inner step's episodes are of the policy before it, and fresh.
-        inner_key, last_key = jax.random.split(key)
-        episodes = settings.test_episodes
-        params, _, info = explore(
-            inner_key, params, task, inner_steps, episodes, keep=False
-        )
-        _, (last, _) = gather(last_key, params, task, episodes)
-        return jnp.append(info.returns, last)
-
-    def collect(key, params, task):
-        inner_key, outer_key = jax.random.split(key)
-        episodes = settings.num_episodes
-        params, inner, info = explore(
-            inner_key, params, task, settings.inner_steps, episodes, keep=True
-        )
-        outer, last = gather(outer_key, params, task, episodes)
-        is_finite = all_finite((inner, outer))
-        zero = lambda x: jnp.where(is_finite, x, jnp.zeros_like(x))
-        # Zeros, so that what is differentiated is finite for every task.
-        inner, outer = jax.tree.map(zero, (inner, outer))
-        samples = Samples(inner, outer, skipped=~is_finite)
-        return jax.lax.stop_gradient(samples), info, last
-
-    def replay(params, samples, hvp: _inner_loop.Hvp = settings.hvp):
-        def support_loss(params, key, batches, step):
+        def objective(params, key, step, batches):
             del key
-            return inner_loss(params, jax.tree.map(lambda x: x[step], batches))
+            batch = jax.tree.map(lambda x: x[step], batches)
+            return self._inner_loss(params, batch), None
 
         def probe(params, step):
             """Log-probability ratio and KL of a batch's policy from its sampler."""
             batch = jax.tree.map(
                 lambda x: x[step % settings.inner_steps], samples.inner
             )
-            distributions, log_probs = replayed(params, batch)
+            distributions, log_probs = self._replayed(params, batch)
             kl = policy.kl(batch.distributions, distributions)
             ratio = jnp.sum(log_probs - batch.log_probs)
             return ratio, masked_mean(kl, batch.mask)
 
-        run = _inner_loop.unroll(
-            support_loss,
-            inner_tx,
-            first_order=settings.first_order,
-            hvp=hvp,
-        )
-        result = run(
-            jax.random.key(0), params, samples.inner, settings.inner_steps, probe
+        exact = "constant" if settings.first_order else settings.hvp
+        order = exact if order is None or settings.first_order else order
+        result = _unroll.unroll(
+            objective,
+            settings.inner_tx,
+            params,
+            jax.random.split(jax.random.key(0), settings.inner_steps),  # Not used.
+            samples.inner,
+            order=order,
+            probe=probe,
+            rematerialize=order != "constant",
         )
         return result.params, jax.tree.map(lambda x: x[:-1], result.probed)
 
-    def loss(params, samples, clip=None, kl_penalty=0.0):
-        task_params, (inner_ratios, inner_kl) = replay(params, samples)
-        batch = samples.outer
-        _, log_probs = replayed(task_params, batch)
-        weights = _surrogates.discounts(settings.surrogate, settings.discount, batch)
-        terms = weights * _surrogates.clipped_ratio(log_probs, batch, clip)
-        value = -average(terms, batch)
-        if settings.sampling_term:
-            returns = _returns.discounted_sums(batch.rewards, settings.discount)
-            first = jnp.pad(returns[:, :1], ((0, 0), (0, returns.shape[1] - 1)))
-            gain = average(first, batch)
-            # Linear: an exponential of so many ratios would not stay finite.
-            value -= settings.sampling_term * jnp.sum(inner_ratios) * gain
-        kl = jnp.mean(inner_kl)
-        return value + kl_penalty * kl, kl
+    def _replayed(self, params, batch):
+        """Distributions and log-probabilities [B, H] under `params`."""
+        flat = batch.observations.reshape(-1, *batch.observations.shape[2:])
+        distributions = jax.tree.map(
+            lambda x: x.reshape(*batch.mask.shape, *x.shape[1:]),
+            self.policy.apply(params, flat),
+        )
+        log_probs = self.policy.log_prob(distributions, batch.actions)
+        return distributions, jnp.where(batch.mask, log_probs, 0)
 
-    def kl(params, samples):
-        task_params, _ = replay(params, samples)
-        distributions, _ = replayed(task_params, samples.outer)
-        return mean_kl(distributions, samples)
+    def _inner_loss(self, params, batch):
+        settings = self.settings
+        _, log_probs = self._replayed(params, batch)
+        terms = _surrogates.objective(
+            settings.surrogate, log_probs, batch, discount=settings.discount
+        )
+        return -self._average(terms, batch)
 
-    def mean_kl(distributions, samples):
-        found = policy.kl(samples.outer.distributions, distributions)
+    def _average(self, terms, batch):
+        """Sums terms [B, H]; divides by the time steps or by the episodes."""
+        over_steps = self.settings.average_over == "steps"
+        counts = jnp.sum(batch.mask) if over_steps else batch.mask.shape[0]
+        return jnp.sum(jnp.where(batch.mask, terms, 0)) / jnp.maximum(counts, 1)
+
+    def _mean_kl(self, distributions, samples):
+        found = self.policy.kl(samples.outer.distributions, distributions)
         return masked_mean(found, samples.outer.mask)
 
-    def kl_hessian(params, samples, vector):
-        # Gauss and Newton's product is the Hessian's where the divergence has its
-        # minimum: there its slope in the distributions is zero.
-        def distributions(params):
-            task_params, _ = replay(params, samples, hvp="reverse-over-reverse")
-            return replayed(task_params, samples.outer)[0]
 
-        outputs, push = jax.linearize(distributions, params)
-        slope = jax.grad(lambda outputs: mean_kl(outputs, samples))
-        _, curved = jax.jvp(slope, (outputs,), (push(vector),))
-        (product,) = jax.linear_transpose(push, params)(curved)
-        return product
-
-    return PolicyLoop(
-        init, adapt, returns, collect, loss, kl, kl_hessian, policy.apply, policy
-    )
+def policy_loop(
+    env: _env.Environment, policy: _policies.Policy, settings: Settings
+) -> PolicyLoop:
+    """Checks what users gave, and ties it together."""
+    check_settings(settings)
+    _env.check_environment(env)
+    _policies.check_policy(policy, env)
+    return PolicyLoop(env, policy, settings)
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises unless every setting is one that can be."""
+    """Raises unless every setting is valid."""
     for name in ("inner_steps", "num_episodes", "test_episodes"):
         _checks.check_int(name, getattr(settings, name))
     _checks.check_plain_transformation("inner_tx", settings.inner_tx)
     _checks.check_choice("surrogate", settings.surrogate, _surrogates.SURROGATES)
-    _checks.check_choice("hvp", settings.hvp, _inner_loop.HVP_MODES)
+    _checks.check_choice("hvp", settings.hvp, _unroll.HVP_MODES)
     _checks.check_choice("baseline", settings.baseline, (None, *get_args(Baseline)))
     _checks.check_choice("average_over", settings.average_over, get_args(AverageOver))
     _checks.check_not_negative("sampling_term", settings.sampling_term)

@@ -5,13 +5,13 @@ References:
   Networks", ICML 2017, Algorithm 3. https://arxiv.org/abs/1703.03400
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _inner_loop, base
+from jaxmeta import _checks, _describe, _unroll, base
 from jaxmeta.rl import _env, _loop, _policies, _surrogates
 
 
@@ -30,14 +30,20 @@ class PolicyLearner(NamedTuple):
       evaluate: `(key, meta_params, task, inner_steps=None) -> EvalInfo`; `loss` is
         minus the mean return.
       loop: what `ppo` and `trpo` take apart.
+      description: what it prints as, the call that made it.
     """
 
     init: base.InitFn
-    adapt: Any
+    adapt: base.AdaptFn
     predict: base.PredictFn
-    meta_grad: Any
+    meta_grad: base.MetaGradFn
     evaluate: base.EvaluateFn
     loop: _loop.PolicyLoop
+    description: str = ""
+
+    def __repr__(self) -> str:
+        """The description."""
+        return self.description or "PolicyLearner(...)"
 
 
 def maml(
@@ -51,7 +57,7 @@ def maml(
     surrogate: _surrogates.Surrogate = "loaded-dice",
     sampling_term: float = 0.0,
     first_order: bool = False,
-    hvp: _inner_loop.Hvp = "forward-over-reverse",
+    hvp: _unroll.Hvp = "auto",
     discount: float = 0.99,
     gae_lambda: float = 1.0,
     baseline: _loop.Baseline | None = "linear",
@@ -108,8 +114,8 @@ def maml(
     Returns:
       A `PolicyLearner` for `jaxmeta.estimators.over_tasks`, `ppo` or `trpo`. Where
       something of a task was not finite (a NaN reward), its meta-gradient is zero and
-      the info says `skipped`: estimators leave it out of their mean. `evaluate` hides
-      nothing: such a task's return is not a number.
+      the info is not `is_valid`: estimators exclude it from their mean. `evaluate`
+      hides nothing: such a task's return is NaN.
 
     Raises:
       ValueError: if a setting is out of range or the policy is not for the
@@ -134,6 +140,7 @@ def maml(
       Rothfuss et al., "ProMP: Proximal Meta-Policy Search", ICLR 2019.
       https://arxiv.org/abs/1810.06784
     """
+    description = _describe.describe(maml, locals())
     settings = _loop.Settings(
         inner_tx=inner_tx,
         inner_steps=inner_steps,
@@ -151,44 +158,29 @@ def maml(
     )
     loop = _loop.policy_loop(env, policy, settings)
 
-    def adapt(key, meta_params, support):
-        return loop.adapt(key, meta_params, support)
-
-    def predict(task_params, inputs):
-        return loop.predict(task_params, inputs)
-
     def meta_grad(key, meta_params, task, **extra):
+        """Returns `(meta_grads, info)`, the gradients shaped like `meta_params`."""
         del extra
-        samples, info = collect(loop, key, meta_params, task)
+        samples, info = loop.collect(key, meta_params, task)
         grads, _ = jax.grad(loop.loss, has_aux=True)(meta_params, samples)
-        return leave_out(grads, info)
+        return exclude(grads, info)
 
     def evaluate(key, meta_params, task, *, inner_steps=None):
+        """Returns minus the mean return after 0 ... `inner_steps` inner steps."""
         steps = settings.inner_steps if inner_steps is None else inner_steps
         _checks.check_int("inner_steps", steps)
         returns = loop.returns(key, meta_params, task, steps)
         return base.EvalInfo(-returns, {"return": returns})
 
-    return PolicyLearner(loop.init, adapt, predict, meta_grad, evaluate, loop)
+    return PolicyLearner(
+        loop.init, loop.adapt, loop.predict, meta_grad, evaluate, loop, description
+    )
 
 
-def collect(
-    loop: _loop.PolicyLoop, key: jax.Array, meta_params: base.Params, task: base.PyTree
-) -> tuple[_loop.Samples, _loop.PolicyInfo]:
-    """Draws a task's episodes and says how they went."""
-    samples, adapt_info, (after, clipped) = loop.collect(key, meta_params, task)
-    metrics = {
-        "return": after,
-        "return_before": adapt_info.returns[0],
-        "clipped": clipped,
-    }
-    return samples, _loop.PolicyInfo(-after, metrics, adapt_info, samples.skipped)
-
-
-def leave_out(
+def exclude(
     grads: base.Params, info: _loop.PolicyInfo
 ) -> tuple[base.Params, _loop.PolicyInfo]:
     """Zeros the gradients of a task of which something is not finite, and says so."""
-    skipped = info.skipped | ~_loop.all_finite(grads)
-    grads = jax.tree.map(lambda g: jnp.where(skipped, jnp.zeros_like(g), g), grads)
-    return grads, info._replace(skipped=skipped)
+    is_valid = info.is_valid & _loop.all_finite(grads)
+    grads = jax.tree.map(lambda g: jnp.where(is_valid, g, jnp.zeros_like(g)), grads)
+    return grads, info._replace(is_valid=is_valid)

@@ -25,7 +25,7 @@ class PpoInfo(NamedTuple):
     loss: jax.Array  # minus the mean return after adaptation
     metrics: Any
     adapt: Any
-    skipped: jax.Array  # bool, left out in one epoch or all
+    is_valid: jax.Array  # bool; if not, excluded in one epoch or all
     surrogates: jax.Array  # [epochs], what each epoch minimises, before it
     inner_kls: jax.Array  # [epochs], of the inner policies from those that sampled
 
@@ -115,18 +115,18 @@ def ppo(
 
         def epoch(carry, _):
             params, opt_state = carry
-            found, skipped = batch.mean(of_task)(params, samples)
+            found, is_valid = batch.mean(of_task)(params, samples)
             grads, value, inner_kl = found
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
             updates, opt_state = outer_tx.update(grads, opt_state, params)
             params = optax.apply_updates(params, updates)
-            return (params, opt_state), (skipped, value, inner_kl)
+            return (params, opt_state), (is_valid, value, inner_kl)
 
         start = (meta_params, carry)
-        (params, carry), (skipped, *found) = jax.lax.scan(
+        (params, carry), (is_valid, *found) = jax.lax.scan(
             epoch, start, length=num_epochs
         )
-        info = info._replace(skipped=jnp.any(skipped, 0))
+        info = info._replace(is_valid=jnp.all(is_valid, 0))
         difference = jax.tree.map(jnp.subtract, meta_params, params)
         return difference, carry, PpoInfo(*info, *found)
 

@@ -25,7 +25,7 @@ class TrpoInfo(NamedTuple):
     loss: jax.Array  # minus the mean return after adaptation
     metrics: Any
     adapt: Any
-    skipped: jax.Array  # bool, left out of gradient, curvature and search
+    is_valid: jax.Array  # bool; if not, excluded from gradient, curvature and search
     accepted: jax.Array  # [] bool; if not, the line search found nothing and stays
     kl: jax.Array  # [] of the adapted policies after the update from those before
     improvement: jax.Array  # [] of the surrogate return
@@ -117,11 +117,9 @@ def trpo(
         del extra
         samples, info = batch.collect(sampler, key, meta_params)
         loss_and_grad = jax.value_and_grad(lambda *args: loop.loss(*args)[0])
-        (before, grads), skipped = batch.mean(loss_and_grad)(meta_params, samples)
-        samples, info = (
-            samples._replace(skipped=skipped),
-            info._replace(skipped=skipped),
-        )
+        (before, grads), is_valid = batch.mean(loss_and_grad)(meta_params, samples)
+        samples = samples._replace(is_valid=is_valid)
+        info = info._replace(is_valid=is_valid)
         grads = _dtypes.widen(grads)  # Conjugate gradients need the digits.
 
         def curvature(vector):
@@ -146,7 +144,7 @@ def trpo(
 
         def attempt(state):
             shrinks, *_ = state
-            mean = batch.mean(judge, leave_out=False)
+            mean = batch.mean(judge, exclude=False)
             (after, kl), _ = mean(candidate(shrinks + 1), samples)
             is_good = (kl <= max_kl) & (after < before)
             return shrinks + 1, is_good, before - after, kl

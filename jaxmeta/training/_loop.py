@@ -151,24 +151,16 @@ def _run_chunk(step, state, length):
     return state, _means(totals)
 
 
-def _totals(info):
+def _totals(info: base.Info):
     """Sum and count of each metric, over tasks and, where stacked, meta-steps."""
-    # By convention infos have `loss` and may have `metrics`; one entry per task.
-    metrics = getattr(info, "metrics", {})
-    _checks.check_metric_names(metrics)
-    values = {"loss": info.loss, **metrics}
-    # Runs that diverged have no loss; tasks that were left out, no metrics either.
-    has_gaps = {name: hasattr(info, "skipped") for name in values}
-    has_gaps["loss"] |= hasattr(info, "counts")
-    if hasattr(info, "skipped"):
-        values["skipped"], has_gaps["skipped"] = info.skipped.astype(float), False
-
-    def total(name):
-        x = values[name]
-        kept = ~jnp.isnan(x) if has_gaps[name] else jnp.ones(jnp.shape(x), bool)
-        return jnp.sum(jnp.where(kept, x, 0)), jnp.sum(kept)
-
-    return {name: total(name) for name in values}
+    _checks.check_metric_names(info.metrics)
+    values = {"loss": info.loss, **info.metrics}
+    is_valid = jnp.broadcast_to(info.is_valid, jnp.shape(info.loss))
+    total = lambda x: (jnp.sum(jnp.where(is_valid, x, 0)), jnp.sum(is_valid))
+    totals = {name: total(x) for name, x in values.items()}
+    if info.is_valid is not True:  # What can be excluded says how much of it was.
+        totals["excluded"] = (jnp.sum(~is_valid), jnp.array(is_valid.size))
+    return totals
 
 
 def _means(totals):

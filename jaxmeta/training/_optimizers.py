@@ -138,7 +138,7 @@ def tune(
 @functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7))
 def _run_all(lopt, theta, problem, key, num_steps, num_problems, chunk, mesh):
     """Returns losses [N, T + 1]."""
-    go = _runs.advance(lopt, second_order=False, rematerialize=False)
+    advance = _runs.advance(lopt, order="constant", rematerialize=False)
     num_devices = 1 if mesh is None else mesh.size
     on_one_device = -(-num_problems // num_devices)
     keys = jax.random.split(key, on_one_device * num_devices)
@@ -146,7 +146,7 @@ def _run_all(lopt, theta, problem, key, num_steps, num_problems, chunk, mesh):
     def one_run(theta, problem, key):
         start_key, run_key = jax.random.split(key)
         run = _runs.start(start_key, theta, lopt, problem, num_steps)
-        return go(run_key, problem, theta, run, num_steps)[1]
+        return advance(run_key, problem, theta, run, num_steps)[1]
 
     def all_runs(theta, problem, keys):
         run = lambda key: one_run(theta, problem, key)

@@ -83,7 +83,7 @@ def update_responses(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _respond(lopt, steps, num_problems, key, theta, problem, gradients):
     """Returns [N, S, G]."""
-    go = _runs.advance(lopt, second_order=False, rematerialize=False)
+    advance = _runs.advance(lopt, order="constant", rematerialize=False)
     tx = optax.with_extra_args_support(lopt.transform(theta))
 
     def probe(run, coordinate, key):
@@ -106,7 +106,7 @@ def _respond(lopt, steps, num_problems, key, theta, problem, gradients):
         for i, length in enumerate(np.diff((0, *steps))):
             go_key, probe_key = jax.random.split(jax.random.fold_in(run_key, i))
             if length:
-                run, _ = go(go_key, problem, theta, run, int(length))
+                run, _ = advance(go_key, problem, theta, run, int(length))
             found.append(probe(run, coordinate, probe_key))
         return jnp.stack(found)
 
