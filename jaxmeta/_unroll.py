@@ -125,17 +125,17 @@ def differentiated(loss: StepLoss, order: Order, *args: Any) -> Callable[..., An
       order: see `Order`.
       args: arguments of the loss, of which shapes and dtypes count.
     """
-    plain = jax.value_and_grad(loss, has_aux=True)
     if order == "constant":
+        plain = jax.value_and_grad(loss, has_aux=True)
         return lambda *args: jax.lax.stop_gradient(plain(*args))
     if order == "first-order":
         return _first_order(loss)
     if order == "reverse-over-reverse":
-        return plain
+        return _reverse_over_reverse(loss)
     # What is differentiated must be an argument of a custom rule: closures are hoisted.
     loss, constants = jax.closure_convert(loss, *args)
     if order == "auto" and not is_gradient_field(loss, *args, *constants):
-        exact = jax.value_and_grad(loss, has_aux=True)
+        exact = _reverse_over_reverse(loss)
     else:
         exact = _forward_over_reverse(loss)
     return lambda *args: exact(*args, *constants)
@@ -170,6 +170,19 @@ def _first_order(loss):
         return jax.tree.map(lambda g: (value_bar * g).astype(g.dtype), grads), *rest_bar
 
     value_and_grad.defvjp(forward, backward)
+    return value_and_grad
+
+
+def _reverse_over_reverse(loss):
+    """`jax.value_and_grad`, differentiated by JAX itself."""
+
+    def value_and_grad(*args):
+        grads, aux = jax.grad(loss, has_aux=True)(*args)
+        # Not the value that comes beside the gradient: its derivative would be that of
+        # the forward pass of a `custom_vjp`, and not the one that the rule defines.
+        value, _ = loss(*args)
+        return (value, aux), grads
+
     return value_and_grad
 
 
