@@ -1,7 +1,8 @@
-"""The contract of a learner, to be checked on your own.
+"""Checks of what you bring: a learner of your own, a model with derivatives of its own.
 
-What every learner of this package keeps, so that estimators, training steps, meshes
-and evaluation work with it: `jaxmeta.testing.check_learner(learner, sample_task)`.
+`check_learner` is the contract that every learner of this package keeps, so that
+estimators, training steps, meshes and evaluation work with it. `check_gradient_field`
+says whether a model's gradient is the gradient of a scalar.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import base
+from jaxmeta import _custom_rules, _model, base
 
 
 def check_learner(
@@ -53,6 +54,67 @@ def check_learner(
         check_transforms(function, sample_task, meta_params, keys, rtol, atol)
     check_extra_arguments(learner, sample_task, meta_params, keys[0])
     check_half_precision(learner, sample_task, meta_params, keys[0])
+
+
+def check_gradient_field(
+    model: base.ModelLike,
+    loss: base.LossFn,
+    examples: base.Examples,
+    *,
+    key: jax.Array | None = None,
+    rtol: float = 1e-3,
+) -> None:
+    """Raises if the gradient of a model's loss is not the gradient of a scalar.
+
+    It is not where a derivative was redefined to be another function's: gradient
+    reversal, straight-through rounding, gradients clipped or made up inside the model.
+    The Jacobian of such a gradient is not symmetric, u . J v differs from v . J u, and
+    Hessian-vector products forward over reverse are wrong. Learners with hvp="auto"
+    find the redefined derivatives themselves; this tells you whether it was for a
+    reason, or whether hvp="forward-over-reverse" is right and cheaper.
+
+    Args:
+      model: anything with `init(key, inputs)` and `apply(params, inputs)`.
+      loss: `(outputs, targets) -> scalar`.
+      examples: some of a task's, at which to look.
+      key: draws parameters, dropout and directions; None is a fixed one.
+      rtol: how much of |u| |J v| the two products may differ by.
+
+    Raises:
+      AssertionError: that says by how much, and where derivatives were redefined.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxmeta as jm
+      >>> examples = jm.Examples(jnp.ones((2, 3)), jnp.zeros((2, 1)))
+      >>> check_gradient_field(jm.models.MLP([8, 1]), jm.losses.squared_error, examples)
+    """
+    net = _model.normalize(model)
+    key = jax.random.key(0) if key is None else key
+    init_key, model_key, *keys = jax.random.split(key, 6)
+    params = net.init(init_key, examples.inputs)
+    # Away from where it starts: a layer of zeros hides what is behind it.
+    noise = optax.tree.random_like(keys[0], params)
+    params = optax.tree.add_scale(params, 0.1, noise)
+
+    def value(params):
+        outputs = net.apply(params, examples.inputs, key=model_key, train=True)
+        return loss(outputs, examples.targets)
+
+    u, v = (optax.tree.random_like(k, params) for k in keys[1:3])
+    # Both by reverse mode, which every model with a gradient has: pull(v) = J^T v.
+    _, pull = jax.vjp(jax.grad(value), params)
+    (pull_u,), (pull_v,) = pull(u), pull(v)
+    norm = optax.tree.norm
+    scale = norm(u) * norm(pull_v) + norm(v) * norm(pull_u)
+    asymmetry = abs(optax.tree.vdot(u, pull_v) - optax.tree.vdot(v, pull_u))
+    rules = _custom_rules.redefined_derivatives(value, params)
+    assert asymmetry <= rtol * scale, (
+        "The gradient of the model's loss is not the gradient of a scalar: its "
+        f"Jacobian is asymmetric by {float(asymmetry / scale):.2g} of its size. "
+        f"Derivatives were redefined at {rules or 'a place that cannot be found'}. "
+        'Hessian-vector products must be reverse over reverse: `hvp="auto"` is, if '
+        'the place was found, else say hvp="reverse-over-reverse".'
+    )
 
 
 def check_meta_grad(

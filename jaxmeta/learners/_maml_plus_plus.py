@@ -110,13 +110,10 @@ def maml_plus_plus(
     _checks.check_int("first_order_until", first_order_until, minimum=0)
     _checks.check_int("inner_steps", inner_steps)
     net = _model.normalize(model)
-
-    def rule(num_steps):
-        return optimizers.learned_sgd(
-            learning_rate, shared_by="leaf", num_steps=num_steps
-        )
-
     is_adapted = lambda path: not is_per_step(path)
+    rule = lambda num_steps: optimizers.learned_sgd(
+        learning_rate, shared_by="leaf", num_steps=num_steps
+    )
 
     def init(key, task):
         params = net.init(key, task.support.inputs)
@@ -141,18 +138,9 @@ def maml_plus_plus(
             adapted, to_params, rule(num_steps).transform(meta_params.rates)
         )
 
-    exact, first_order = (
-        _adaptation.inner_loop(
-            model,
-            loss,
-            prepare,
-            inner_steps=inner_steps,
-            first_order=first_order,
-            hvp=hvp,
-            metrics=metrics,
-        )
-        for first_order in (False, True)
-    )
+    options = {"inner_steps": inner_steps, "hvp": hvp, "metrics": metrics}
+    exact = _adaptation.inner_loop(model, loss, prepare, **options)
+    first_order = exact._replace(order="constant")
 
     def meta_grad(key, meta_params, task, step=None, **extra):
         del extra
@@ -164,15 +152,9 @@ def maml_plus_plus(
             has_aux=True,
         )
         if step is None or not first_order_until:
-            grads, info = gradient(exact)(meta_params)
-        else:
-            grads, info = jax.lax.cond(
-                step < first_order_until,
-                gradient(first_order),
-                gradient(exact),
-                meta_params,
-            )
-        return grads, info
+            return gradient(exact)(meta_params)
+        branches = gradient(first_order), gradient(exact)
+        return jax.lax.cond(step < first_order_until, *branches, meta_params)
 
     return _adaptation.as_learner(exact, init, meta_grad, description=description)
 

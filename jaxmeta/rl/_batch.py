@@ -14,19 +14,72 @@ from jaxmeta.rl import _loop, _maml
 
 
 class TaskBatch(NamedTuple):
-    """The tasks of a step, and means over them.
+    """The tasks of a step, and means over them; made by `task_batch`."""
 
-    Attributes:
-      init: `(key) -> meta_params`.
-      collect: `(sampler, key, meta_params) -> (Samples, PolicyInfo)`, leaves [T, ...].
-      mean: `(of_task, exclude=True) -> (params, samples) -> (mean, is_valid [T])`,
-        over the valid tasks, of what `of_task(params, samples of one)` returns, a tree
-        of floats. Tasks of which that is not finite are excluded too, by default.
-    """
+    learner: _maml.PolicyLearner
+    sampler: Partial
+    num_tasks: int
+    tasks_per_chunk: int | None
+    mesh: Mesh | None
 
-    init: Callable[..., base.Params]
-    collect: Callable[..., tuple[_loop.Samples, _loop.PolicyInfo]]
-    mean: Callable[..., Callable[..., Any]]
+    def init(self, key: jax.Array) -> base.Params:
+        """Draws meta-parameters."""
+        return _task_axis.init_replicated(self.learner, self.sampler, key, self.mesh)
+
+    def collect(
+        self, sampler: Partial, key: jax.Array, meta_params: base.Params
+    ) -> tuple[_loop.Samples, _loop.PolicyInfo]:
+        """Draws tasks and their episodes, leaves [T, ...]."""
+
+        def of_task(shared, key):
+            sampler, meta_params = shared
+            task_key, key = jax.random.split(key)
+            task = sampler(task_key)
+            return (), self.learner.loop.collect(key, meta_params, task)
+
+        keys = jax.random.split(key, self.num_tasks)
+        over_tasks = self._over_tasks(of_task, meta_params)
+        return over_tasks((sampler, meta_params), keys)[1]
+
+    def mean(
+        self,
+        of_task: Callable[[Any, _loop.Samples], Any],
+        params: Any,
+        samples: _loop.Samples,
+        *,
+        exclude: bool = True,
+    ) -> tuple[Any, jax.Array]:
+        """Returns the mean over the valid tasks, and which they are, [T].
+
+        Args:
+          of_task: `(params, samples of one) -> tree of floats`.
+          params: what all tasks share.
+          samples: of `collect`.
+          exclude: tasks of which the tree is not finite are not valid either.
+        """
+
+        def kept_terms(params, samples):
+            terms = of_task(params, samples)
+            # Zero episodes need not make zero terms: think of a KL penalty.
+            is_valid = samples.is_valid
+            if exclude:
+                is_valid &= _loop.all_finite(terms)
+            kept = lambda x: jnp.where(is_valid, x, jnp.zeros_like(x))
+            count = is_valid.astype(jnp.float32)
+            return (jax.tree.map(kept, terms), count), is_valid
+
+        over_tasks = self._over_tasks(kept_terms, jax.tree.leaves(params))
+        (total, num_kept), is_valid = over_tasks(params, samples)
+        num_kept = jnp.maximum(num_kept, 1)
+        mean = jax.tree.map(lambda x: x / num_kept.astype(x.dtype), total)
+        return mean, is_valid
+
+    def _over_tasks(self, of_task, meta_params):
+        num_devices = 1 if self.mesh is None else self.mesh.size
+        chunk = self.tasks_per_chunk or estimators.default_chunk(
+            meta_params, self.num_tasks // num_devices, self.mesh
+        )
+        return _task_axis.sum_over_tasks(of_task, chunk=chunk, mesh=self.mesh)
 
 
 def task_batch(
@@ -45,44 +98,4 @@ def task_batch(
         )
     num_devices = 1 if mesh is None else mesh.size
     _over_tasks.check_counts(num_tasks, tasks_per_chunk, num_devices)
-
-    def over_axis(of_task, meta_params):
-        chunk = tasks_per_chunk or estimators.default_chunk(
-            meta_params, num_tasks // num_devices, mesh
-        )
-        return _task_axis.sum_over_tasks(of_task, chunk=chunk, mesh=mesh)
-
-    def init(key):
-        return _task_axis.init_replicated(learner, sampler, key, mesh)
-
-    def collect(sampler, key, meta_params):
-        def of_task(shared, key):
-            sampler, meta_params = shared
-            task_key, key = jax.random.split(key)
-            return (), learner.loop.collect(key, meta_params, sampler(task_key))
-
-        keys = jax.random.split(key, num_tasks)
-        _, found = over_axis(of_task, meta_params)((sampler, meta_params), keys)
-        return found
-
-    def mean(of_task, exclude=True):
-        def kept_terms(params, samples):
-            terms = of_task(params, samples)
-            # Zero episodes need not make zero terms: think of a KL penalty.
-            is_valid = samples.is_valid
-            if exclude:
-                is_valid &= _loop.all_finite(terms)
-            kept = lambda x: jnp.where(is_valid, x, jnp.zeros_like(x))
-            count = is_valid.astype(jnp.float32)
-            return (jax.tree.map(kept, terms), count), is_valid
-
-        def mean_of(params, samples):
-            over = over_axis(kept_terms, jax.tree.leaves(params))
-            (total, num_kept), is_valid = over(params, samples)
-            num_kept = jnp.maximum(num_kept, 1)
-            mean = jax.tree.map(lambda x: x / num_kept.astype(x.dtype), total)
-            return mean, is_valid
-
-        return mean_of
-
-    return TaskBatch(init, collect, mean)
+    return TaskBatch(learner, sampler, num_tasks, tasks_per_chunk, mesh)

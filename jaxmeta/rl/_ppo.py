@@ -115,7 +115,7 @@ def ppo(
 
         def epoch(carry, _):
             params, opt_state = carry
-            found, is_valid = batch.mean(of_task)(params, samples)
+            found, is_valid = batch.mean(of_task, params, samples)
             grads, value, inner_kl = found
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params)
             updates, opt_state = outer_tx.update(grads, opt_state, params)

@@ -106,63 +106,78 @@ def trpo(
     )
     loop = learner.loop
 
-    def judge(params, samples):
-        return loop.loss(params, samples)[0], loop.kl(params, samples)
-
-    def curve(params_and_vector, samples):
-        params, vector = params_and_vector
-        return loop.kl_hessian(params, samples, vector)
-
     def estimate(sampler, key, meta_params, carry, **extra):
         del extra
         samples, info = batch.collect(sampler, key, meta_params)
         loss_and_grad = jax.value_and_grad(lambda *args: loop.loss(*args)[0])
-        (before, grads), is_valid = batch.mean(loss_and_grad)(meta_params, samples)
+        (before, grads), is_valid = batch.mean(loss_and_grad, meta_params, samples)
         samples = samples._replace(is_valid=is_valid)
         info = info._replace(is_valid=is_valid)
-        grads = _dtypes.widen(grads)  # Conjugate gradients need the digits.
 
         def curvature(vector):
+            """(nabla^2 D + kappa I) v."""
             narrow = jax.tree.map(lambda v, p: v.astype(p.dtype), vector, meta_params)
-            product, _ = batch.mean(curve)((meta_params, narrow), samples)
+            of_task = lambda both, samples: loop.kl_hessian(both[0], samples, both[1])
+            product, _ = batch.mean(of_task, (meta_params, narrow), samples)
             return optax.tree.add_scale(_dtypes.widen(product), damping, vector)
 
+        def evaluate(params):
+            of_task = lambda *args: (loop.loss(*args)[0], loop.kl(*args))
+            (after, kl), _ = batch.mean(of_task, params, samples, exclude=False)
+            return (kl <= max_kl) & (after < before), before - after, kl
+
+        grads = _dtypes.widen(grads)  # Conjugate gradients need the digits.
         solution, _ = jax.scipy.sparse.linalg.cg(
             curvature, grads, maxiter=cg_steps, tol=1e-10
         )
         length = jnp.asarray(optax.tree.vdot(solution, curvature(solution)))
         is_down = length > 0
-        scale = jnp.where(
-            is_down, jnp.sqrt(2 * max_kl / jnp.where(is_down, length, 1)), 0
-        )
-
-        def candidate(shrinks):
-            size = scale * shrink**shrinks
-            return jax.tree.map(
-                lambda p, s: (p - size * s).astype(p.dtype), meta_params, solution
-            )
-
-        def attempt(state):
-            shrinks, *_ = state
-            mean = batch.mean(judge, exclude=False)
-            (after, kl), _ = mean(candidate(shrinks + 1), samples)
-            is_good = (kl <= max_kl) & (after < before)
-            return shrinks + 1, is_good, before - after, kl
-
-        zero = jnp.zeros_like(before)
-        start = (jnp.full((), -1, jnp.int32), jnp.zeros((), bool), zero, zero)
-        shrinks, accepted, improvement, kl = jax.lax.while_loop(
-            lambda state: ~state[1] & (state[0] < max_shrinks), attempt, start
-        )
-        difference = jax.tree.map(
-            lambda p, c: jnp.where(accepted, p - c, jnp.zeros_like(p)),
-            meta_params,
-            candidate(shrinks),
-        )
-        kept = lambda x: jnp.where(accepted, x, 0)
-        found = (accepted, kept(kl), kept(improvement), shrinks)
-        return difference, carry, TrpoInfo(*info, *found)
+        scale = jnp.sqrt(2 * max_kl / jnp.where(is_down, length, 1))
+        direction = optax.tree.scale(jnp.where(is_down, scale, 0), solution)
+        found = _line_search(evaluate, meta_params, direction, shrink, max_shrinks)
+        difference, accepted, improvement, kl, shrinks = found
+        return difference, carry, TrpoInfo(*info, accepted, kl, improvement, shrinks)
 
     return base.GradientEstimator(
         lambda key: (batch.init(key), None), Partial(estimate, sampler)
     )
+
+
+def _line_search(evaluate, params, direction, shrink, max_shrinks):
+    """Shortens the step until it is good.
+
+    Args:
+      evaluate: `(params) -> (is_good, improvement, kl)`.
+      params: where to start.
+      direction: s; the j-th candidate is params - shrink^j s.
+      shrink: beta.
+      max_shrinks: the largest j.
+
+    Returns:
+      The step's negative, zero if none is good; whether one is; its improvement and KL
+      divergence, zero if not; and j.
+    """
+
+    def candidate(shrinks):
+        size = shrink**shrinks
+        return jax.tree.map(
+            lambda p, s: (p - size * s).astype(p.dtype), params, direction
+        )
+
+    def attempt(state):
+        shrinks, *_ = state
+        return shrinks + 1, *evaluate(candidate(shrinks + 1))
+
+    _, improvement, kl = jax.eval_shape(evaluate, params)
+    start = (
+        jnp.full((), -1, jnp.int32),
+        jnp.zeros((), bool),
+        jnp.zeros((), improvement.dtype),
+        jnp.zeros((), kl.dtype),
+    )
+    shrinks, accepted, improvement, kl = jax.lax.while_loop(
+        lambda state: ~state[1] & (state[0] < max_shrinks), attempt, start
+    )
+    kept = lambda x: jnp.where(accepted, x, jnp.zeros_like(x))
+    difference = jax.tree.map(lambda p, c: kept(p - c), params, candidate(shrinks))
+    return difference, accepted, kept(improvement), kept(kl), shrinks
