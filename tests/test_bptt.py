@@ -337,7 +337,7 @@ def test_a_curriculum_decides_when_a_run_starts(key):
     for step in range(4):
         _, runs, _ = jax.jit(estimator.estimate)(key, theta, runs, step=step)
         horizons.append(int(runs.horizon[0]))
-    assert horizons == [2, 2, 6, 6]  # Whole stretches.
+    assert horizons == [2, 2, 6, 6]  # Whole truncations.
 
 
 def _sometimes_broken():
@@ -379,6 +379,27 @@ def test_a_run_that_diverges_does_not_count(make, key):
         assert (np.asarray(steps)[~np.asarray(info.is_valid)] == 4).all()
 
 
+def test_runs_whose_meta_gradient_is_never_finite_are_replaced(key):
+    """Their losses are finite: at 0 the gradient is, and its derivative is not."""
+    problem = jm.OptimizationProblem(
+        lambda k: jax.random.normal(k, ()),
+        lambda k, i: jnp.zeros(2),
+        lambda p, i, k: jnp.sum(jnp.abs(p) ** 1.5) + i**2,
+    )
+    estimator = jm.estimators.truncated_bptt(
+        jm.optimizers.learned_sgd(0.1), problem, unroll=2, horizon=100, num_problems=2
+    )
+    theta, runs = estimator.init(key)
+    estimate = jax.jit(estimator.estimate)
+    for step_key in jax.random.split(key, 2):
+        before = runs.instance
+        grads, runs, info = estimate(step_key, theta, runs)
+        assert not info.is_valid.any() and np.isnan(info.loss).all()
+        assert (runs.step == runs.horizon).all()
+        assert optax.tree.norm(grads) == 0  # The mean of none.
+    assert (runs.instance != before).all()
+
+
 def test_the_mean_is_over_the_runs_that_count(key):
     """The same as of these alone, each estimated by itself."""
     with jax.enable_x64(True):
@@ -407,7 +428,7 @@ def test_the_mean_is_over_the_runs_that_count(key):
         chex.assert_trees_all_close(grads, expected, rtol=1e-9)
 
 
-def test_training_records_the_share_of_lost_runs(key, tmp_path):
+def test_training_records_the_share_of_excluded_runs(key, tmp_path):
     estimator = jm.estimators.truncated_bptt(
         _lstm(), _sometimes_broken(), unroll=2, horizon=4, num_problems=16
     )
