@@ -72,8 +72,8 @@ class Finding(NamedTuple):
     """What a meta-gradient is."""
 
     verdict: str  # right, bounded, unbounded, wrong or NaN
-    largest: float  # of the meta-gradient, in magnitude
-    expected: float  # the largest finite difference, where all of them exist, else NaN
+    largest: float | None  # magnitude in the meta-gradient; None is NaN
+    expected: float | None  # the same in finite differences; None if they disagree
 
 
 def rules() -> dict[str, optax.GradientTransformation]:
@@ -173,8 +173,10 @@ def _judge(grad_and_loss, params):
         verdict = "right"
     else:
         verdict = "bounded" if np.abs(grad).max() < BOUND else "unbounded"
-    largest = np.abs(expected).max() if has_slope.all() else np.nan
-    return Finding(verdict, float(np.abs(grad).max()), float(largest))
+    largest = None if verdict == "NaN" else float(np.abs(grad).max())
+    return Finding(
+        verdict, largest, float(np.abs(expected).max()) if has_slope.all() else None
+    )
 
 
 def row(name: str, findings: dict[str, Finding]) -> str:

@@ -83,8 +83,9 @@ def adamw(
       weight_decay: times the parameters and the learning rate, it is subtracted from
         them at each step.
       mask: which parameters decay: a pytree of bools, or a function of the parameters
-        that returns one; None is all. It does not freeze the others, which keep Adam's
-        step.
+        that returns one; None is all. The others are not frozen: they take Adam's
+        step. (Nor are they by `optax.masked(adamw(...), mask)`, which adds their
+        gradients to them; `optax.partition` with `optax.set_to_zero` freezes.)
       grad_floor: root of the second moment under which an update is constant.
 
     Returns:
