@@ -41,23 +41,19 @@ PARTS = {
     "normalize_by_update_norm": (),
 }
 COMPLETE = (
-    *("adam", "adamw", "nadam", "radam", "amsgrad", "adamax", "adabelief", "novograd"),
-    *("yogi", "lamb", "lars", "fromage", "adafactor", "adagrad", "adadelta", "sm3"),
-    *("rmsprop", "rprop", "lion", "polyak_sgd", "contrib.adopt", "contrib.muon"),
+    *("adam", "adamw", "nadam", "radam", "amsgrad", "adamax", "adabelief", "adan"),
+    *("novograd", "yogi", "lamb", "lars", "fromage", "adafactor", "adagrad"),
+    *("adadelta", "rmsprop", "rprop", "lion", "polyak_sgd"),
+    *("contrib.adopt", "contrib.muon"),
 )
-# What to use where the derivative of optax's rule is not right, or not bounded.
-INSTEAD = {
-    f"optax.{name}": f"jm.optimizers.{name}" for name in (*PARTS, "adam", "adamw")
-}
-INSTEAD |= {
-    f"optax.{name}": "jm.optimizers.adam"
-    for name in (*COMPLETE[2:8], *COMPLETE[-2:], "adafactor")
-}
-INSTEAD |= {
-    "optax.lamb": "jm.optimizers.adamw",
-    "optax.lars": "jm.optimizers.normalize_by_update_norm",
-    "optax.polyak_sgd": "optax.sgd",
-    "optax.sm3": "optax.adagrad",
+# What to use -> instead of which rules of optax.
+INSTEAD = {f"jm.optimizers.{name}": [name] for name in PARTS} | {
+    "jm.optimizers.adam": [
+        *("adam", "nadam", "radam", "amsgrad", "adamax", "adabelief", "novograd"),
+        *("adafactor", "contrib.adopt", "contrib.muon"),
+    ],
+    "jm.optimizers.adamw": ["adamw", "lamb"],
+    "optax.sgd": ["lars", "polyak_sgd"],
 }
 
 
@@ -182,7 +178,9 @@ def _judge(grad_and_loss, params):
 def row(name: str, findings: dict[str, Finding]) -> str:
     """A rule's row of the table."""
     verdicts = [finding.verdict for finding in findings.values()]
-    instead = f" `{INSTEAD[name]}`" if name in INSTEAD else ""
+    library, rule = name.split(".", 1)
+    unsafe = {rule: safe for safe, rules in INSTEAD.items() for rule in rules}
+    instead = f" `{unsafe[rule]}`" if library == "optax" and rule in unsafe else ""
     return f"| `{name}` | {' | '.join(verdicts)} |{instead} |"
 
 
