@@ -11,8 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
 
-from jaxmeta import _custom_rules, _model, base
+from jaxmeta import _checks, _custom_rules, _model, base
 
 
 def check_learner(
@@ -115,6 +116,56 @@ def check_gradient_field(
         'Hessian-vector products must be reverse over reverse: `hvp="auto"` is, if '
         'the place was found, else say hvp="reverse-over-reverse".'
     )
+
+
+def check_inner_tx(
+    inner_tx: optax.GradientTransformation, params: base.Params | None = None
+) -> None:
+    """Raises unless a rule can be differentiated where inner gradients are zero.
+
+    After three updates by gradients that are zero, in all leaves or in one of them, the
+    derivative of the parameters with respect to the gradients must be finite, and at
+    most 1e4. Many rules of optax that take roots or norms of gradients fail this.
+
+    Args:
+      inner_tx: an optax transformation.
+      params: to try it on; None is a matrix and a vector.
+
+    Raises:
+      AssertionError: that says which gradients are zero, and the derivative.
+      ValueError: if `inner_tx` is no optax transformation.
+
+    Example:
+      >>> import optax, jaxmeta as jm
+      >>> clip = jm.optimizers.clip_by_global_norm(1.0)  # optax's fails
+      >>> check_inner_tx(optax.chain(clip, optax.sgd(0.1)))
+    """
+    _checks.check_plain_transformation("inner_tx", inner_tx)
+    if params is None:
+        params = {"matrix": jnp.ones((3, 2)), "vector": jnp.ones(2)}
+    tx = optax.with_extra_args_support(inner_tx)
+
+    def move(grads):
+        moved, state = params, tx.init(params)
+        for _ in range(3):
+            updates, state = tx.update(grads, state, moved, value=jnp.ones(()))
+            moved = optax.apply_updates(moved, updates)
+        return moved
+
+    names = [name for name, _ in _named(params)]
+    for zero in (names, *([name] for name in names)):
+        one = [0.0 if name in zero else 1.0 for name in names]
+        grads = jax.tree.map(
+            jnp.full_like, params, jax.tree.unflatten(jax.tree.structure(params), one)
+        )
+        moved, backward = jax.vjp(move, grads)
+        (slopes,) = backward(optax.tree.ones_like(moved))
+        slope = float(jnp.max(jnp.abs(ravel_pytree(slopes)[0])))
+        assert slope <= 1e4, (
+            f"`inner_tx` has a derivative of {slope:.3g} where the gradients of "
+            f"{zero} are zero. The documentation (Debugging) lists which of optax's "
+            "rules are safe in an inner loop; `jaxmeta.optimizers` has safe ones."
+        )
 
 
 def check_meta_grad(

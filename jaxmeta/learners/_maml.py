@@ -47,9 +47,9 @@ def maml(
       loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
       inner_tx: the inner step; `optax.sgd(0.01)` is the paper's. Its state starts
         fresh for every task, and it is given the loss as `value`. A
-        `LearnedOptimizer` is meta-learned together with the initialisation. With
-        Adam use `jaxmeta.optimizers.adam`: the derivative of optax's is infinite
-        where a gradient is zero.
+        `LearnedOptimizer` is meta-learned together with the initialisation. Clip,
+        normalise or use Adam by the rules in `jaxmeta.optimizers`: the derivatives
+        of optax's are NaN where a gradient is zero.
       inner_steps: K, the number of inner steps. Static.
       first_order: treat the inner gradients as constants (FOMAML): cheaper by a
         Hessian-vector product per step, and biased. Static.

@@ -1,6 +1,12 @@
 """Optimizers as optax transformations: for inner loops, and learned ones."""
 
-from jaxmeta.optimizers._adam import adam
+from jaxmeta.optimizers._adam import adam, adamw
+from jaxmeta.optimizers._clipping import (
+    adaptive_grad_clip,
+    clip_by_block_rms,
+    clip_by_global_norm,
+    normalize_by_update_norm,
+)
 from jaxmeta.optimizers._coordinates import (
     LstmState,
     LstmTheta,
@@ -52,6 +58,10 @@ __all__ = [
     "RnnpropState",
     "RnnpropTheta",
     "adam",
+    "adamw",
+    "adaptive_grad_clip",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
     "curvature_sgd",
     "learned_rate",
     "learned_sgd",
@@ -62,6 +72,7 @@ __all__ = [
     "lstm_gac",
     "meta_lstm",
     "mlp",
+    "normalize_by_update_norm",
     "ntm_bfgs",
     "partition",
     "pretrained",

@@ -1,4 +1,7 @@
-"""Adam for inner loops."""
+"""Adam and AdamW for inner loops."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +54,74 @@ def adam(
       >>> print(jax.grad(after_one_step)(0.0))
       1.0
     """
+    _checks.check_positive("learning_rate", learning_rate)
+    return optax.chain(
+        _scale_by_adam(b1, b2, eps, grad_floor),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float | jax.Array = 1e-4,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+    grad_floor: float = 1e-5,
+) -> optax.GradientTransformation:
+    """AdamW whose derivative stays bounded where the gradient is zero.
+
+    The same updates as `optax.adamw`, with the derivative of `jaxmeta.optimizers.adam`.
+
+    Args:
+      learning_rate: a float, an array that may be differentiated, or a schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the denominator.
+      weight_decay: times the parameters and the learning rate, it is subtracted from
+        them at each step.
+      mask: which parameters decay: a pytree of bools, or a function of the parameters
+        that returns one; None is all. The others are not frozen: they take Adam's
+        step. (Nor are they by `optax.masked(adamw(...), mask)`, which adds their
+        gradients to them; `optax.partition` with `optax.set_to_zero` freezes.)
+      grad_floor: root of the second moment under which an update is constant.
+
+    Returns:
+      An optax transformation, complete: its output is added to the parameters. Its
+      update requires `params`.
+
+    Raises:
+      ValueError: if `grad_floor` or a Python `learning_rate` is not positive, or
+        `weight_decay` is negative.
+
+    References:
+      Loshchilov, Hutter, "Decoupled weight decay regularization", ICLR 2019,
+      Algorithm 2. https://arxiv.org/abs/1711.05101
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> def after_one_step(w):
+      ...     tx = adamw(0.5, weight_decay=0.1)
+      ...     updates, _ = tx.update(0 * w, tx.init(w), w)  # a gradient of zero
+      ...     return optax.apply_updates(w, updates)
+      >>> print(jax.grad(after_one_step)(1.0))
+      0.95
+    """
+    _checks.check_positive("learning_rate", learning_rate)
+    _checks.check_not_negative("weight_decay", weight_decay)
+    return optax.chain(
+        _scale_by_adam(b1, b2, eps, grad_floor),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _scale_by_adam(b1, b2, eps, grad_floor):
+    """Adam's direction, without a learning rate."""
     if not grad_floor > 0:
         raise ValueError(f"`grad_floor` must be positive, got {grad_floor!r}.")
-    _checks.check_positive("learning_rate", learning_rate)
 
     def init(params):
         return optax.ScaleByAdamState(
@@ -74,7 +142,4 @@ def adam(
         directions = jax.tree.map(ratio, mu_hat, nu_hat)
         return directions, optax.ScaleByAdamState(count, mu, nu)
 
-    return optax.chain(
-        optax.GradientTransformation(init, update),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    return optax.GradientTransformation(init, update)

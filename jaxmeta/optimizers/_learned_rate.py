@@ -16,7 +16,9 @@ def learned_rate(
     """An optax optimizer whose learning rate is to be learned, or tuned.
 
     Args:
-      make_tx: `(learning_rate) -> transformation`, say `optax.adam`.
+      make_tx: `(learning_rate) -> transformation`, say `optax.adam`. Estimators that
+        differentiate through updates (`bptt`, `truncated_bptt`) require a derivative
+        at zero gradients: `jaxmeta.optimizers.adam`.
       learning_rate: to start from.
 
     Returns:

@@ -82,8 +82,9 @@ def maml(
       env: an `Environment`; its `sample_task` draws the tasks.
       policy: `gaussian_policy` or `categorical_policy` of any model.
       inner_tx: the inner step, `optax.sgd(0.5)` for `navigation`. Its state starts
-        fresh for every task. A schedule gives later steps another rate. Adam is
-        `jaxmeta.optimizers.adam`: optax's has no derivative where a gradient is zero.
+        fresh for every task. A schedule gives later steps another rate. Clip or
+        use Adam by the rules in `jaxmeta.optimizers`: optax's have no derivative
+        where a gradient is zero.
       inner_steps: K. Static.
       num_episodes: B, episodes before each inner step and after the last. Static.
       test_episodes: the same in `evaluate`; None is `num_episodes`. Static.

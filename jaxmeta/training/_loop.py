@@ -203,6 +203,8 @@ def _check_finite(numbers, step, files):
         name = "loss" if "loss" in wrong else min(wrong)
         raise DivergedError(
             f"The training {name} is {wrong[name]} at step {step}. Lower the inner or "
-            "outer learning rate, or clip gradients; an Adam inside MAML must be "
-            f"`jaxmeta.optimizers.adam`, not optax's.{files}"
+            "outer learning rate, or clip gradients: in an inner loop by `jaxmeta."
+            "optimizers.clip_by_global_norm`, for optax's rules with norms or roots of "
+            "gradients may have no derivative at zero (`jaxmeta.testing."
+            f"check_inner_tx` checks a rule).{files}"
         )
