@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmeta import _checks, _inner_loop, base
+from jaxmeta import _checks, _dtypes, _inner_loop, base
 
 _SAVED = "jaxmeta_run_grads"
 
@@ -101,7 +101,7 @@ def start(
     """Draws an instance, where to start, and how long to go on."""
     sample_key, init_key, horizon_key = jax.random.split(key, 3)
     instance = problem.sample(sample_key)
-    params = problem.init(init_key, instance)
+    params = _dtypes.as_arrays(problem.init(init_key, instance))
     _checks.check_params(params)
     opt_state = lopt.transform(theta).init(params)
     if isinstance(horizon, tuple):
@@ -236,7 +236,8 @@ def init_theta(
     """Draws theta; rules with a parameter of their own for each see an instance's."""
     problem_key, theta_key = jax.random.split(key)
     sample_key, init_key = jax.random.split(problem_key)
-    params = problem.init(init_key, problem.sample(sample_key))
+    params = _dtypes.as_arrays(problem.init(init_key, problem.sample(sample_key)))
+    _checks.check_params(params)
     return lopt.init(theta_key, params)
 
 

@@ -117,7 +117,10 @@ def inner_loop(
         return result._replace(params=to_params(result.params, last))
 
     def measure(outputs, targets):
-        return {name: metric(outputs, targets) for name, metric in metrics.items()}
+        return {
+            name: _checks.as_metric(name, metric(outputs, targets))
+            for name, metric in metrics.items()
+        }
 
     def example_loss(params, key, examples):
         value, outputs = loss_and_outputs(params, key, examples)

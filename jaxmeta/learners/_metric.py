@@ -136,7 +136,10 @@ def metric_learner(
         outputs = outputs_of(task_params, query.inputs, **options)
         value = loss(outputs, query.targets)
         _checks.check_scalar_loss("loss", value)
-        return value, {name: fn(outputs, query.targets) for name, fn in metrics.items()}
+        return value, {
+            name: _checks.as_metric(name, fn(outputs, query.targets))
+            for name, fn in metrics.items()
+        }
 
     def prepare(support):
         check_targets("support", support)
