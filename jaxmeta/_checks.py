@@ -70,6 +70,13 @@ def check_examples(name: str, examples: base.Examples) -> None:
             f"`{name}` must be `jaxmeta.Examples(inputs, targets)`, got "
             f"{type(examples).__name__}."
         )
+    leaves = jax.tree.leaves(examples)
+    plain = sorted({type(x).__name__ for x in leaves if not hasattr(x, "shape")})
+    if plain:
+        raise ValueError(
+            f"`{name}` must hold arrays, got leaves of types {plain}: lists are "
+            "trees of their numbers here. Give `numpy.asarray(...)` of them."
+        )
     sizes = {
         f"{name}{jax.tree_util.keystr(path)}": jnp.shape(leaf)[:1]
         for path, leaf in jax.tree_util.tree_leaves_with_path(examples)

@@ -59,7 +59,7 @@ def normalize(model: base.ModelLike) -> NormalModel:
             raise ValueError(
                 "`model` draws random numbers in predictions too, which have no key. "
                 "Let the function that haiku transforms take `train`, and draw where "
-                "it is true; without random numbers, `haiku.without_apply_rng`."
+                "it is true."
             ) from error
 
     with_statistics = getattr(model, "with_statistics", None)

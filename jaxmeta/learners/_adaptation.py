@@ -177,6 +177,7 @@ def as_learner(
 
     def meta_grad_of_task(key, meta_params, task, **extra):
         _checks.check_task(task)
+        _checks.check_params(meta_params)
         return unchecked_meta_grad(key, meta_params, task, **extra)
 
     def evaluate(key, meta_params, task, *, inner_steps=None):
