@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
-from jaxmeta import base
+from jaxmeta import _dtypes, base
 
 
 def check_int(name: str, value: Any, *, minimum: int = 1) -> None:
@@ -70,6 +70,13 @@ def check_examples(name: str, examples: base.Examples) -> None:
             f"`{name}` must be `jaxmeta.Examples(inputs, targets)`, got "
             f"{type(examples).__name__}."
         )
+    leaves = jax.tree.leaves(examples)
+    plain = sorted({type(x).__name__ for x in leaves if not hasattr(x, "shape")})
+    if plain:
+        raise ValueError(
+            f"`{name}` must hold arrays, got leaves of types {plain}: lists are "
+            "trees of their numbers here. Give `numpy.asarray(...)` of them."
+        )
     sizes = {
         f"{name}{jax.tree_util.keystr(path)}": jnp.shape(leaf)[:1]
         for path, leaf in jax.tree_util.tree_leaves_with_path(examples)
@@ -105,17 +112,16 @@ def check_task(task: base.Task) -> None:
 
 
 def check_params(params: base.Params) -> None:
-    """Raises unless every leaf is floating point (or complex) and trainable."""
+    """Raises unless every leaf is a floating-point (or complex) array or number."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    wrong = {
-        jax.tree_util.keystr(path): str(jnp.result_type(leaf))
-        for path, leaf in leaves
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
-    }
+    kinds = {jax.tree_util.keystr(path): _kind(leaf) for path, leaf in leaves}
+    wrong = {path: str(kind) for path, kind in kinds.items() if not _is_inexact(kind)}
     if wrong:
+        fix = "Keep constants out of the parameters: close over them in `apply`."
+        if any(isinstance(kind, str) for kind in kinds.values()):
+            fix += " An Equinox module goes in through `jaxmeta.models.from_equinox`."
         raise ValueError(
-            f"Parameters must be floating point to be adapted, got {wrong}. Keep "
-            "constants out of the parameters: close over them in `apply`."
+            f"Parameters must be floating point to be adapted, got {wrong}. {fix}"
         )
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
         extra = sorted(str(name) for name in params if name != "params")
@@ -125,13 +131,52 @@ def check_params(params: base.Params) -> None:
         )
 
 
+def _kind(leaf):
+    """The dtype of an array or a number, else the name of its type."""
+    if hasattr(leaf, "dtype") or _dtypes.is_number(leaf):
+        return jnp.result_type(leaf)
+    return type(leaf).__name__
+
+
+def _is_inexact(kind):
+    return not isinstance(kind, str) and jnp.issubdtype(kind, jnp.inexact)
+
+
 def check_scalar_loss(name: str, loss: jax.Array) -> None:
-    """Raises unless a loss function returned a floating-point scalar."""
-    if jnp.shape(loss) != () or not jnp.issubdtype(jnp.result_type(loss), jnp.inexact):
+    """Raises unless a loss function returned a floating-point scalar alone."""
+    if not isinstance(loss, jax.Array):
+        fix = "Return the scalar alone; put what else you want to see into `metrics`."
+        if _dtypes.is_number(loss):
+            fix = "A plain number has no gradient: compute it by `jax.numpy`."
         raise ValueError(
-            f"`{name}` must return a float scalar, got shape {jnp.shape(loss)} and "
-            f"dtype {jnp.result_type(loss)}. Losses here take the mean over examples."
+            f"`{name}` must return a float scalar of JAX, got {_describe(loss)}. {fix}"
         )
+    if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.inexact):
+        raise ValueError(
+            f"`{name}` must return a float scalar, got shape {loss.shape} and dtype "
+            f"{loss.dtype}. Losses here take the mean over examples."
+        )
+
+
+def as_metric(name: str, value: Any) -> jax.Array:
+    """Returns what a metric gave as a scalar array; raises if it is none."""
+    if not _dtypes.is_number(value) or jnp.shape(value) != ():
+        raise ValueError(
+            f"The metric {name!r} must return a scalar, got {_describe(value)}. Take "
+            "the mean over examples; each number has a name of its own in `metrics`."
+        )
+    return jnp.asarray(value)
+
+
+def _describe(value):
+    """A value in a message: the shapes of arrays, the types of all the rest."""
+    if isinstance(value, tuple | list | Mapping):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        listed = ", ".join(f"{name!r}: {_describe(item)}" for name, item in items)
+        return f"a {type(value).__name__} of {{{listed}}}"
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    return repr(value)
 
 
 def check_like(name: str, tree: Any, like: Any) -> None:

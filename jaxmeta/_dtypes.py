@@ -1,9 +1,10 @@
-"""Precisions."""
+"""Precisions, and what is a number."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def widen(tree: Any) -> Any:
@@ -11,3 +12,23 @@ def widen(tree: Any) -> Any:
     return jax.tree.map(
         lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
     )
+
+
+def is_number(x: Any) -> bool:
+    """Whether `x` is a JAX or NumPy array of numbers, or a Python or NumPy number."""
+    if not isinstance(
+        x, bool | int | float | complex | np.generic | np.ndarray | jax.Array
+    ):
+        return False
+    dtype = x.dtype if hasattr(x, "dtype") else np.result_type(x)
+    return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
+
+
+def as_arrays(tree: Any) -> Any:
+    """Returns `tree` with its numbers as JAX arrays; other leaves are left alone.
+
+    With a dtype of their own: a Python number's would give way to any other's, so that
+    what is updated in place of it would be of another type (in the carry of a scan).
+    """
+    convert = lambda x: jnp.asarray(x, jnp.result_type(x)) if is_number(x) else x
+    return jax.tree.map(convert, tree)

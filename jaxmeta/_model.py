@@ -1,14 +1,22 @@
-"""Brings every kind of model to the one form that learners call."""
+"""Brings every kind of model to the one interface that learners call."""
 
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxmeta import base
+from jaxmeta import _checks, _dtypes, base
+
+_ADAPTERS = (
+    "A flax.nnx Module goes in through `jaxmeta.models.from_nnx`, an Equinox module "
+    "through `from_equinox`."
+)
 
 
 class NormalModel(NamedTuple):
-    """A model whose `apply` takes `key=` and `train=`, whatever the user's takes."""
+    """A model whose `apply` takes `key=` and `train=`, whatever the user's takes.
+
+    Its `init` returns arrays, all of them floating point, or raises.
+    """
 
     init: Callable[..., base.Params]
     apply: Callable[..., base.PyTree]
@@ -19,33 +27,65 @@ def normalize(model: base.ModelLike) -> NormalModel:
     """Returns `model` in the form that learners call.
 
     Raises:
-      ValueError: if `model` lacks `init` or `apply`.
+      ValueError: if `model` lacks `init` or `apply`, or keeps state.
     """
+    _check_is_model(model)
+    names = _parameter_names(model.apply)
+    if callable(model) and "train" not in names:
+        _check_modes(model)
+    # Haiku's `apply(params, rng, inputs)`, and functions written like it.
+    key_is_second = names[1:2] in (["rng"], ["key"])
+    accepted = {"key", "train"} & set(names) - set(names[:2])
+    init_accepts = {"train"} & set(_parameter_names(model.init)[2:])
+
+    def init(key, inputs):
+        params = model.init(key, inputs, **dict.fromkeys(init_accepts, True))
+        if params is None:
+            raise ValueError("`init` of the model must return parameters, got None.")
+        params = _dtypes.as_arrays(params)
+        _checks.check_params(params)
+        return params
+
+    def apply(params, inputs, *, key=None, train=False):
+        options: dict[str, Any] = {"key": key, "train": train}
+        options = {name: options[name] for name in accepted}
+        if not key_is_second:
+            return model.apply(params, inputs, **options)
+        try:
+            return model.apply(params, key, inputs, **options)
+        except Exception as error:
+            if key is not None or type(error).__name__ != "MissingRNGError":
+                raise
+            raise ValueError(
+                "`model` draws random numbers in predictions too, which have no key. "
+                "Let the function that haiku transforms take `train`, and draw where "
+                "it is true."
+            ) from error
+
+    with_statistics = getattr(model, "with_statistics", None)
+    return NormalModel(init, apply, with_statistics or (lambda params, _: params))
+
+
+def _check_is_model(model):
+    """Raises unless `model` has a stateless pair of `init` and `apply`."""
     if isinstance(model, type):
         raise ValueError(
-            f"`model` must be made, got the class {model.__name__}: "
-            f"`{model.__name__}(...)`. A flax.nnx Module goes in through "
-            "`jaxmeta.models.from_nnx`."
+            f"`model` must be an instance, got the class {model.__name__}: "
+            f"`{model.__name__}(...)`. {_ADAPTERS}"
         )
     for name in ("init", "apply"):
         if not callable(getattr(model, name, None)):
             raise ValueError(
                 "`model` must have callable `init` and `apply`, got "
                 f"{type(model).__name__} without `{name}`. Plain functions go in as "
-                "`jaxmeta.Model(init, apply)`; a flax.nnx Module through "
-                "`jaxmeta.models.from_nnx`."
+                f"`jaxmeta.Model(init, apply)`. {_ADAPTERS}"
             )
-    accepted = _accepted_names(model.apply)
-    if callable(model) and "train" not in accepted:
-        _check_modes(model)
-
-    def apply(params, inputs, *, key=None, train=False):
-        options: dict[str, Any] = {"key": key, "train": train}
-        options = {name: options[name] for name in accepted}
-        return model.apply(params, inputs, **options)
-
-    with_statistics = getattr(model, "with_statistics", None)
-    return NormalModel(model.init, apply, with_statistics or (lambda params, _: params))
+    if _parameter_names(model.apply)[1:2] == ["state"]:
+        raise ValueError(
+            f"`model` must be without state, got {type(model).__name__}, whose `apply` "
+            "takes `state`: an episode has none. Use `haiku.transform` and layers "
+            "without running averages, or flax through `jaxmeta.models.from_linen`."
+        )
 
 
 def _check_modes(module):
@@ -61,10 +101,9 @@ def _check_modes(module):
         )
 
 
-def _accepted_names(apply: Callable[..., Any]) -> tuple[str, ...]:
-    """Which of `key` and `train` the signature names; `**kwargs` does not count."""
+def _parameter_names(function: Callable[..., Any]) -> list[str]:
+    """The names in a function's signature; `**kwargs` names none."""
     try:
-        names = inspect.signature(apply).parameters
+        return list(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # Some callables hide their signature.
-        return ()
-    return tuple(name for name in ("key", "train") if name in names)
+        return []

@@ -49,7 +49,10 @@ SampleTask: TypeAlias = Callable[[jax.Array], Task]
 class ModelLike(Protocol):
     """Anything with `init` and `apply`: flax.linen's Module, `Model`, haiku's pair.
 
-    Haiku's without a random key: `haiku.without_apply_rng(haiku.transform(f))`.
+    Haiku's `transform(f)` gets a key in passes on which gradients are taken, and `f`,
+    where it names `train`, whether this is one; `without_apply_rng(transform(f))` gets
+    none. Modules of flax.nnx and Equinox, and those of linen with dropout or running
+    statistics, come through the adapters of `jaxmeta.models`.
     """
 
     @property
@@ -67,7 +70,8 @@ class Model(NamedTuple):
     """A model as its functions.
 
     Attributes:
-      init: `init(key, inputs [N, ...]) -> params`, the trainable parameters.
+      init: `init(key, inputs [N, ...]) -> params`, the trainable parameters: a pytree
+        of floating-point arrays. Python and NumPy numbers become JAX arrays.
       apply: `apply(params, inputs [N, ...]) -> outputs [N, ...]`. When its signature
         names `key` or `train`, the learners pass them: a PRNG key, and whether this
         is a pass on which gradients are taken.

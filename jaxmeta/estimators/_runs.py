@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _unroll, base
+from jaxmeta import _checks, _dtypes, _unroll, base
 
 # A number, (lowest, highest) for log-uniform ones, or a function of the meta-step.
 Horizon: TypeAlias = int | tuple[int, int] | Callable[[jax.Array], jax.Array]
@@ -115,7 +115,7 @@ def start(
     """Draws an instance, where to start, and how long to go on."""
     sample_key, init_key, horizon_key = jax.random.split(key, 3)
     instance = problem.sample(sample_key)
-    params = problem.init(init_key, instance)
+    params = _dtypes.as_arrays(problem.init(init_key, instance))
     _checks.check_params(params)
     opt_state = lopt.transform(theta).init(params)
     if isinstance(horizon, tuple):
@@ -252,5 +252,6 @@ def init_theta(
     """Draws theta; rules with a parameter of their own for each see an instance's."""
     problem_key, theta_key = jax.random.split(key)
     sample_key, init_key = jax.random.split(problem_key)
-    params = problem.init(init_key, problem.sample(sample_key))
+    params = _dtypes.as_arrays(problem.init(init_key, problem.sample(sample_key)))
+    _checks.check_params(params)
     return lopt.init(theta_key, params)

@@ -132,7 +132,10 @@ class InnerLoop(NamedTuple):
         return base.EvalInfo(value, self._measure(outputs, query.targets))
 
     def _measure(self, outputs, targets):
-        return {name: fn(outputs, targets) for name, fn in self.metrics.items()}
+        return {
+            name: _checks.as_metric(name, metric(outputs, targets))
+            for name, metric in self.metrics.items()
+        }
 
 
 def inner_loop(
@@ -270,6 +273,7 @@ class _LearnerFunctions(NamedTuple):
     def meta_grad(self, key, meta_params, task, **extra):
         """Returns `(meta_grads, info)`, the gradients shaped like `meta_params`."""
         _checks.check_task(task)
+        _checks.check_params(meta_params)
         with _messages.explain_reverse_mode():
             return self.unchecked_meta_grad(key, meta_params, task, **extra)
 

@@ -93,6 +93,12 @@ def cavia(
     def join(inputs, phi):
         if context == "model":
             return inputs, phi
+        if not hasattr(inputs, "reshape"):
+            raise ValueError(
+                'context="input" joins the context to one array of inputs, got '
+                f'{type(inputs).__name__}. Take context="model", with a model of '
+                "`(inputs, context)`."
+            )
         flat = inputs.reshape(inputs.shape[0], -1)
         phi = jnp.broadcast_to(phi[None], (flat.shape[0], num_context))
         return jnp.concatenate([flat, phi], -1)

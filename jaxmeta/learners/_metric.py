@@ -136,7 +136,10 @@ def metric_learner(
         outputs = outputs_of(task_params, query.inputs, **options)
         value = loss(outputs, query.targets)
         _checks.check_scalar_loss("loss", value)
-        return value, {name: fn(outputs, query.targets) for name, fn in metrics.items()}
+        return value, {
+            name: _checks.as_metric(name, fn(outputs, query.targets))
+            for name, fn in metrics.items()
+        }
 
     def prepare(support):
         check_targets("support", support)
@@ -207,6 +210,7 @@ def metric_learner(
     def meta_grad(key, meta_params, task, **extra):
         del extra
         check(task)
+        unpack(meta_params)  # Raises before JAX does.
         return jax.grad(meta_loss, has_aux=True)(meta_params, key, task)
 
     def evaluate(key, meta_params, task, *, inner_steps=None):
@@ -227,6 +231,11 @@ def metric_learner(
 
 def check_targets(name: str, examples: base.Examples) -> None:
     """Raises unless the targets are one-hot or class probabilities [N, W]."""
+    if not hasattr(examples.targets, "shape"):
+        raise ValueError(
+            f"`{name}.targets` must be one array, one-hot [N, W], got "
+            f"{type(examples.targets).__name__}."
+        )
     shape = jnp.shape(examples.targets)
     if len(shape) == 3:
         raise ValueError(

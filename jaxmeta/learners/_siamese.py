@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import base, losses
+from jaxmeta import _checks, base, losses
 from jaxmeta.learners import _metric
 
 
@@ -110,7 +110,10 @@ def siamese(
             jax.nn.softplus(-pairs), jax.nn.softplus(pairs), same, different
         )
         outputs = best_match(pairs, support.targets)
-        values = {name: fn(outputs, query.targets) for name, fn in metrics.items()}
+        values = {
+            name: _checks.as_metric(name, fn(outputs, query.targets))
+            for name, fn in metrics.items()
+        }
         said_same = (pairs > 0).astype(pairs.dtype)
         values["verification_accuracy"] = _balanced(
             said_same, 1 - said_same, same, different

@@ -2,6 +2,7 @@
 
 from jaxmeta.models._conv4 import Conv4
 from jaxmeta.models._conv_net import ConvNet
+from jaxmeta.models._equinox import from_equinox
 from jaxmeta.models._film_conv4 import FilmConv4
 from jaxmeta.models._koch import KochNet
 from jaxmeta.models._linen import from_linen
@@ -25,6 +26,7 @@ __all__ = [
     "RelationModule",
     "ResNet12",
     "Transformer",
+    "from_equinox",
     "from_linen",
     "from_nnx",
     "with_compute_dtype",

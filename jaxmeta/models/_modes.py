@@ -1,4 +1,4 @@
-"""What the adapters of flax modules share: the names that modules give to a mode."""
+"""What the adapters of modules share: the names that modules give to a mode."""
 
 import inspect
 from typing import Any

@@ -39,7 +39,7 @@ def learned_rate(
 
     def init(key, params=None):
         del key, params
-        return jnp.array(learning_rate)
+        return jnp.asarray(learning_rate, jnp.result_type(learning_rate, float))
 
     def transform(theta):
         _checks.check_like("theta", theta, learning_rate)

@@ -78,7 +78,8 @@ def learned_sgd(
         def rate(key, shape):
             if is_range:
                 return jax.random.uniform(key, steps + shape, minval=low, maxval=high)
-            return jnp.full(steps + shape, low)
+            # Of a dtype of its own: an update would change the type of a plain number.
+            return jnp.full(steps + shape, low, jnp.result_type(low, float))
 
         if shared_by == "all":
             return rate(key, ())

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _model, base, losses
 
 
 def classification(
@@ -57,6 +57,7 @@ def classification(
             "`inputs` and `labels` must be of the same examples, at least one, got "
             f"shapes {inputs.shape} and {labels.shape}."
         )
+    net = _model.normalize(model)
     first = jnp.zeros((1, *inputs.shape[1:]), _to_float(inputs[:0]).dtype)
 
     def sample(key):
@@ -65,7 +66,7 @@ def classification(
     def init(key, instance):
         del instance
         model_key, noise_key = jax.random.split(key)
-        params = model.init(model_key, first)
+        params = net.init(model_key, first)
         if init_scale is None:
             return params
         scale = init_scale
@@ -78,7 +79,7 @@ def classification(
         del instance
         chosen = jax.random.randint(key, (batch_size,), 0, data[0].shape[0])
         inputs, labels = (jnp.take(x, chosen, 0) for x in data)
-        return loss(model.apply(params, _to_float(inputs)), labels)
+        return loss(net.apply(params, _to_float(inputs)), labels)
 
     return base.OptimizationProblem(sample, init, Partial(batch_loss, (inputs, labels)))
 

@@ -6,7 +6,7 @@ To see whether an optimizer does on others what it does on those it was trained 
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _model, base, losses
 
 
 def softmax_regression(
@@ -101,9 +101,11 @@ def language_model(
         shape = (vocabulary, vocabulary, vocabulary)
         return sharpness * jax.random.normal(key, shape)  # logits of what follows
 
+    net = _model.normalize(model)
+
     def init(key, instance):
         del instance
-        return model.init(key, jnp.zeros((1, length), jnp.int32))
+        return net.init(key, jnp.zeros((1, length), jnp.int32))
 
     def draw(key, follows):
         """One sequence [L + 1]."""
@@ -120,7 +122,7 @@ def language_model(
     def loss(params, follows, key):
         keys = jax.random.split(key, batch_size)
         tokens = jax.vmap(draw, (0, None))(keys, follows)
-        logits = model.apply(params, tokens[:, :-1])
+        logits = net.apply(params, tokens[:, :-1])
         return losses.cross_entropy(logits, tokens[:, 1:])
 
     return base.OptimizationProblem(sample, init, loss)

@@ -86,8 +86,13 @@ def _respond(lopt, steps, num_problems, key, theta, problem, gradients):
     advance = _runs.advance(lopt, order="constant", rematerialize=False)
     tx = optax.with_extra_args_support(lopt.transform(theta))
 
+    def scalar_loss(params, instance, key):
+        value = problem.loss(params, instance, key)
+        _checks.check_scalar_loss("problem.loss", value)
+        return value
+
     def probe(run, coordinate, key):
-        value, grads = jax.value_and_grad(problem.loss)(run.params, run.instance, key)
+        value, grads = jax.value_and_grad(scalar_loss)(run.params, run.instance, key)
         flat, unravel = ravel_pytree(grads)
 
         def respond(gradient):
