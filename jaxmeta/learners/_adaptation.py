@@ -101,7 +101,7 @@ def inner_loop(
         def support_loss(variables, key, support, step):
             if batch_size is not None:
                 batch_key, key = jax.random.split(key)
-                support = _draw(batch_key, support, batch_size)
+                support = _draw(batch_key, support, batch_size, loss)
             return loss_and_outputs(to_params(variables, step), key, support)[0]
 
         probe_variables = None
@@ -193,10 +193,16 @@ def as_learner(
     )
 
 
-def _draw(key, examples, batch_size):
-    """Draws a minibatch of at most `batch_size` distinct examples."""
+def _draw(key, examples, batch_size, loss):
+    """Draws a minibatch of at most `batch_size` distinct examples.
+
+    Padding comes last. Only the loss tells whether rows of zeros are that.
+    """
     num_examples = jax.tree.leaves(examples)[0].shape[0]
     if batch_size >= num_examples:
         return examples
-    chosen = _random.draw_distinct(key, jnp.ones(num_examples, bool), batch_size)
+    is_allowed = jnp.ones(num_examples, bool)
+    if loss is losses.cross_entropy and jnp.ndim(examples.targets) == 2:
+        is_allowed = losses.is_example(examples.targets)
+    chosen = _random.draw_distinct(key, is_allowed, batch_size)
     return jax.tree.map(lambda x: x[chosen], examples)
