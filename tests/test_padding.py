@@ -148,3 +148,20 @@ def test_minibatches_are_drawn_of_examples(key):
     draw = lambda key: _adaptation._draw(key, numbers, 3, jm.losses.squared_error)
     drawn = jax.vmap(draw)(jax.random.split(key, 50)).inputs
     assert set(np.unique(drawn)) == set(range(8))
+
+
+def test_plots_leave_padding_out():
+    pytest.importorskip("matplotlib")
+    images = jnp.ones((3, 4, 4, 1)).at[2].set(9.0)
+    targets = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    examples = jm.Examples(images, targets)
+    padded = jm.plots.task_sheet(jm.Task(examples, examples)).images[0].get_array()
+    first = jax.tree.map(lambda x: x[:2], examples)
+    plain = jm.plots.task_sheet(jm.Task(first, first)).images[0].get_array()
+    assert padded.shape == plain.shape
+    points = jnp.array([[0.0, 1.0], [4.0, 1.0], [50.0, 9.0]])
+    shown, expected = (
+        [text.xy for text in jm.plots.embedding_map(points[:n], targets[:n]).texts]
+        for n in (3, 2)
+    )
+    np.testing.assert_allclose(shown, expected)
