@@ -13,7 +13,7 @@ def draw_distinct(key: jax.Array, is_allowed: jax.Array, count: int) -> jax.Arra
 
     Args:
       key: a PRNG key.
-      is_allowed: [..., M] bool, with at least `count` set in every row.
+      is_allowed: [..., M] bool. Where fewer than `count` are set, others follow those.
       count: K. Static.
 
     Returns:

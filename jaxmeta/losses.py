@@ -1,7 +1,8 @@
 """Losses and metrics of one batch of outputs: means over examples.
 
 Each takes `(outputs [N, ...], targets [N, ...])`. Class targets may be one-hot
-[N, W] or integer labels [N].
+[N, W] or integer labels [N]. A row of zeros in one-hot targets is padding: the mean is
+over the other rows, so that a padded batch has the loss of the batch without padding.
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from jaxmeta import base
 
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the mean of `(outputs - targets) ** 2` over examples and dimensions.
+
+    Targets of zeros are targets like any others here: no row is padding.
 
     Args:
       outputs: [N, ...].
@@ -41,8 +44,11 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
     Args:
       outputs: logits [N, W].
-      targets: one-hot or class probabilities [N, W], or integer labels [N] in 0 ...
-        W - 1; the loss of any other label is NaN.
+      targets: one-hot or class probabilities [N, W], where rows of zeros are padding;
+        or integer labels [N] in 0 ... W - 1; the loss of any other label is NaN.
+
+    Returns:
+      [], the mean over the examples; 0 if all rows are padding.
 
     Raises:
       ValueError: if the shapes do not fit or labels are floats.
@@ -53,29 +59,71 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
       1.3863
     """
     targets = _probabilities(outputs, targets)
-    return jnp.mean(optax.softmax_cross_entropy(outputs, targets))
+    return mean_over_examples(optax.softmax_cross_entropy(outputs, targets), targets)
 
 
 def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the share of examples whose largest logit is the target's class.
 
-    Logits that are not a number make it NaN.
+    NaN logits make it NaN.
 
     Args:
       outputs: logits [N, W].
-      targets: one-hot [N, W], or integer labels [N].
+      targets: one-hot [N, W], where rows of zeros are padding; or integer labels [N].
+
+    Returns:
+      [], the share of the examples; 0 if all rows are padding.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> print(accuracy(jnp.array([[1.0, 0.0], [1.0, 0.0]]), jnp.array([0, 1])))
+      >>> outputs = jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+      >>> print(accuracy(outputs[:2], jnp.array([0, 1])))
+      0.5
+      >>> print(accuracy(outputs, jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])))
       0.5
     """
     _check_classes(outputs, targets)
-    if targets.ndim == outputs.ndim:
-        targets = jnp.argmax(targets, -1)
+    is_one_hot = targets.ndim == outputs.ndim
+    labels = jnp.argmax(targets, -1) if is_one_hot else targets
     dtype = jnp.promote_types(outputs.dtype, jnp.float32)
-    hits = (jnp.argmax(outputs, -1) == targets).astype(dtype)
-    return jnp.mean(jnp.where(jnp.any(jnp.isnan(outputs), -1), jnp.nan, hits))
+    hits = (jnp.argmax(outputs, -1) == labels).astype(dtype)
+    hits = jnp.where(jnp.any(jnp.isnan(outputs), -1), jnp.nan, hits)
+    return mean_over_examples(hits, targets) if is_one_hot else jnp.mean(hits)
+
+
+def is_example(targets: jax.Array) -> jax.Array:
+    """Returns which rows [N] of one-hot targets [N, W] are examples, not padding.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> is_example(jnp.array([[0.0, 1.0], [0.0, 0.0]])).tolist()
+      [True, False]
+    """
+    return jnp.any(targets != 0, -1)  # True for NaN, which must not pass as padding.
+
+
+def mean_over_examples(values: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns the mean of `values` over the rows that are examples, not padding.
+
+    For losses of your own: padded rows have neither a value nor a gradient.
+
+    Args:
+      values: [N], of each row.
+      targets: one-hot [N, W]; rows of zeros are padding.
+
+    Returns:
+      []; 0 if all rows are padding.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> targets = jnp.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+      >>> print(mean_over_examples(jnp.array([1.0, 3.0, 100.0]), targets))
+      2.0
+    """
+    is_real = is_example(targets)
+    values = jnp.where(is_real, values, 0)
+    # Of padding alone the mean is that of zeros, not 0 / 0.
+    return jnp.mean(values, where=is_real | ~jnp.any(is_real))
 
 
 def default_metrics(loss: base.LossFn) -> Mapping[str, base.MetricFn]:

@@ -53,9 +53,8 @@ def test_image_classes_keeps_names_and_channels():
 @pytest.mark.parametrize(
     ("images", "names", "message"),
     [
-        (np.zeros((2, 1, 4, 4)), None, "`images` must be uint8, got float64"),
-        (np.zeros((2, 4, 4), np.uint8), None, r"must be \[C, E, H, W\].*\(2, 4, 4\)"),
-        (np.zeros((0, 1, 4, 4), np.uint8), None, "not empty"),
+        (np.zeros((2, 4), np.uint8), None, r"`images` must be numbers.*\(2, 4\)"),
+        (np.zeros((0, 1, 4, 4), np.uint8), None, "not be empty"),
         (np.zeros((2, 1, 4, 4), np.uint8), ["a"], "each of the 2 classes, got 1"),
     ],
 )

@@ -46,6 +46,9 @@ def _of_debugging(names):
 def _of_data(names):
     task = jm.tasks.few_shot(names["train"], ways=5, shots=1, queries=5)(KEY)
     assert task.query.targets.shape == (25, 5)
+    assert names["padded"].support.targets.shape == (250, 25)
+    assert names["of_features"](KEY).support.inputs.shape == (5, 64)
+    assert names["of_sentences"](KEY).support.inputs.dtype == jnp.int32
     assert names["task"].support.inputs.shape == (10, 1)
     assert next(names["stream"].read(0)).query.targets.shape == (4, 25, 5)
     learner, unseen = names["learner"], names["unseen"]

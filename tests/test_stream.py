@@ -107,6 +107,37 @@ def test_training_is_on_these_tasks_and_resumes(num_devices, tmp_path, key):
     assert {"loss", "accuracy"} <= set(records[0])
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_ways_and_shots_vary(balanced):
+    """And only the examples of the task are read."""
+    read = []
+
+    class Source(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    stream = jm.tasks.stream_few_shot(
+        Source(np.arange(1, 61)),
+        LABELS,
+        **SIZES | {"ways": (2, 5), "shots": (1, 4), "num_tasks": 200},
+        balanced=balanced,
+    )
+    read.clear()
+    batch = next(stream.read(0))
+    chex.assert_shape(batch.support.inputs, (200, 20))
+    chex.assert_shape(batch.query.targets, (200, 10, 5))
+    for inputs, targets in batch:
+        assert ((inputs > 0) == targets.any(-1)).all()
+    num_shots = batch.support.targets.sum(1)
+    num_ways = (num_shots > 0).sum(1)
+    has_class = np.arange(5)[None] < num_ways[:, None]
+    np.testing.assert_array_equal(batch.query.targets.sum(1), 2 * has_class)
+    assert set(num_ways) == {2, 3, 4, 5}
+    assert set(num_shots[:, 0]) == {1, 2, 3, 4}
+    assert (num_shots[:, 0] == num_shots[:, 1]).all() == balanced
+
+
 def test_paths_are_opened_by_the_transform(tmp_path):
     for i, image in enumerate(IMAGES[:30]):
         np.save(tmp_path / f"{i}.npy", image)

@@ -71,7 +71,7 @@ class InnerLoop(NamedTuple):
         def support_loss(variables, key, step, support):
             if self.batch_size is not None:
                 batch_key, key = jax.random.split(key)
-                support = _draw(batch_key, support, self.batch_size)
+                support = _draw(batch_key, support, self.batch_size, self.loss)
             params = to_params(variables, step)
             return self._loss_and_outputs(params, key, support)[0], None
 
@@ -292,10 +292,16 @@ class _LearnerFunctions(NamedTuple):
         return result.probed
 
 
-def _draw(key, examples, batch_size):
-    """Draws a minibatch of at most `batch_size` distinct examples."""
+def _draw(key, examples, batch_size, loss):
+    """Draws a minibatch of at most `batch_size` distinct examples.
+
+    Padding comes last. Only the loss tells whether rows of zeros are that.
+    """
     num_examples = jax.tree.leaves(examples)[0].shape[0]
     if batch_size >= num_examples:
         return examples
-    chosen = _random.draw_distinct(key, jnp.ones(num_examples, bool), batch_size)
+    is_allowed = jnp.ones(num_examples, bool)
+    if loss is losses.cross_entropy and jnp.ndim(examples.targets) == 2:
+        is_allowed = losses.is_example(examples.targets)
+    chosen = _random.draw_distinct(key, is_allowed, batch_size)
     return jax.tree.map(lambda x: x[chosen], examples)

@@ -67,7 +67,7 @@ def feat(
     Returns:
       A `MetaLearner`. Its meta-parameters are `MetricParams(params, head_params)`, the
       latter `FeatParams`. Ways and shots may differ from task to task; a class without
-      support examples is never predicted.
+      support examples is never predicted, and rows of zeros in targets are padding.
 
     Raises:
       ValueError: if `num_heads` is not a positive int, a temperature not positive or

@@ -86,8 +86,8 @@ def matching(
     Returns:
       A `MetaLearner`. Its meta-parameters are the model's own, or
       `MetricParams(params, head_params)` with `full_context`. Ways and shots may differ
-      from task to task; a class without support examples is never predicted. With
-      `full_context` every support row must be of a class: the head reads them all.
+      from task to task; a class without support examples is never predicted, and rows
+      of zeros in targets are padding.
 
     Raises:
       ValueError: if `similarity` is unknown, `temperature` not positive or
@@ -136,35 +136,26 @@ def matching(
         g = support.inputs
         if full_context:
             head_params = jax.tree.map(lambda x: x.astype(g.dtype), head_params)
-            states = _run_lstm(head_params.forward, g)
-            states += _run_lstm(head_params.backward, g, reverse=True)
+            is_example = losses.is_example(support.targets)
+            states = _run_lstm(head_params.forward, g, is_example)
+            states += _run_lstm(head_params.backward, g, is_example, reverse=True)
             g = g + states
         return MatchingSupport(g, support.targets), None
-
-    def in_context(lstm, g, f):
-        """Embeds queries f [Q, D] in the light of the support g [N, D]."""
-
-        def read(carry, _):
-            h, c = carry
-            r = jax.nn.softmax(h @ g.T, -1) @ g
-            h, c = _lstm(lstm, f, jnp.concatenate([h, r], -1), c)
-            return (h + f, c), None
-
-        start = (jnp.zeros_like(f), jnp.zeros_like(f))
-        (h, _), _ = jax.lax.scan(read, start, length=context_steps)
-        return h
 
     def logits(head_params, support, embeddings, **options):
         del options
         f, g = embeddings, support.embeddings
+        # No attention to padding.
+        mask = jnp.where(losses.is_example(support.targets), 0, _metric.LOWEST)[None]
+        mask = mask.astype(f.dtype)
         if full_context:
             lstm = jax.tree.map(lambda x: x.astype(f.dtype), head_params.attention)
-            f = in_context(lstm, g, f)
+            f = _in_context(lstm, g, f, mask, context_steps)
         if similarity == "cosine":
             similarities = _embeddings.cosines(f, g)
         else:
             similarities = -_embeddings.squared_distances(f, g)
-        attention = jax.nn.log_softmax(similarities / temperature, -1)  # [Q, N]
+        attention = jax.nn.log_softmax(similarities / temperature + mask, -1)  # [Q, N]
         return _log_matmul_exp(attention, support.targets)
 
     return _metric.metric_learner(
@@ -173,6 +164,20 @@ def matching(
         loss=loss,
         metrics=metrics,
     )
+
+
+def _in_context(lstm, g, f, mask, num_steps):
+    """Embeds queries f [Q, D] in the light of the support g [N, D], masked [1, N]."""
+
+    def read(carry, _):
+        h, c = carry
+        r = jax.nn.softmax(h @ g.T + mask, -1) @ g
+        h, c = _lstm(lstm, f, jnp.concatenate([h, r], -1), c)
+        return (h + f, c), None
+
+    start = (jnp.zeros_like(f), jnp.zeros_like(f))
+    (h, _), _ = jax.lax.scan(read, start, length=num_steps)
+    return h
 
 
 def _log_matmul_exp(log_weights, targets):
@@ -205,12 +210,16 @@ def _lstm(params, x, h, c):
     return jax.nn.sigmoid(o) * jnp.tanh(c), c
 
 
-def _run_lstm(params, xs, reverse=False):
-    """Returns the hidden states [N, D] over a sequence [N, D]."""
+def _run_lstm(params, xs, is_example, reverse=False):
+    """Returns the hidden states [N, D] over a sequence [N, D]; padding is passed by."""
 
-    def step(carry, x):
+    def step(carry, row):
+        x, is_real = row
         h, c = _lstm(params, x, *carry)
-        return (h, c), h
+        carry = jax.tree.map(
+            lambda new, old: jnp.where(is_real, new, old), (h, c), carry
+        )
+        return carry, h
 
     start = (jnp.zeros_like(xs[0]), jnp.zeros_like(xs[0]))
-    return jax.lax.scan(step, start, xs, reverse=reverse)[1]
+    return jax.lax.scan(step, start, (xs, is_example), reverse=reverse)[1]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, _model, base
+from jaxmeta import _checks, _model, base, losses
 from jaxmeta.learners import _embeddings
 
 # Far below any score of an example, and finite, so that zero times it is zero.
@@ -37,7 +37,9 @@ class MetricTaskParams(NamedTuple):
 class Head(NamedTuple):
     """What stands on the embeddings, which are `Examples`: [N, D] beside [N, W].
 
-    All but `init` and `regularizer` are given `key=` and `train=` too, as models are.
+    Rows of zeros in targets are padding, columns of zeros in the support's targets are
+    classes without examples; a head leaves both out. All but `init` and `regularizer`
+    are given `key=` and `train=` too, as models are.
 
     Attributes:
       fit: `(head_params, support) -> (fitted, info)`; info is what `adapt` reports.
@@ -45,8 +47,8 @@ class Head(NamedTuple):
       init: `(key, support) -> head_params`; None where the head learns nothing.
       regularizer: `(head_params, fitted, support, query) -> scalar`, added to what is
         meta-trained, not to the loss that is reported; or None.
-      judge: `(head_params, fitted, query) -> (loss, metrics)`, where the loss is not
-        one of the logits; or None.
+      evaluate_query: `(head_params, fitted, query) -> (loss, metrics)`, where the loss
+        is not one of the logits; or None.
       absent: the output for a class without support examples; None is below all the
         others.
     """
@@ -55,7 +57,9 @@ class Head(NamedTuple):
     logits: Callable[..., jax.Array]
     init: Callable[[jax.Array, base.Examples], Any] | None = None
     regularizer: Callable[..., jax.Array] | None = None
-    judge: Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]] | None = None
+    evaluate_query: Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]] | None = (
+        None
+    )
     absent: float | None = None
 
 
@@ -74,7 +78,8 @@ def metric_learner(
     Args:
       model: embeds queries, and the support where there is no `support_model`.
       head: see `Head`.
-      loss: `(outputs [Q, W], targets [Q, W]) -> scalar`.
+      loss: `(outputs [Q, W], targets [Q, W]) -> scalar`. `squared_error` is taken over
+        the examples and the classes of the task, without padding.
       metrics: name -> `(outputs, targets) -> scalar`.
       support_model: embeds the support's inputs, of another kind than the queries'.
       flatten: whether the head wants embeddings [N, D] of at least 32 bits; otherwise
@@ -87,18 +92,122 @@ def metric_learner(
     """
     _checks.check_callable("loss", loss)
     _checks.check_metric_names(metrics)
-    net = _model.normalize(model)
-    support_net = net if support_model is None else _model.normalize(support_model)
-    is_plain = support_model is None and head.init is None
+    support_net = None if support_model is None else _model.normalize(support_model)
+    parts = _Parts(
+        _model.normalize(model), support_net, head, loss, metrics, flatten, augment
+    )
+    return base.MetaLearner(
+        parts.init, parts.adapt, parts.predict, parts.meta_grad, parts.evaluate
+    )
 
-    def unpack(meta_params):
-        params = MetricParams(meta_params) if is_plain else meta_params
+
+class _Parts(NamedTuple):
+    """What `metric_learner` was given; its methods are the learner's functions."""
+
+    net: _model.NormalModel
+    support_net: _model.NormalModel | None
+    head: Head
+    loss: base.LossFn
+    metrics: Mapping[str, base.MetricFn]
+    flatten: bool
+    augment: Callable[[base.Examples], base.Examples] | None
+
+    def init(self, key: jax.Array, task: base.Task) -> base.Params:
+        """Draws initial meta-parameters for tasks with the shapes of `task`."""
+        self.check_task(task)
+        model_key, support_key, embed_key, head_key = jax.random.split(key, 4)
+        params = self.net.init(model_key, task.query.inputs)
+        _checks.check_params(params)
+        if self.is_plain:
+            return params
+        support, net = self.prepare(task.support), self.net
+        own, support_params, head_params = params, (), ()
+        if self.support_net is not None:
+            net = self.support_net
+            own = support_params = net.init(support_key, support.inputs)
+            _checks.check_params(support_params)
+        if self.head.init is not None:
+            embedded = self.embed(net, own, support, key=embed_key, train=True)
+            head_params = self.head.init(head_key, embedded)
+        return MetricParams(params, support_params, head_params)
+
+    def adapt(
+        self, key: jax.Array, meta_params: base.Params, support: base.Examples
+    ) -> tuple[MetricTaskParams, Any]:
+        """Embeds the support and fits the head to it: `(task_params, info)`."""
+        task_params, _, info = self.adapt_and_embed(key, meta_params, support)
+        return task_params, info
+
+    def predict(self, task_params: MetricTaskParams, inputs: base.PyTree) -> jax.Array:
+        """Returns outputs [N, W] for inputs [N, ...]."""
+        _checks.check_type("task_params", task_params, MetricTaskParams)
+        embeddings = self.net.apply(task_params.params, inputs)
+        if self.flatten:
+            embeddings = _embeddings.as_vectors(embeddings)
+        return self.outputs(task_params, embeddings)
+
+    def meta_grad(
+        self, key: jax.Array, meta_params: base.Params, task: base.Task, **extra: Any
+    ) -> tuple[base.Params, base.MetaGradInfo]:
+        """Differentiates the query loss by all meta-parameters: `(grads, info)`."""
+        del extra
+        self.check_task(task)
+        self.unpack(meta_params)  # Raises before JAX does.
+        return jax.grad(self.meta_loss, has_aux=True)(meta_params, key, task)
+
+    def evaluate(
+        self,
+        key: jax.Array,
+        meta_params: base.Params,
+        task: base.Task,
+        *,
+        inner_steps: int | None = None,
+    ) -> base.EvalInfo:
+        """Returns query loss and metrics [1]; there are no inner steps."""
+        if inner_steps is not None:
+            raise ValueError(
+                f"`inner_steps` must be None, got {inner_steps!r}: a metric learner "
+                "makes no inner steps."
+            )
+        self.check_task(task)
+        task_params, support, _ = self.adapt_and_embed(key, meta_params, task.support)
+        query = self.embed(self.net, task_params.params, task.query)
+        check_widths(support, query)
+        found = self.evaluate_query(task_params, query)
+        return base.EvalInfo(*jax.tree.map(lambda x: x[None], found))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the meta-parameters are the model's own."""
+        return self.support_net is None and self.head.init is None
+
+    def check_task(self, task):
+        """Raises unless support and query go together."""
+        check_classification(task)
+        sizes = lambda inputs: jax.tree.map(lambda x: str(jnp.shape(x)[1:]), inputs)
+        shapes = sizes(task.support.inputs), sizes(task.query.inputs)
+        if self.support_net is None and shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Support and query inputs must be of one kind, got shapes {shapes[0]} "
+                f"and {shapes[1]} an example. Where descriptions stand for examples "
+                "(zero-shot), give a `support_model` for them."
+            )
+
+    def unpack(self, meta_params):
+        """Returns checked `MetricParams`."""
+        params = MetricParams(meta_params) if self.is_plain else meta_params
         _checks.check_type("meta_params", params, MetricParams)
         for part in params:
             _checks.check_params(part)
         return params
 
-    def embed(net, params, examples, **options):
+    def prepare(self, support):
+        """Checks the support's targets and enlarges it."""
+        check_targets("support", support)
+        return support if self.augment is None else self.augment(support)
+
+    def embed(self, net, params, examples, **options):
+        """Returns `examples` with embeddings as inputs."""
         embeddings = net.apply(params, examples.inputs, **options)
         num_examples = examples.targets.shape[0]
         if getattr(embeddings, "shape", ())[:1] != (num_examples,):
@@ -106,127 +215,89 @@ def metric_learner(
                 f"`model` must map {num_examples} examples to one array of embeddings "
                 f"[{num_examples}, ...], got {jax.tree.map(jnp.shape, embeddings)}."
             )
-        if flatten:
+        if self.flatten:
             embeddings = _embeddings.as_vectors(embeddings)
         return base.Examples(embeddings, examples.targets.astype(embeddings.dtype))
 
-    def fit(params, support, key, train):
+    def fit(self, params, support, key, train):
+        """Returns task parameters, the embedded support and the head's info."""
         model_key, head_key = jax.random.split(key)
-        own = params.params if support_model is None else params.support_params
-        support = embed(support_net, own, support, key=model_key, train=train)
-        fitted, info = head.fit(params.head_params, support, key=head_key, train=train)
+        net, own = self.net, params.params
+        if self.support_net is not None:
+            net, own = self.support_net, params.support_params
+        support = self.embed(net, own, support, key=model_key, train=train)
+        fitted, info = self.head.fit(
+            params.head_params, support, key=head_key, train=train
+        )
         present = jnp.sum(support.targets, 0) > 0
         task_params = MetricTaskParams(
             params.params, params.head_params, fitted, present
         )
         return task_params, support, info
 
-    def outputs_of(task_params, embeddings, **options):
+    def adapt_and_embed(self, key, meta_params, support):
+        """Fits for predictions: with the statistics of the support set."""
+        _checks.check_examples("support", support)
+        support, params = self.prepare(support), self.unpack(meta_params)
+        if self.support_net is None:
+            params = params._replace(
+                params=self.net.with_statistics(params.params, support.inputs)
+            )
+        return self.fit(params, support, key, train=False)
+
+    def outputs(self, task_params, embeddings, **options):
+        """Returns the head's outputs [Q, W], with those of absent classes fixed."""
         _, head_params, fitted, present = task_params
-        outputs = head.logits(head_params, fitted, embeddings, **options)
-        if head.absent is not None:
-            return jnp.where(present[None], outputs, head.absent)
+        outputs = self.head.logits(head_params, fitted, embeddings, **options)
+        if self.head.absent is not None:
+            return jnp.where(present[None], outputs, self.head.absent)
         return _embeddings.without_absent(outputs, present)
 
-    def judge(task_params, query, **options):
-        if head.judge is not None:
-            return head.judge(
+    def evaluate_query(self, task_params, query, **options):
+        """Returns the loss and the metrics of an embedded query set."""
+        if self.head.evaluate_query is not None:
+            return self.head.evaluate_query(
                 task_params.head_params, task_params.fitted, query, **options
             )
-        outputs = outputs_of(task_params, query.inputs, **options)
-        value = loss(outputs, query.targets)
+        outputs, targets = (
+            self.outputs(task_params, query.inputs, **options),
+            query.targets,
+        )
+        if self.loss is losses.squared_error:
+            value = _squared_error(outputs, targets, task_params.present)
+        else:
+            value = self.loss(outputs, targets)
         _checks.check_scalar_loss("loss", value)
         return value, {
-            name: _checks.as_metric(name, fn(outputs, query.targets))
-            for name, fn in metrics.items()
+            name: _checks.as_metric(name, fn(outputs, targets))
+            for name, fn in self.metrics.items()
         }
 
-    def prepare(support):
-        check_targets("support", support)
-        return support if augment is None else augment(support)
-
-    def check(task):
-        check_classification(task)
-        sizes = lambda inputs: jax.tree.map(lambda x: str(jnp.shape(x)[1:]), inputs)
-        shapes = sizes(task.support.inputs), sizes(task.query.inputs)
-        if support_model is None and shapes[0] != shapes[1]:
-            raise ValueError(
-                f"Support and query inputs must be of one kind, got shapes {shapes[0]} "
-                f"and {shapes[1]} an example. Where descriptions stand for examples "
-                "(zero-shot), give a `support_model` for them."
-            )
-
-    def init(key, task):
-        check(task)
-        model_key, support_key, embed_key, head_key = jax.random.split(key, 4)
-        params = net.init(model_key, task.query.inputs)
-        _checks.check_params(params)
-        if is_plain:
-            return params
-        support, support_params, head_params = prepare(task.support), (), ()
-        if support_model is not None:
-            support_params = support_net.init(support_key, support.inputs)
-            _checks.check_params(support_params)
-        if head.init is not None:
-            own = params if support_model is None else support_params
-            embedded = embed(support_net, own, support, key=embed_key, train=True)
-            head_params = head.init(head_key, embedded)
-        return MetricParams(params, support_params, head_params)
-
-    def adapt_and_embed(key, meta_params, support):
-        _checks.check_examples("support", support)
-        support, params = prepare(support), unpack(meta_params)
-        if support_model is None:
-            params = params._replace(
-                params=net.with_statistics(params.params, support.inputs)
-            )
-        return fit(params, support, key, train=False)
-
-    def adapt(key, meta_params, support):
-        task_params, _, info = adapt_and_embed(key, meta_params, support)
-        return task_params, info
-
-    def predict(task_params, inputs):
-        _checks.check_type("task_params", task_params, MetricTaskParams)
-        embeddings = net.apply(task_params.params, inputs)
-        if flatten:
-            embeddings = _embeddings.as_vectors(embeddings)
-        return outputs_of(task_params, embeddings)
-
-    def meta_loss(meta_params, key, task):
+    def meta_loss(self, meta_params, key, task):
+        """Returns what is meta-trained, and `MetaGradInfo`."""
         support_key, query_key, head_key = jax.random.split(key, 3)
-        params, support = unpack(meta_params), prepare(task.support)
-        task_params, support, info = fit(params, support, support_key, train=True)
-        query = embed(net, params.params, task.query, key=query_key, train=True)
+        params, support = self.unpack(meta_params), self.prepare(task.support)
+        task_params, support, info = self.fit(params, support, support_key, train=True)
+        query = self.embed(
+            self.net, params.params, task.query, key=query_key, train=True
+        )
         check_widths(support, query)
-        value, values = judge(task_params, query, key=head_key, train=True)
+        value, values = self.evaluate_query(
+            task_params, query, key=head_key, train=True
+        )
         total = value
-        if head.regularizer is not None:
-            total = value + head.regularizer(
+        if self.head.regularizer is not None:
+            total = value + self.head.regularizer(
                 params.head_params, task_params.fitted, support, query
             )
         return total, base.MetaGradInfo(value, values, info)
 
-    def meta_grad(key, meta_params, task, **extra):
-        del extra
-        check(task)
-        unpack(meta_params)  # Raises before JAX does.
-        return jax.grad(meta_loss, has_aux=True)(meta_params, key, task)
 
-    def evaluate(key, meta_params, task, *, inner_steps=None):
-        if inner_steps is not None:
-            raise ValueError(
-                f"`inner_steps` must be None, got {inner_steps!r}: a metric learner "
-                "makes no inner steps."
-            )
-        check(task)
-        task_params, support, _ = adapt_and_embed(key, meta_params, task.support)
-        query = embed(net, task_params.params, task.query)
-        check_widths(support, query)
-        judged = judge(task_params, query)
-        return base.EvalInfo(*jax.tree.map(lambda x: x[None], judged))
-
-    return base.MetaLearner(init, adapt, predict, meta_grad, evaluate)
+def _squared_error(outputs, targets, present):
+    """The squared error to one-hot targets, without padded rows and absent classes."""
+    squares = jnp.where(present[None], jnp.square(outputs - targets), 0)
+    num_classes = jnp.maximum(jnp.sum(present), 1).astype(squares.dtype)
+    return losses.mean_over_examples(jnp.sum(squares, -1) / num_classes, targets)
 
 
 def check_targets(name: str, examples: base.Examples) -> None:

@@ -53,14 +53,15 @@ def proto_maml(
       inner_steps: K. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `maml`. Static.
-      loss: `(outputs [N, W], targets [N, W]) -> scalar`, a mean over N.
+      loss: `(outputs [N, W], targets [N, W]) -> scalar`, a mean over N. The logits of
+        classes without support examples, about -1e9, go in as well.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
     Returns:
       A `MetaLearner` whose meta-parameters are the embedding's parameters; its task
       parameters are `ProtoMamlParams(params, kernel, bias, present)`. A class without
-      support examples is never predicted.
+      support examples is never predicted, and rows of zeros in targets are padding.
 
     Raises:
       ValueError: if `inner_tx` is no transformation or `inner_steps` is not a positive

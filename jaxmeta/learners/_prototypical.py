@@ -52,7 +52,8 @@ def prototypical(
     Returns:
       A `MetaLearner`. Its meta-parameters are the model's own, or
       `MetricParams(params, support_params)` with a `support_model`. Ways and shots may
-      differ from task to task; a class without support examples is never predicted.
+      differ from task to task; a class without support examples is never predicted, and
+      rows of zeros in targets are padding.
 
     Raises:
       ValueError: if `distance` is unknown or `temperature` not positive; while

@@ -56,14 +56,15 @@ def relation(
         of each class as support, [W, A] beside targets `jnp.eye(W)`, this is zero-shot
         learning. Batch-normalised networks then predict from the statistics of the
         queries, having no others: say `statistics="batch"` to adapters of flax.
-      loss: `(relations [Q, W], targets [Q, W]) -> scalar`, a mean over Q.
+      loss: `(relations [Q, W], targets [Q, W]) -> scalar`, a mean over Q. The squared
+        error is a mean over the classes of the task as well, without padding.
       metrics: name -> `(relations, targets) -> scalar`. None: accuracy.
 
     Returns:
       A `MetaLearner` whose outputs are relations in [0, 1]. Its meta-parameters are
       `MetricParams(params, support_params, head_params)`, the last those of the
       relation module. Ways and shots may differ from task to task; a class without
-      support examples has relation 0.
+      support examples has relation 0, and rows of zeros in targets are padding.
 
     Raises:
       ValueError: while tracing, if the two kinds of embedding differ in shape, the

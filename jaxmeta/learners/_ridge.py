@@ -59,7 +59,7 @@ def ridge(
     Returns:
       A `MetaLearner`. Its meta-parameters are `MetricParams(params, head_params)`, the
       latter `RidgeParams`. Ways and shots may differ from task to task; a class without
-      support examples is never predicted. Every support row must be of a class.
+      support examples is never predicted, and rows of zeros in targets are padding.
 
     Raises:
       ValueError: if `regularization` or `scale` is not positive; while tracing, if
@@ -102,9 +102,11 @@ def ridge(
 
     def fit(head_params, support, **options):
         del options
-        x, y = features(support.inputs), support.targets
+        is_example = losses.is_example(support.targets)
+        x = jnp.where(is_example[:, None], features(support.inputs), 0)
+        num_examples = jnp.maximum(jnp.sum(is_example), 1).astype(x.dtype)
         regularizer = jnp.exp(head_params.log_regularization.astype(x.dtype))
-        return solve_ridge(x, y, x.shape[0] * regularizer), None
+        return solve_ridge(x, support.targets, num_examples * regularizer), None
 
     def logits(head_params, weights, embeddings, **options):
         del options

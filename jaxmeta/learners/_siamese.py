@@ -50,7 +50,8 @@ def siamese(
       latter `SiameseParams`. The loss that it reports is that of verification, and
       "verification_accuracy" stands beside the metrics: the mean of the shares of pairs
       of one class and of two that are told rightly. Ways and shots may differ from task
-      to task; a class without support examples is never predicted.
+      to task; a class without support examples is never predicted, and rows of zeros in
+      targets are padding.
 
     Raises:
       ValueError: while tracing, if targets are not one-hot, support and query differ in
@@ -99,7 +100,7 @@ def siamese(
             pair_logits(head_params, support, embeddings), support.targets
         )
 
-    def judge(head_params, support, query, **options):
+    def evaluate_query(head_params, support, query, **options):
         del options
         pairs = pair_logits(head_params, support, query.inputs)
         # [Q, N]; products with the numbers of classes leave out examples of none.
@@ -122,7 +123,7 @@ def siamese(
 
     return _metric.metric_learner(
         model,
-        _metric.Head(fit, logits, init, judge=judge),
+        _metric.Head(fit, logits, init, evaluate_query=evaluate_query),
         loss=losses.cross_entropy,
         metrics=metrics,
     )

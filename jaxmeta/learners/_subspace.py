@@ -63,7 +63,8 @@ def subspace(
     Returns:
       A `MetaLearner`. Its meta-parameters are `MetricParams(params, head_params)`, the
       latter `SubspaceParams`. Ways and shots may differ from task to task; a class
-      without support examples is never predicted.
+      without support examples is never predicted, and rows of zeros in targets are
+      padding.
 
     Raises:
       ValueError: if `scale` is not positive or `discriminative` is negative; while
@@ -104,7 +105,10 @@ def subspace(
     def fit(head_params, support, **options):
         del head_params, options
         means = _embeddings.class_means(support)
-        bases = jax.vmap(_basis, (None, 0, 1))(support.inputs, means, support.targets)
+        damping = _damping(support)
+        bases = jax.vmap(_basis, (None, 0, 1, None))(
+            support.inputs, means, support.targets, damping
+        )
         return Subspaces(means, bases), None
 
     def logits(head_params, subspaces, embeddings, **options):
@@ -134,7 +138,19 @@ def subspace(
     )
 
 
-def _basis(embeddings, mean, weights):
+def _damping(support):
+    """What must be added to a singular A A^T to exceed its rounding.
+
+    That comes of the embeddings before they are centred.
+    """
+    is_example = losses.is_example(support.targets)
+    squares = jnp.sum(jnp.square(support.inputs), -1)
+    largest = jnp.max(jnp.where(is_example, squares, 0))
+    num_examples = jnp.sum(is_example).astype(squares.dtype)
+    return 10 * num_examples * jnp.finfo(squares.dtype).eps * largest + 1e-12
+
+
+def _basis(embeddings, mean, weights, damping):
     """Returns an orthonormal basis, rows of [N, D], of one class; rank rows are zero.
 
     The rows of L^-1 A, where A A^T = L L^T, are orthonormal and span the rows of A.
@@ -143,10 +159,7 @@ def _basis(embeddings, mean, weights):
     # Zero rows for the examples of other classes.
     centred = jnp.sqrt(_or_one(weights))[:, None] * (embeddings - mean[None])
     centred = jnp.where((weights > 0)[:, None], centred, 0)  # [N, D]
-    # A A^T is singular, always: the centred rows sum to zero. What is added must exceed
-    # the rounding of A A^T, which comes of the embeddings before they are centred.
-    largest = jnp.max(jnp.sum(jnp.square(embeddings), -1))
-    damping = 10 * num_examples * jnp.finfo(dtype).eps * largest + 1e-12
+    # A A^T is singular, always: the centred rows sum to zero.
     with jax.default_matmul_precision("highest"):
         gram = centred @ centred.T + damping * jnp.eye(num_examples, dtype=dtype)
         factor = jnp.linalg.cholesky(gram)

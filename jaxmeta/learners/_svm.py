@@ -65,8 +65,8 @@ def svm(
     Returns:
       A `MetaLearner` whose `adapt` reports `SvmInfo`. Its meta-parameters are
       `MetricParams(params, head_params)`, the latter `SvmParams`. Ways and shots may
-      differ from task to task; a class without support examples is never predicted,
-      but has its part in the margins. Every support row must be of a class.
+      differ from task to task; a class without support examples is never predicted and
+      sets no margins, and rows of zeros in targets are padding.
 
     Raises:
       ValueError: if `C` or `scale` is not positive or `solver_steps` not a positive
@@ -136,7 +136,8 @@ def solve_dual(
 
     Args:
       kernel: K [N, N].
-      targets: Y [N, W], rows that sum to one.
+      targets: Y [N, W], rows that sum to one. Rows of zeros are padding, columns of
+        zeros are no classes: A is zero there.
       num_steps: Newton steps of the interior point method. Static.
 
     Returns:
@@ -149,27 +150,37 @@ def solve_dual(
       [[ 0.125 -0.125]
        [-0.125  0.125]]
     """
-    kernel, margin = _well_scaled(kernel)
     bounds = targets.T  # [W, N], as all that follows
+    is_class, is_example = jnp.any(bounds != 0, 1), jnp.any(bounds != 0, 0)
+    is_free = is_class[:, None] & is_example[None]  # A is zero elsewhere
+    kernel, margin = _well_scaled(kernel, is_example)
     fixed = jax.lax.stop_gradient((kernel, bounds, margin))
-    shares, slopes = _interior_point(*fixed, num_steps)
-    alpha = bounds - shares
+    shares, slopes = _interior_point(*fixed, is_free, num_steps)
+    alpha = jnp.where(is_free, bounds - shares, 0)
     hessians = kernel[None] + jax.vmap(jnp.diag)(slopes / shares)
     step, multipliers = _solve_blocks(
-        hessians, margin * bounds - alpha @ kernel - slopes, refinements=1
+        hessians,
+        margin * bounds - alpha @ kernel - slopes,
+        is_free,
+        refinements=1,
     )
     alpha = alpha + step
     # One of both is zero, and neither negative, at the optimum.
     slopes = margin * bounds - alpha @ kernel + multipliers[None]
-    residual = jnp.max(jnp.abs(jnp.minimum(bounds - alpha, slopes / margin)))
-    residual = jax.lax.stop_gradient(residual)
+    violations = jnp.abs(jnp.minimum(bounds - alpha, slopes / margin))
+    residual = jax.lax.stop_gradient(jnp.max(jnp.where(is_free, violations, 0)))
     return alpha.T, SvmInfo(residual, residual < 1e-2)
 
 
-def _well_scaled(kernel):
-    """Returns the kernel, regular and of the order of 1, and the margin in its unit."""
+def _well_scaled(kernel, is_example):
+    """Returns the kernel, regular and of the order of 1, and the margin in its unit.
+
+    Zeros beside the diagonal take padded examples out of every sum over examples.
+    """
     eps = float(jnp.finfo(kernel.dtype).eps)
-    size = jax.lax.stop_gradient(jnp.mean(jnp.diagonal(kernel)))
+    kernel = jnp.where(is_example[:, None] & is_example[None], kernel, 0)
+    num_examples = jnp.maximum(jnp.sum(is_example), 1).astype(kernel.dtype)
+    size = jax.lax.stop_gradient(jnp.trace(kernel) / num_examples)
     # K has the rank of the embeddings at most; with what is added A is unique. Less
     # would be lost in rounding: the inverse of K passes through `_solve_blocks`.
     damping = max(1e-8, 300 * eps) * size + 10 * eps
@@ -177,40 +188,45 @@ def _well_scaled(kernel):
     return regular / (1 + size), 1 / (1 + size)
 
 
-def _interior_point(kernel, bounds, margin, num_steps):
+def _interior_point(kernel, bounds, margin, is_free, num_steps):
     """Mehrotra's predictor-corrector method.
 
     Returns:
       S, near its optimum, and the slopes that hold its zeros, [W, N] each: with them
-      margin Y - A K + nu = slopes, S slopes = 0 and A 1 = 0.
+      margin Y - A K + nu = slopes, S slopes = 0 and A 1 = 0. Both stay 1 where A is not
+      free.
     """
     # No further than this, for the sake of the divisions.
     least = jnp.square(float(jnp.finfo(kernel.dtype).eps) * margin)
+    mean = lambda x: jnp.mean(x, where=is_free)
 
     def newton_step(carry, _):
         shares, slopes = carry  # both positive
         barriers = slopes / shares
         hessians = kernel[None] + jax.vmap(jnp.diag)(barriers)
-        slope = margin * bounds - (bounds - shares) @ kernel
+        slope = margin * bounds - jnp.where(is_free, bounds - shares, 0) @ kernel
 
         def direction(target):
             """Towards S slopes = target, linearised."""
-            d_shares, _ = _solve_blocks(hessians, target / shares - slope)
-            return d_shares, target / shares - slopes - barriers * d_shares
+            d_shares, _ = _solve_blocks(hessians, target / shares - slope, is_free)
+            d_slopes = target / shares - slopes - barriers * d_shares
+            return d_shares, jnp.where(is_free, d_slopes, 0)
 
         def step_length(d_shares, d_slopes):
             return jnp.minimum(_reach(shares, d_shares), _reach(slopes, d_slopes))
 
         d_shares, d_slopes = direction(0.0)
         length = step_length(d_shares, d_slopes)
-        gap = jnp.mean(shares * slopes)
-        next_gap = jnp.mean((shares + length * d_shares) * (slopes + length * d_slopes))
+        gap = mean(shares * slopes)
+        next_gap = mean((shares + length * d_shares) * (slopes + length * d_slopes))
         target = jnp.maximum(gap * (next_gap / gap) ** 3, least)
         d_shares, d_slopes = direction(target - d_shares * d_slopes)
         length = step_length(d_shares, d_slopes)
         return (shares + length * d_shares, slopes + length * d_slopes), None
 
-    start = (jnp.full_like(bounds, 1 / len(bounds)), jnp.ones_like(bounds))
+    num_classes = jnp.maximum(jnp.sum(jnp.any(is_free, 1)), 1).astype(bounds.dtype)
+    ones = jnp.ones_like(bounds)
+    start = (jnp.where(is_free, 1 / num_classes, ones), ones)
     return jax.lax.scan(newton_step, start, length=num_steps)[0]
 
 
@@ -221,8 +237,8 @@ def _reach(x, step):
     return jnp.minimum(1, 0.99 * jnp.min(lengths))
 
 
-def _solve_blocks(hessians, constants, refinements=0):
-    """Solves H_c x_c - nu = constants_c and sum_c x_c = 0.
+def _solve_blocks(hessians, constants, is_free, refinements=0):
+    """Solves H_c x_c - nu = constants_c and sum_c x_c = 0, where x is free.
 
     The program couples the classes by the sums alone, so that its W N x W N system
     falls into W systems of N x N.
@@ -230,15 +246,20 @@ def _solve_blocks(hessians, constants, refinements=0):
     Args:
       hessians: H [W, N, N].
       constants: [W, N].
+      is_free: [W, N]; x is zero elsewhere.
       refinements: how often to solve again for what rounding left; H is nearly
         singular with more examples than features.
 
     Returns:
       x [W, N] and nu [N].
     """
+    is_class, is_example = jnp.any(is_free, 1), jnp.any(is_free, 0)
+    constants = jnp.where(is_free, constants, 0)
     inverses = jnp.linalg.inv(hessians)
+    inverses = jnp.where(is_class[:, None, None], inverses, 0)
     # Solved with as it is: the inverse of this one would lose too much.
-    sum_of_inverses = jnp.sum(inverses, 0)
+    padding = jnp.diag(1 - is_example.astype(constants.dtype))
+    sum_of_inverses = jnp.sum(inverses, 0) + padding
     apply = lambda matrices, x: jnp.einsum("cnm,cm->cn", matrices, x)
     x, multipliers = jnp.zeros_like(constants), jnp.zeros_like(constants[0])
     for _ in range(1 + refinements):

@@ -28,6 +28,14 @@ def read_test(run: str | os.PathLike[str]) -> dict[str, Any]:
     return _json.loads((pathlib.Path(run) / "summary.json").read_text())["test"]
 
 
+def labels_of(targets: Any) -> np.ndarray:
+    """Integer labels [N] of class targets; -1 for padding, one-hot rows of zeros."""
+    targets = np.asarray(targets)
+    if targets.ndim != 2:
+        return targets
+    return np.where(targets.any(1), targets.argmax(1), -1)
+
+
 def colors(count: int) -> list[str]:
     """The two, and greys between them, for as many curves."""
     greys = [str(0.25 + 0.45 * i / max(1, count - 3)) for i in range(count - 2)]

@@ -28,7 +28,8 @@ def embedding_map(
 
     Args:
       embeddings: [N, ...], flattened; of queries, say.
-      labels: their classes, [N] from 0 to W - 1 or one-hot [N, W].
+      labels: their classes, [N] from 0 to W - 1 or one-hot [N, W], where rows of zeros
+        are padding.
       prototypes: [W, ...]; None takes the classes' means.
       names: of the classes; None are their numbers.
       ax: where to draw; None makes a figure.
@@ -42,14 +43,14 @@ def embedding_map(
       >>> [text.get_text() for text in ax.texts]
       ['0', '1']
     """
-    points, classes = np.asarray(embeddings, float), np.asarray(labels)
+    points, classes = np.asarray(embeddings, float), _axes.labels_of(labels)
     points = points.reshape(len(points), -1)
-    classes = classes.argmax(1) if classes.ndim == 2 else classes
     if classes.shape != (len(points),):
         raise ValueError(
             f"`labels` must be one for each of the {len(points)} embeddings, got shape "
             f"{classes.shape}."
         )
+    points, classes = points[classes >= 0], classes[classes >= 0]
     if prototypes is None:
         ways = range(int(classes.max()) + 1)
         centers = np.stack([points[classes == way].mean(0) for way in ways])

@@ -19,9 +19,9 @@ def task_sheet(
     A row has the support images of its class, framed, and beside them query images.
 
     Args:
-      task: of images [N, H, W, 1 or 3] and targets one-hot [N, W] or integer [N], or
-        of numbers, [N, 1] and [N, 1]. Images in [0, 1] are drawn as they are, others
-        scaled to it, all of the task alike.
+      task: of images [N, H, W, 1 or 3] and targets one-hot [N, W] (rows of zeros are
+        padding) or integer [N], or of numbers, [N, 1] and [N, 1]. Images in [0, 1] are
+        drawn as they are, others scaled to it, all of the task alike.
       ax: where to draw; None makes a figure.
       queries_per_class: how many query images at most.
 
@@ -69,7 +69,7 @@ def _draw_sheet(ax, task, queries_per_class):
 
     labels = [np.asarray(examples.targets) for examples in task]
     ways = labels[0].shape[1] if labels[0].ndim == 2 else 1 + max(map(np.max, labels))
-    labels = [x.argmax(1) if x.ndim == 2 else x for x in labels]
+    labels = [_axes.labels_of(x) for x in labels]
     images = [np.asarray(examples.inputs, float) for examples in task]
     low = min(0.0, *map(np.min, images))
     high = max(1.0, *map(np.max, images))

@@ -66,10 +66,12 @@ def _draw_images(answers, losses):
     figure = _axes.figure(width=12)
     axes = figure.subplots(2, len(answers), height_ratios=(3, 2), squeeze=False)
     for column, (task, logits), loss in zip(axes.T, answers, losses, strict=True):
-        true, taken = (np.argmax(x, 1) for x in (task.query.targets, logits))
+        is_real = task.query.targets.any(1)  # The others are padding.
+        query = jax.tree.map(lambda x, is_real=is_real: x[is_real], task.query)
+        true, taken = (np.argmax(x, 1) for x in (query.targets, logits[is_real]))
         # Rows of the sheet show the mistakes first.
         order = np.argsort(true == taken, kind="stable")
-        query = base.Examples(task.query.inputs[order], task.query.targets[order])
+        query = base.Examples(query.inputs[order], query.targets[order])
         plots.task_sheet(base.Task(task.support, query), ax=column[0])
         column[0].set_title(f"loss {loss:.2f}, {np.mean(true == taken):.0%} right")
         ways = task.query.targets.shape[1]

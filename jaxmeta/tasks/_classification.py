@@ -23,7 +23,8 @@ def classification(
     """Training `model` on minibatches of one data set; runs differ in their start.
 
     Args:
-      inputs: [N, ...], uint8 (scaled to [0, 1]) or floats; held once, on the device.
+      inputs: [N, ...], held once, on the device: uint8 pixels, flat ones too (scaled to
+        [0, 1]), floats, or integers of another type, such as token ids (as they are).
       labels: [N] integers, or [N, W].
       model: `(inputs [B, ...]) -> logits [B, W]`.
       batch_size: B, examples a step, drawn with replacement. Static.

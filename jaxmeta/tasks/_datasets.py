@@ -9,16 +9,17 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
 
 class ImageClasses(NamedTuple):
-    """Images sorted by class, on the host.
+    """Images, or other examples, sorted by class, on the host.
 
     Attributes:
-      images: [C, E, H, W, channels] uint8.
+      images: [C, E, H, W, channels] uint8; or examples of any other kind, [C, E, ...].
       num_examples: [C] int32; the first so many of a class are real, the rest zeros.
       names: C names, such as "Greek/character03".
     """
@@ -64,17 +65,18 @@ class Splits(NamedTuple):
 def image_classes(
     images: np.ndarray, names: Sequence[str] | None = None
 ) -> ImageClasses:
-    """Wraps an array of images that is already sorted by class.
+    """Wraps an array of images, or other examples, that is already sorted by class.
 
     Args:
-      images: [C, E, H, W] or [C, E, H, W, channels] uint8.
+      images: [C, E, H, W] or [C, E, H, W, channels] uint8; or any other array
+        [C, E, ...] that `jaxmeta.tasks.few_shot` takes, say of features [C, E, D].
       names: C names of the classes; by default "0", "1", ...
 
     Returns:
       The classes, all E examples of each being real.
 
     Raises:
-      ValueError: if `images` has another dtype or rank or is empty, or `names`
+      ValueError: if `images` are no numbers [C, E, ...] or none, or `names` has
         another length.
 
     Example:
@@ -87,17 +89,8 @@ def image_classes(
       ('0', '1', '2')
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise ValueError(
-            f"`images` must be uint8, got {images.dtype}. Scale images in [0, 1] by "
-            "`np.round(255 * images).astype(np.uint8)`."
-        )
-    if images.ndim not in (4, 5) or images.size == 0:
-        raise ValueError(
-            "`images` must be [C, E, H, W] or [C, E, H, W, channels] and not empty, "
-            f"got shape {images.shape}."
-        )
-    if images.ndim == 4:
+    check_examples("images", images)
+    if images.dtype == np.uint8 and images.ndim == 4:
         images = images[..., None]
     num_classes, num_examples = images.shape[:2]
     names = tuple(map(str, range(num_classes) if names is None else names))
@@ -110,6 +103,22 @@ def image_classes(
         num_examples=np.full(num_classes, num_examples, np.int32),
         names=names,
     )
+
+
+def check_examples(name: str, examples: Any, hint: str = "") -> None:
+    """Raises unless `examples` are numbers [C, E, ...], at least one."""
+    shape, dtype = getattr(examples, "shape", ()), getattr(examples, "dtype", None)
+    is_numbers = dtype is not None and (
+        jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_
+    )
+    if len(shape) < 3 or not is_numbers:
+        got = type(examples) if dtype is None else f"shape {shape} and dtype {dtype}"
+        raise ValueError(
+            f"`{name}` must be numbers [classes, examples, ...]: uint8 images, floats "
+            f"or integers of at least three axes, got {got}. {hint}".rstrip()
+        )
+    if 0 in shape:
+        raise ValueError(f"`{name}` must not be empty, got shape {shape}.")
 
 
 def load_folder(

@@ -1,7 +1,7 @@
-"""Few-shot classification episodes from images that live on the device."""
+"""Few-shot classification episodes from examples that live on the device."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +9,29 @@ import numpy as np
 from jax.tree_util import Partial
 
 from jaxmeta import _checks, _random, base
+from jaxmeta.tasks import _datasets
+
+# Added to the message about what is no data set.
+_HINT = (
+    "A folder of images is read by `jaxmeta.tasks.load_folder`; of splits take one, "
+    "say `splits.train`; some of the classes are `dataset.take_classes(range(10))`."
+)
+
+
+class Range(NamedTuple):
+    """The numbers that a task may have of something, both ends included."""
+
+    lowest: int
+    highest: int
 
 
 def few_shot(
     dataset: Any,
     *,
-    ways: int,
-    shots: int,
+    ways: int | tuple[int, int],
+    shots: int | tuple[int, int],
     queries: int,
+    balanced: bool = True,
     rotations: bool = False,
     within_groups: bool = False,
 ) -> base.SampleTask:
@@ -26,29 +41,46 @@ def few_shot(
     task: classes come in random order.
 
     Args:
-      dataset: an `ImageClasses` (what the loaders of `jaxmeta.tasks` return), or a
-        uint8 array [C, E, H, W] or [C, E, H, W, channels]. It is held once, as uint8,
-        on the device.
-      ways: W, classes a task. Static.
-      shots: support examples a class. Static.
+      dataset: an `ImageClasses` (what the loaders of `jaxmeta.tasks` return), or an
+        array [C, E, ...], held once on the device in its own type. Examples are
+
+        - images, uint8 [H, W] or [H, W, channels] (or with more axes): in [0, 1];
+        - of any other shape or type, such as features [D], float images
+          [H, W, channels] or token ids [L]: as they are, uint8 [L] too. Floats come in
+          JAX's default float type.
+      ways: W, classes a task, or (lowest, highest): each task draws its own number,
+        uniformly. Static.
+      shots: support examples a class, or (lowest, highest), drawn in the same way.
+        Static.
       queries: query examples a class. Static.
+      balanced: all classes of a task have as many shots; False draws a number for each
+        class. Static.
       rotations: every class turned by 0, 90, 180 or 270 degrees is a class of its own,
         so that there are 4 C classes and each class of a task has its own rotation.
         Needs square images. Static.
       within_groups: all classes of a task come from one group, such as an alphabet of
         Omniglot: the part of the class's name before the first "/". Groups with at
-        least W classes come equally often, whatever their size; rotated classes belong
-        to the group of their class, and count in it. Static.
+        least W (the lowest) classes come equally often, whatever their size; rotated
+        classes belong to the group of their class, and count in it. A group with fewer
+        classes than the highest W has tasks of up to all of them. Static.
 
     Returns:
       `sample_task(key) -> Task`, a `jax.tree_util.Partial` whose leaves are the data:
-      images [W * shots, H, W, channels] and [W * queries, ...] in [0, 1], targets
-      one-hot [..., W]. Examples are sorted by class.
+      inputs [W * shots, ...] and [W * queries, ...], targets one-hot [..., W]. Examples
+      are sorted by class. Where ways or shots vary, all tasks have the shapes of the
+      highest ones, and rows of zeros (inputs and targets) for the examples that a task
+      does not have: padding, which losses, metrics and learners leave out.
 
     Raises:
       ValueError: if the data are not such an array or hold no classes, there are more
         ways than classes, or a class has fewer than shots + queries examples; with
-        `within_groups`, if classes have no names or no group has W classes.
+        `rotations`, if the data are not square images; with `within_groups`, if classes
+        have no names or no group has W classes.
+
+    References:
+      Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn
+      from Few Examples", ICLR 2020, Section 3.2, for tasks of varying ways and shots.
+      https://arxiv.org/abs/1903.03096
 
     Example:
       >>> import jax, numpy as np
@@ -57,50 +89,155 @@ def few_shot(
       >>> task = sample_task(jax.random.key(0))
       >>> task.support.inputs.shape, task.query.targets.shape
       ((5, 28, 28, 1), (75, 5))
+      >>> sample_task = few_shot(images, ways=(2, 5), shots=(1, 3), queries=15)
+      >>> task = sample_task(jax.random.key(0))
+      >>> task.support.inputs.shape, task.query.targets.shape
+      ((15, 28, 28, 1), (75, 5))
     """
-    for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-        _checks.check_int(name, value)
-    images, num_examples = _as_arrays(dataset)
+    ways, shots = as_range("ways", ways), as_range("shots", shots)
+    _checks.check_int("queries", queries)
+    examples, num_examples = _as_arrays(dataset)
     num_turns = 4 if rotations else 1
-    num_classes = images.shape[0] * num_turns
-    if rotations and images.shape[2] != images.shape[3]:
-        raise ValueError(
-            f"`rotations` needs square images, got {images.shape[2:4]} pixels."
-        )
-    if ways > num_classes:
-        raise ValueError(
-            f"`ways` must be at most the data's {num_classes} classes, got {ways}."
-        )
-    fewest = int(num_examples.min())
-    if shots + queries > fewest:
-        raise ValueError(
-            f"`shots` + `queries` must be at most {fewest}, the examples of the "
-            f"smallest class, got {shots} + {queries}."
-        )
-    groups = _group_classes(dataset, images, ways, num_turns) if within_groups else None
+    num_classes = examples.shape[0] * num_turns
+    if rotations:
+        _check_square(examples)
+    _check_enough(num_classes, int(num_examples.min()), ways, shots, queries)
+    groups = None
+    if within_groups:
+        groups = _group_classes(dataset, examples, ways.lowest, num_turns)
+    is_fixed = ways.lowest == ways.highest and shots.lowest == shots.highest
 
-    def sample_task(images, num_examples, groups, key):
+    def sample_task(examples, num_examples, groups, key):
+        key, size_key = (key, None) if is_fixed else jax.random.split(key)
         class_key, example_key = jax.random.split(key)
         is_allowed = jnp.ones(num_classes, bool)
         if groups is not None:
             group_key, class_key = jax.random.split(class_key)
             group = jax.random.randint(group_key, (), 0, jnp.max(groups) + 1)
             is_allowed = groups == group
-        classes = _random.draw_distinct(class_key, is_allowed, ways)
+        classes = _random.draw_distinct(class_key, is_allowed, ways.highest)
         classes, turns = jnp.divmod(classes, 4) if rotations else (classes, None)
-        is_real = jnp.arange(images.shape[1])[None] < num_examples[classes][:, None]
-        examples = _random.draw_distinct(example_key, is_real, shots + queries)
-        chosen = images[classes[:, None], examples]  # [W, shots + queries, H, W, c]
+        is_real = jnp.arange(examples.shape[1])[None] < num_examples[classes][:, None]
+        count = shots.highest + queries
+        drawn = _random.draw_distinct(example_key, is_real, count)
+        chosen = examples[classes[:, None], drawn]  # [W, shots + queries, ...]
         if turns is not None:
             chosen = jax.vmap(_turn)(chosen, turns)
-        chosen = chosen.astype(jnp.result_type(float)) / 255
-        labels = jnp.eye(ways, dtype=chosen.dtype)
+        chosen = as_inputs(chosen, chosen.ndim - 2)
+        num_shots = None
+        if size_key is not None:
+            most = jnp.minimum(ways.highest, jnp.sum(is_allowed))
+            num_shots = _draw_shots(size_key, ways, most, shots, balanced)
+        return _as_task(chosen, shots.highest, num_shots)
+
+    return Partial(
+        sample_task, jnp.asarray(examples), jnp.asarray(num_examples), groups
+    )
+
+
+def as_range(name: str, value: int | tuple[int, int]) -> Range:
+    """Returns what `few_shot` takes as a number or two; raises for anything else."""
+    if not isinstance(value, tuple | list):
+        _checks.check_int(name, value)
+        return Range(value, value)
+    if len(value) != 2 or value[0] > value[1]:
+        raise ValueError(f"`{name}` must be an int or (lowest, highest), got {value}.")
+    for i, end in enumerate(value):
+        _checks.check_int(f"{name}[{i}]", end)
+    return Range(*value)
+
+
+def as_inputs(examples: jax.Array, num_axes: int) -> jax.Array:
+    """Makes inputs of stored examples, each of `num_axes` axes.
+
+    Pixels, uint8 of two axes or more, come to [0, 1]; floats to JAX's default float
+    type. Other integers, such as token ids, stay what they are.
+    """
+    dtype = jnp.result_type(float)
+    if is_pixels(examples.dtype, num_axes):
+        return examples.astype(dtype) / 255
+    is_float = jnp.issubdtype(examples.dtype, jnp.floating)
+    return examples.astype(dtype) if is_float else examples
+
+
+def is_pixels(dtype: Any, num_axes: int) -> bool:
+    """Whether examples of this type and number of axes are pixels from 0 to 255."""
+    return dtype == np.uint8 and num_axes >= 2
+
+
+def _as_task(examples, shots, num_shots):
+    """Makes a task of examples [W, shots + queries, ...], sorted by class.
+
+    Args:
+      examples: their first `shots` are the support.
+      shots: the highest number of them.
+      num_shots: [W], how many each class has, 0 for a class that the task does not
+        have; what is beyond becomes padding. None is `shots` each.
+    """
+    labels = jnp.eye(examples.shape[0], dtype=jnp.result_type(float))
+    support, query = examples[:, :shots], examples[:, shots:]
+    if num_shots is None:
         return base.Task(
-            support=examples_by_class(chosen[:, :shots], labels),
-            query=examples_by_class(chosen[:, shots:], labels),
+            examples_by_class(support, labels), examples_by_class(query, labels)
+        )
+    is_real = jnp.arange(examples.shape[1])[None] < num_shots[:, None]
+    is_real = is_real.at[:, shots:].set(num_shots[:, None] > 0)
+    axes = tuple(range(2, examples.ndim))
+    examples = jnp.where(jnp.expand_dims(is_real, axes), examples, 0)
+    return base.Task(
+        examples_by_class(examples[:, :shots], labels, is_real[:, :shots]),
+        examples_by_class(examples[:, shots:], labels, is_real[:, shots:]),
+    )
+
+
+def examples_by_class(
+    examples: Any, labels: Any, is_real: Any | None = None
+) -> base.Examples:
+    """Flattens [W, N, ...], of JAX or NumPy, to [W * N, ...] beside one-hot targets.
+
+    Those are zero where `is_real` [W, N] is not.
+    """
+    ways, count = examples.shape[:2]
+    targets = labels.repeat(count, axis=0)
+    if is_real is not None:
+        targets = targets * is_real.reshape(-1, 1)
+    return base.Examples(examples.reshape(ways * count, *examples.shape[2:]), targets)
+
+
+def _draw_shots(key, ways, most, shots, balanced):
+    """Draws how many shots each class has, [W]: 0 beyond the ways of the task."""
+    ways_key, shots_key = jax.random.split(key)
+    num_ways = jax.random.randint(ways_key, (), ways.lowest, most + 1)
+    shape = (1 if balanced else ways.highest,)
+    num_shots = jax.random.randint(shots_key, shape, shots.lowest, shots.highest + 1)
+    return jnp.where(jnp.arange(ways.highest) < num_ways, num_shots, 0)
+
+
+def _check_enough(num_classes, fewest, ways, shots, queries):
+    """Raises unless the largest task can be drawn."""
+    if ways.highest > num_classes:
+        raise ValueError(
+            f"`ways` must be at most the data's {num_classes} classes, got "
+            f"{ways.highest}."
+        )
+    if shots.highest + queries > fewest:
+        raise ValueError(
+            f"`shots` + `queries` must be at most {fewest}, the examples of the "
+            f"smallest class, got {shots.highest} + {queries}."
         )
 
-    return Partial(sample_task, jnp.asarray(images), jnp.asarray(num_examples), groups)
+
+def _check_square(examples):
+    """Raises unless examples are images that can be turned."""
+    if examples.ndim != 5:
+        raise ValueError(
+            "`rotations` needs images [classes, examples, height, width, channels], "
+            f"got {examples.dtype} of shape {examples.shape}."
+        )
+    if examples.shape[2] != examples.shape[3]:
+        raise ValueError(
+            f"`rotations` needs square images, got {examples.shape[2:4]} pixels."
+        )
 
 
 def _group_classes(dataset, images, ways, num_turns):
@@ -133,31 +270,14 @@ def _turn(images, turns):
     return jnp.stack(quarters)[turns]
 
 
-def examples_by_class(images: Any, labels: Any) -> base.Examples:
-    """Flattens [W, N, ...], of JAX or NumPy, to [W * N, ...] beside one-hot targets."""
-    ways, count = images.shape[:2]
-    targets = labels.repeat(count, axis=0)
-    return base.Examples(images.reshape(ways * count, *images.shape[2:]), targets)
-
-
 def _as_arrays(dataset):
-    """Returns uint8 images [C, E, H, W, channels] and the examples of each class."""
-    images = getattr(dataset, "images", dataset)
-    shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", None)
-    if dtype != np.uint8 or len(shape) not in (4, 5):
-        got = type(images) if dtype is None else f"shape {shape} and dtype {dtype}"
-        raise ValueError(
-            "`dataset` must be uint8 images [classes, examples, height, width] or "
-            f"[..., channels], got {got}. A folder of images is read by "
-            "`jaxmeta.tasks.load_folder`; of splits take one, say `splits.train`; "
-            "some of the classes are `dataset.take_classes(range(10))`."
-        )
-    if 0 in shape:
-        raise ValueError(f"`dataset` is empty: its images have shape {shape}.")
-    if len(shape) == 4:
-        images = images[..., None]
+    """Returns [C, E, ...], images with channels, and the examples of each class."""
+    examples = getattr(dataset, "images", dataset)
+    _datasets.check_examples("dataset", examples, _HINT)
+    if examples.dtype == np.uint8 and examples.ndim == 4:
+        examples = examples[..., None]
     num_examples = getattr(dataset, "num_examples", None)
     if num_examples is None:
-        num_classes, num_each = images.shape[:2]
+        num_classes, num_each = examples.shape[:2]
         num_examples = np.full(num_classes, num_each, np.int32)
-    return images, np.asarray(num_examples)
+    return examples, np.asarray(num_examples)

@@ -15,10 +15,11 @@ def stream_few_shot(
     source: Any,
     labels: Sequence[int] | np.ndarray,
     *,
-    ways: int,
-    shots: int,
+    ways: int | tuple[int, int],
+    shots: int | tuple[int, int],
     queries: int,
     num_tasks: int,
+    balanced: bool = True,
     transform: Callable[[Any], np.ndarray] | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
@@ -34,19 +35,22 @@ def stream_few_shot(
       source: `source[i]` is an example: a data source of tensorflow-datasets, a NumPy
         memory map, a list of paths. Threads read it side by side.
       labels: [len(source)], the class of each; any numbers.
-      ways: W, classes a task. Static.
-      shots: support examples a class. Static.
+      ways: W, classes a task, or (lowest, highest), as in `few_shot`. Static.
+      shots: support examples a class, or (lowest, highest). Static.
       queries: query examples a class. Static.
       num_tasks: T, tasks a meta-step, of all processes.
-      transform: makes a float array of what the source gives, all of one shape: decodes
-        and resizes an image, say. None: uint8 to [0, 1], other types as they are.
+      balanced: all classes of a task have as many shots, as in `few_shot`. Static.
+      transform: makes an array of what the source gives, all of one shape: decodes
+        and resizes an image, say. None: uint8 images, [H, W] or [H, W, channels], to
+        [0, 1]; other examples as they are.
       seed: decides which episodes.
       mesh: shards the batches over its devices, as `jaxmeta.estimators.over_tasks`.
       num_threads: that read ahead.
 
     Returns:
       A `TaskStream` for `jaxmeta.estimators.over_stream` and `jaxmeta.training.fit`.
-      Targets are one-hot [..., W]; examples are sorted by class.
+      Targets are one-hot [..., W]; examples are sorted by class, those that a task of
+      fewer ways or shots does not have being zeros, as in `few_shot`.
 
     Raises:
       ValueError: if a count is not a positive int, labels are not as many as examples,
@@ -62,8 +66,8 @@ def stream_few_shot(
       >>> next(stream.read(0)).support.inputs.shape  # doctest: +SKIP
       (4, 5, 28, 28, 1)
     """
-    counts = {"ways": ways, "shots": shots, "queries": queries}
-    counts |= {"num_tasks": num_tasks, "num_threads": num_threads}
+    ways, shots = _few_shot.as_range("ways", ways), _few_shot.as_range("shots", shots)
+    counts = {"queries": queries, "num_tasks": num_tasks, "num_threads": num_threads}
     for name, value in counts.items():
         _checks.check_int(name, value)
     num_processes = jax.process_count()
@@ -74,10 +78,10 @@ def stream_few_shot(
         )
     _checks.check_int("seed", seed, minimum=0)
     grain = _import_grain()
-    classes = _large_classes(labels, len(source), ways, shots + queries)
+    classes = _large_classes(labels, len(source), ways.highest, shots.highest + queries)
     each = num_tasks // num_processes
     own = range(jax.process_index() * each, (jax.process_index() + 1) * each)
-    to_array = _to_float if transform is None else transform
+    to_array = _to_input if transform is None else transform
     like = np.asarray(to_array(source[0]))
     if not (np.issubdtype(like.dtype, np.number) or like.dtype == bool):
         raise ValueError(
@@ -97,14 +101,29 @@ def stream_few_shot(
 
     def episode(step, place):
         rng = np.random.default_rng((seed, step, place))
-        chosen = rng.choice(len(classes), ways, replace=False)
-        count = shots + queries
-        drawn = [rng.choice(classes[c], count, replace=False) for c in chosen]
-        examples = np.stack([[read_one(int(i)) for i in row] for row in drawn])
-        targets = np.eye(ways, dtype=np.float32)
+        num_ways = _draw_count(rng, ways)
+        chosen = rng.choice(len(classes), num_ways, replace=False)
+        num_shots = [_draw_count(rng, shots)] * num_ways
+        if not balanced:
+            num_shots = [_draw_count(rng, shots) for _ in chosen]
+        # Zeros where the task has no examples.
+        shape = (ways.highest, shots.highest + queries)
+        examples = np.zeros((*shape, *like.shape), like.dtype)
+        is_real = np.zeros(shape, bool)
+        for way, (c, count) in enumerate(zip(chosen, num_shots, strict=True)):
+            drawn = rng.choice(classes[c], count + queries, replace=False)
+            places = [*range(count), *range(shots.highest, shape[1])]
+            examples[way, places] = [read_one(int(i)) for i in drawn]
+            is_real[way, places] = True
+        targets = np.eye(ways.highest, dtype=np.float32)
+        support, query = slice(shots.highest), slice(shots.highest, None)
         return base.Task(
-            _few_shot.examples_by_class(examples[:, :shots], targets),
-            _few_shot.examples_by_class(examples[:, shots:], targets),
+            *(
+                _few_shot.examples_by_class(
+                    examples[:, part], targets, is_real[:, part]
+                )
+                for part in (support, query)
+            )
         )
 
     class Batches:
@@ -146,9 +165,17 @@ def _large_classes(labels, num_examples, ways, least):
     return classes
 
 
-def _to_float(example):
+def _draw_count(rng, span):
+    """Draws a number of ways or shots; what is fixed takes no random number."""
+    if span.lowest == span.highest:
+        return span.lowest
+    return int(rng.integers(*span, endpoint=True))
+
+
+def _to_input(example):
     example = np.asarray(example)
-    return np.float32(example) / 255 if example.dtype == np.uint8 else example
+    is_pixels = _few_shot.is_pixels(example.dtype, example.ndim)
+    return np.float32(example) / 255 if is_pixels else example
 
 
 def _import_grain():

@@ -59,8 +59,9 @@ def zero_shot(
     Returns:
       `sample_task(key) -> Task`, a `jax.tree_util.Partial` whose leaves are the data:
       support inputs are attributes [W, A] of distinct classes in random order, its
-      targets the identity [W, W]; query inputs are features [W * Q, ...] (images in
-      [0, 1]) of distinct examples, sorted by class, targets one-hot [W * Q, W].
+      targets the identity [W, W]; query inputs are features [W * Q, ...] (uint8
+      images in [0, 1]) of distinct examples, sorted by class, targets one-hot
+      [W * Q, W].
 
     Raises:
       ValueError: if a count is not a positive int, there are more ways than classes, a
@@ -107,7 +108,9 @@ def zero_shot(
             support=base.Examples(
                 attributes[chosen].astype(jnp.result_type(float)), labels
             ),
-            query=_few_shot.examples_by_class(_as_float(inputs), labels),
+            query=_few_shot.examples_by_class(
+                _few_shot.as_inputs(inputs, features.ndim - 1), labels
+            ),
         )
 
     arrays = data.features, data.attributes[classes], table, counts
@@ -147,7 +150,10 @@ def zero_shot_test(
     attributes = jnp.asarray(data.attributes[classes], jnp.result_type(float))
     return base.Task(
         support=base.Examples(attributes, labels),
-        query=base.Examples(_as_float(inputs), labels[position[data.labels[chosen]]]),
+        query=base.Examples(
+            _few_shot.as_inputs(inputs, inputs.ndim - 1),
+            labels[position[data.labels[chosen]]],
+        ),
     )
 
 
@@ -268,9 +274,3 @@ def _rows_by_class(data: AttributeData, classes: np.ndarray) -> list[np.ndarray]
             "`classes`."
         )
     return rows
-
-
-def _as_float(x: jax.Array) -> jax.Array:
-    """Converts to JAX's default float type, images to [0, 1]."""
-    scale = 255 if x.dtype == jnp.uint8 else 1
-    return x.astype(jnp.result_type(float)) / scale
