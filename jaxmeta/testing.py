@@ -107,7 +107,8 @@ def check_gradient_field(
     (pull_u,), (pull_v,) = pull(u), pull(v)
     norm = optax.tree.norm
     scale = norm(u) * norm(pull_v) + norm(v) * norm(pull_u)
-    asymmetry = abs(optax.tree.vdot(u, pull_v) - optax.tree.vdot(v, pull_u))
+    along = lambda a, b: jnp.asarray(optax.tree.vdot(a, b))
+    asymmetry = jnp.abs(along(u, pull_v) - along(v, pull_u))
     rules = _custom_rules.redefined_derivatives(value, params)
     assert asymmetry <= rtol * scale, (
         "The gradient of the model's loss is not the gradient of a scalar: its "

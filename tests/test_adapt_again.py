@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import jaxmeta as jm
+from tests._metric_problems import METRIC_LEARNERS, classification_task
 from tests._problems import LEARNERS, maml, regression_task, with_inner_sgd
 
 MOMENTUM = optax.sgd(0.02, momentum=0.9)
@@ -87,3 +88,40 @@ def test_policies_resume(key):
     twice, info = learner.adapt(key, once, task)
     assert int(twice.step) == 2 and info.losses.shape == (1,)
     assert learner.predict(twice, jnp.zeros((1, 2)))
+
+
+METRIC_ROWS = [name for name in METRIC_LEARNERS if name != "proto_maml"]
+
+
+@pytest.mark.parametrize("name", METRIC_ROWS)
+def test_metric_learners_know_all_examples_that_they_have_seen(name, key):
+    learner = METRIC_LEARNERS[name]()
+    with jax.enable_x64(True):
+        task = classification_task(key)
+        meta_params = learner.init(key, task)
+        together, _ = learner.adapt(key, meta_params, task.support)
+        task_params = meta_params
+        for part in (slice(0, 2), slice(2, 3), slice(3, None)):
+            examples = jax.tree.map(lambda x, part=part: x[part], task.support)
+            task_params, _ = learner.adapt(key, task_params, examples)
+        expected, found = (
+            learner.predict(p, task.query.inputs) for p in (together, task_params)
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_proto_maml_takes_up_classes_that_come_later(key):
+    learner = METRIC_LEARNERS["proto_maml"]()
+    task = classification_task(key)
+    meta_params = learner.init(key, task)
+    labels = jnp.argmax(task.support.targets, -1)
+    first, others = (
+        jax.tree.map(lambda x, rows=rows: x[rows], task.support)
+        for rows in (labels == 0, labels != 0)
+    )
+    once, _ = learner.adapt(key, meta_params, first)
+    assert once.present.tolist()[0] == 1 and once.present.sum() == 1
+    twice, _ = learner.adapt(key, once, others)
+    assert twice.present.sum() == task.support.targets.shape[1]
+    assert (twice.kernel[:, 1:] != once.kernel[:, 1:]).any()
+    chex.assert_tree_all_finite(learner.predict(twice, task.query.inputs))

@@ -102,7 +102,7 @@ def test_curvature_of_trpo_is_the_hessian_of_the_divergence(key):
         loop = rl.maml(env, policy, surrogate="low-variance", **inner).loop
         task = env.sample_task(key)
         params = loop.init(key, task)
-        samples, _, _ = loop.collect(key, params, task)
+        samples, _ = loop.collect(key, params, task)
         flat, unravel = jax.flatten_util.ravel_pytree(params)
 
         def slope(flat):

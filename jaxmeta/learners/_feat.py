@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _describe, base, losses
 from jaxmeta.learners import _embeddings, _metric
 
 
@@ -95,6 +95,7 @@ def feat(
       [[ 1. -1.]
        [-1.  1.]]
     """
+    description = _describe.describe(feat, locals())
     _checks.check_int("num_heads", num_heads)
     _checks.check_positive("temperature", temperature)
     _checks.check_positive("contrastive_temperature", contrastive_temperature)
@@ -142,6 +143,7 @@ def feat(
         _metric.Head(fit, logits, init, contrast if contrastive else None),
         loss=loss,
         metrics=metrics,
+        description=description,
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _describe, base, losses
 from jaxmeta.learners import _embeddings, _metric
 
 SIMILARITIES = ("cosine", "l2")
@@ -116,6 +116,7 @@ def matching(
       >>> print(jnp.exp(logits))
       [[0.75 0.25]]
     """
+    description = _describe.describe(matching, locals())
     _checks.check_choice("similarity", similarity, SIMILARITIES)
     _checks.check_int("context_steps", context_steps)
     if temperature is None:
@@ -163,6 +164,7 @@ def matching(
         _metric.Head(fit, logits, init if full_context else None),
         loss=loss,
         metrics=metrics,
+        description=description,
     )
 
 

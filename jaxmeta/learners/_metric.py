@@ -32,6 +32,8 @@ class MetricTaskParams(NamedTuple):
     head_params: Any
     fitted: Any  # what the head made of the support: prototypes, for one
     present: jax.Array  # [W] bool, the classes with support examples
+    support: base.Examples  # embeddings [N, D], of all examples so far
+    meta_params: MetricParams  # to embed those that are still to come
 
 
 class Head(NamedTuple):
@@ -72,6 +74,7 @@ def metric_learner(
     support_model: base.ModelLike | None = None,
     flatten: bool = True,
     augment: Callable[[base.Examples], base.Examples] | None = None,
+    description: str = "",
 ) -> base.MetaLearner:
     """Returns the learner that meta-trains `model`, and `head` if it learns.
 
@@ -85,6 +88,7 @@ def metric_learner(
       flatten: whether the head wants embeddings [N, D] of at least 32 bits; otherwise
         it gets what the model makes. Static.
       augment: enlarges the support before anything else is done with it.
+      description: what the learner prints as.
 
     Returns:
       A `MetaLearner`. Its meta-parameters are the model's own, or `MetricParams` where
@@ -97,7 +101,12 @@ def metric_learner(
         _model.normalize(model), support_net, head, loss, metrics, flatten, augment
     )
     return base.MetaLearner(
-        parts.init, parts.adapt, parts.predict, parts.meta_grad, parts.evaluate
+        parts.init,
+        parts.adapt,
+        parts.predict,
+        parts.meta_grad,
+        parts.evaluate,
+        description,
     )
 
 
@@ -134,7 +143,11 @@ class _Parts(NamedTuple):
     def adapt(
         self, key: jax.Array, meta_params: base.Params, support: base.Examples
     ) -> tuple[MetricTaskParams, Any]:
-        """Embeds the support and fits the head to it: `(task_params, info)`."""
+        """Embeds the support and fits the head to it: `(task_params, info)`.
+
+        Task parameters in place of the meta-parameters resume: the head is fitted to
+        these examples and all before them, as if they had come together.
+        """
         task_params, _, info = self.adapt_and_embed(key, meta_params, support)
         return task_params, info
 
@@ -219,35 +232,43 @@ class _Parts(NamedTuple):
             embeddings = _embeddings.as_vectors(embeddings)
         return base.Examples(embeddings, examples.targets.astype(embeddings.dtype))
 
-    def fit(self, params, support, key, train):
+    def fit(self, params, support, key, train, earlier=None):
         """Returns task parameters, the embedded support and the head's info."""
         model_key, head_key = jax.random.split(key)
         net, own = self.net, params.params
         if self.support_net is not None:
             net, own = self.support_net, params.support_params
         support = self.embed(net, own, support, key=model_key, train=train)
+        if earlier is not None:
+            together = lambda *x: jnp.concatenate(x)
+            support = jax.tree.map(together, earlier, support)
         fitted, info = self.head.fit(
             params.head_params, support, key=head_key, train=train
         )
         present = jnp.sum(support.targets, 0) > 0
         task_params = MetricTaskParams(
-            params.params, params.head_params, fitted, present
+            params.params, params.head_params, fitted, present, support, params
         )
         return task_params, support, info
 
     def adapt_and_embed(self, key, meta_params, support):
         """Fits for predictions: with the statistics of the support set."""
         _checks.check_examples("support", support)
-        support, params = self.prepare(support), self.unpack(meta_params)
+        support, earlier = self.prepare(support), None
+        if isinstance(meta_params, MetricTaskParams):
+            earlier, params = meta_params.support, meta_params.meta_params
+        else:
+            params = self.unpack(meta_params)
+        predicting = params
         if self.support_net is None:
-            params = params._replace(
-                params=self.net.with_statistics(params.params, support.inputs)
-            )
-        return self.fit(params, support, key, train=False)
+            own = self.net.with_statistics(params.params, support.inputs)
+            predicting = params._replace(params=own)
+        found = self.fit(predicting, support, key, False, earlier)
+        return found[0]._replace(meta_params=params), *found[1:]
 
     def outputs(self, task_params, embeddings, **options):
         """Returns the head's outputs [Q, W], with those of absent classes fixed."""
-        _, head_params, fitted, present = task_params
+        _, head_params, fitted, present, *_ = task_params
         outputs = self.head.logits(head_params, fitted, embeddings, **options)
         if self.head.absent is not None:
             return jnp.where(present[None], outputs, self.head.absent)

@@ -7,7 +7,7 @@ References:
 
 from collections.abc import Mapping
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _describe, base, losses
 from jaxmeta.learners import _embeddings, _metric
 
 DISTANCES = ("euclidean", "cosine")
@@ -77,6 +77,7 @@ def prototypical(
       >>> print(learner.predict(task_params, jnp.array([[3.0]])))  # from means 1 and 5
       [[-4. -4.]]
     """
+    description = _describe.describe(prototypical, locals())
     _checks.check_choice("distance", distance, DISTANCES)
     if temperature is None:
         temperature = 1.0 if distance == "euclidean" else 0.1
@@ -105,4 +106,5 @@ def prototypical(
         loss=loss,
         metrics=metrics,
         support_model=support_model,
+        description=description,
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, _dtypes, _model, base, losses
+from jaxmeta import _checks, _describe, _dtypes, _model, base, losses
 from jaxmeta.learners import _embeddings, _metric
 from jaxmeta.models import _relation_net
 
@@ -94,6 +94,7 @@ def relation(
       >>> print(relations[0, 0])  # (1 + 2) / 2 - 1.5 = 0
       0.5
     """
+    description = _describe.describe(relation, locals())
     if relation_model is None:
         # Normalised as the embedding: else its batches would still make predictions
         # depend on each other.
@@ -151,4 +152,5 @@ def relation(
         metrics=metrics,
         support_model=support_model,
         flatten=False,
+        description=description,
     )

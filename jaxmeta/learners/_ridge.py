@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _describe, base, losses
 from jaxmeta.learners import _metric
 
 
@@ -85,6 +85,7 @@ def ridge(
       [[0.5 0. ]
        [0.  0.5]]
     """
+    description = _describe.describe(ridge, locals())
     _checks.check_positive("regularization", regularization)
     _checks.check_positive("scale", scale)
     if metrics is None:
@@ -114,7 +115,11 @@ def ridge(
         return jnp.exp(head_params.log_scale) * outputs + head_params.bias
 
     return _metric.metric_learner(
-        model, _metric.Head(fit, logits, init), loss=loss, metrics=metrics
+        model,
+        _metric.Head(fit, logits, init),
+        loss=loss,
+        metrics=metrics,
+        description=description,
     )
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _describe, base, losses
 from jaxmeta.learners import _metric
 
 
@@ -71,6 +71,7 @@ def siamese(
       >>> print(learner.predict(task_params, jnp.array([[1.0]])))  # 1 - |1 - 0|, ...
       [[ 0. -2.]]
     """
+    description = _describe.describe(siamese, locals())
     if metrics is None:
         metrics = {"accuracy": losses.accuracy}
 
@@ -126,6 +127,7 @@ def siamese(
         _metric.Head(fit, logits, init, evaluate_query=evaluate_query),
         loss=losses.cross_entropy,
         metrics=metrics,
+        description=description,
     )
 
 

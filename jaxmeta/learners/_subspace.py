@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _describe, base, losses
 from jaxmeta.learners import _embeddings, _metric
 
 
@@ -93,6 +93,7 @@ def subspace(
       >>> print(logits.round(2))  # 2 from the line y = 1, (4, 3) from the point (5, 0)
       [[ -4. -25.]]
     """
+    description = _describe.describe(subspace, locals())
     _checks.check_positive("scale", scale)
     _checks.check_not_negative("discriminative", discriminative)
     if metrics is None:
@@ -135,6 +136,7 @@ def subspace(
         loss=loss,
         metrics=metrics,
         augment=_with_mirror_images if flip else None,
+        description=description,
     )
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base, losses
+from jaxmeta import _checks, _describe, base, losses
 from jaxmeta.learners import _metric
 
 
@@ -89,6 +89,7 @@ def svm(
       >>> print(margins.round(1), info.converged)
       [ 1. -1.] True
     """
+    description = _describe.describe(svm, locals())
     _checks.check_positive("C", C)
     _checks.check_positive("scale", scale)
     _checks.check_int("solver_steps", solver_steps)
@@ -112,7 +113,11 @@ def svm(
         return jnp.exp(head_params.log_scale) * outputs
 
     return _metric.metric_learner(
-        model, _metric.Head(fit, logits, init), loss=loss, metrics=metrics
+        model,
+        _metric.Head(fit, logits, init),
+        loss=loss,
+        metrics=metrics,
+        description=description,
     )
 
 
