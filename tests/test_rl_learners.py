@@ -218,7 +218,7 @@ def test_what_follows_an_episode_poisons_no_gradient(key):
     )
     task = env.sample_task(key)
     meta_params = learner.init(key, task)
-    samples, _, _ = jax.jit(learner.loop.collect)(key, meta_params, task)
+    samples, _ = jax.jit(learner.loop.collect)(key, meta_params, task)
     assert not samples.inner.mask.all()
     grads, info = jax.jit(learner.meta_grad)(key, meta_params, task)
     assert info.is_valid and optax.tree.norm(grads) > 0
@@ -232,7 +232,7 @@ def test_actions_can_be_forbidden(key):
     learner = rl.maml(env, policy, inner_tx=optax.sgd(0.5), num_episodes=20)
     task = env.sample_task(key)
     meta_params = learner.init(key, task)
-    samples, _, _ = jax.jit(learner.loop.collect)(key, meta_params, task)
+    samples, _ = jax.jit(learner.loop.collect)(key, meta_params, task)
     assert set(np.unique(samples.outer.actions)) == {0, 2}
     grads, info = jax.jit(learner.meta_grad)(key, meta_params, task)
     assert info.is_valid and optax.tree.norm(grads) > 0

@@ -39,7 +39,7 @@ def drawn():
         )
         goal = jnp.array([0.1, 0.3])
         params = jax.jit(learner.init)(key, goal)
-        samples, _, _ = jax.jit(learner.loop.collect)(key, params, goal)
+        samples, _ = jax.jit(learner.loop.collect)(key, params, goal)
         moved = jax.tree.map(
             lambda x: x + 0.02 * jax.random.normal(key, x.shape, x.dtype), params
         )

@@ -256,7 +256,7 @@ def test_first_order_is_the_policy_gradient_where_adaptation_leads(problem):
     _, learner = tabular_learner(num_episodes=500, first_order=True)
     key = jax.random.key(8)
     grads, _ = jax.jit(learner.meta_grad)(key, logits, task)
-    samples, _, _ = jax.jit(learner.loop.collect)(key, logits, task)
+    samples, _ = jax.jit(learner.loop.collect)(key, logits, task)
     plain = jm.rl.maml(
         tabular_learner()[0],
         table_policy(),
@@ -282,7 +282,7 @@ def test_surrogates_are_functions_whose_gradients_are_followed(
         env, learner = tabular_learner(surrogate=surrogate, sampling_term=sampling_term)
         task = env.sample_task(key)
         params = learner.init(key, task)
-        samples, _, _ = jax.jit(learner.loop.collect)(key, params, task)
+        samples, _ = jax.jit(learner.loop.collect)(key, params, task)
         loss = jax.jit(lambda params: learner.loop.loss(params, samples)[0])
         flat, unravel = jax.flatten_util.ravel_pytree(params)
         flat = flat + 0.1 * jax.random.normal(key, flat.shape)
