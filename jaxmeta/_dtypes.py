@@ -20,7 +20,7 @@ def is_number(x: Any) -> bool:
         x, bool | int | float | complex | np.generic | np.ndarray | jax.Array
     ):
         return False
-    dtype = x.dtype if hasattr(x, "dtype") else np.result_type(x)
+    dtype = getattr(x, "dtype", type(x))
     return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
 
 
