@@ -20,7 +20,7 @@ def is_number(x: Any) -> bool:
         x, bool | int | float | complex | np.generic | np.ndarray | jax.Array
     ):
         return False
-    dtype = getattr(x, "dtype", None) or np.result_type(x)
+    dtype = getattr(x, "dtype", type(x))
     return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
 
 
