@@ -138,8 +138,8 @@ def table(results: dict[str, Any]) -> str:
     """Returns the Markdown table."""
     columns = ("fixed", "fixed, padded", "varying")
     lines = [
-        "| learner | tested on | trained on that | the same, test tasks padded | trained "
-        "on 5 to 20 ways, 1 to 10 shots |",
+        "| learner | tested on | trained on that | the same, test tasks padded | "
+        "trained on 5 to 20 ways, 1 to 10 shots |",
         "|---|---|---|---|---|",
     ]
     for name, result in results.items():
