@@ -83,11 +83,7 @@ def stream_few_shot(
     own = range(jax.process_index() * each, (jax.process_index() + 1) * each)
     to_array = _to_input if transform is None else transform
     like = np.asarray(to_array(source[0]))
-    if not (np.issubdtype(like.dtype, np.number) or like.dtype == bool):
-        raise ValueError(
-            "`source` must give arrays of numbers, or `transform` make them: the first "
-            f"is of type {like.dtype}."
-        )
+    _check_numbers(like)
 
     def read_one(index):
         array = np.asarray(to_array(source[index]))
@@ -101,30 +97,16 @@ def stream_few_shot(
 
     def episode(step, place):
         rng = np.random.default_rng((seed, step, place))
-        num_ways = _draw_count(rng, ways)
-        chosen = rng.choice(len(classes), num_ways, replace=False)
-        num_shots = [_draw_count(rng, shots)] * num_ways
-        if not balanced:
-            num_shots = [_draw_count(rng, shots) for _ in chosen]
-        # Zeros where the task has no examples.
-        shape = (ways.highest, shots.highest + queries)
-        examples = np.zeros((*shape, *like.shape), like.dtype)
-        is_real = np.zeros(shape, bool)
-        for way, (c, count) in enumerate(zip(chosen, num_shots, strict=True)):
-            drawn = rng.choice(classes[c], count + queries, replace=False)
-            places = [*range(count), *range(shots.highest, shape[1])]
-            examples[way, places] = [read_one(int(i)) for i in drawn]
-            is_real[way, places] = True
+        drawn = _draw_episode(rng, classes, ways, shots, queries, balanced)
+        is_real = drawn >= 0
+        examples = np.zeros((*drawn.shape, *like.shape), like.dtype)
+        examples[is_real] = [read_one(int(i)) for i in drawn[is_real]]
         targets = np.eye(ways.highest, dtype=np.float32)
-        support, query = slice(shots.highest), slice(shots.highest, None)
-        return base.Task(
-            *(
-                _few_shot.examples_by_class(
-                    examples[:, part], targets, is_real[:, part]
-                )
-                for part in (support, query)
-            )
+        support, query = (
+            _few_shot.examples_by_class(examples[:, part], targets, is_real[:, part])
+            for part in (slice(shots.highest), slice(shots.highest, None))
         )
+        return base.Task(support, query)
 
     class Batches:
         """By meta-step; as long as anyone trains."""
@@ -146,6 +128,14 @@ def stream_few_shot(
     return base.TaskStream(num_tasks, episode(0, 0), read, mesh)
 
 
+def _check_numbers(example):
+    if not (np.issubdtype(example.dtype, np.number) or example.dtype == bool):
+        raise ValueError(
+            "`source` must give arrays of numbers, or `transform` make them: the first "
+            f"is of type {example.dtype}."
+        )
+
+
 def _large_classes(labels, num_examples, ways, least):
     """Returns the indices of each class that has enough examples."""
     labels = np.asarray(labels)
@@ -163,6 +153,20 @@ def _large_classes(labels, num_examples, ways, least):
             f"`queries` = {least} examples, got {ways}."
         )
     return classes
+
+
+def _draw_episode(rng, classes, ways, shots, queries, balanced):
+    """Draws indices [W, shots + queries] of the highest numbers, -1 for padding."""
+    num_ways = _draw_count(rng, ways)
+    chosen = rng.choice(len(classes), num_ways, replace=False)
+    num_shots = [_draw_count(rng, shots)] * num_ways
+    if not balanced:
+        num_shots = [_draw_count(rng, shots) for _ in chosen]
+    drawn = np.full((ways.highest, shots.highest + queries), -1)
+    for row, c, count in zip(drawn, chosen, num_shots, strict=False):
+        mine = rng.choice(classes[c], count + queries, replace=False)
+        row[:count], row[shots.highest :] = mine[:count], mine[count:]
+    return drawn
 
 
 def _draw_count(rng, span):
