@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import jax
 
 from jaxmeta import _checks, _dtypes, base
 
@@ -12,14 +14,29 @@ _ADAPTERS = (
 )
 
 
+class ApplyFn(Protocol):
+    """Applies a model."""
+
+    def __call__(
+        self,
+        params: base.Params,
+        inputs: base.PyTree,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> base.PyTree:
+        """Returns outputs [N, ...] for inputs [N, ...]."""
+        ...
+
+
 class NormalModel(NamedTuple):
     """A model whose `apply` takes `key=` and `train=`, whatever the user's takes.
 
     Its `init` returns arrays, all of them floating point, or raises.
     """
 
-    init: Callable[..., base.Params]
-    apply: Callable[..., base.PyTree]
+    init: Callable[[jax.Array, base.PyTree], base.Params]
+    apply: ApplyFn
     with_statistics: Callable[[base.Params, base.PyTree], base.Params]
 
 

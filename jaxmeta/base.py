@@ -88,8 +88,8 @@ class Model(NamedTuple):
       [1. 1.]
     """
 
-    init: Callable[..., Params]
-    apply: Callable[..., PyTree]
+    init: Callable[..., Params]  # (key, inputs)
+    apply: Callable[..., PyTree]  # with `key` and `train` or without
     with_statistics: Callable[[Params, PyTree], Params] | None = None
 
 
@@ -289,6 +289,14 @@ class LearnerLike(Protocol):
         ...
 
 
+class InitThetaFn(Protocol):
+    """Draws a learned rule's meta-parameters."""
+
+    def __call__(self, key: jax.Array, params: Params | None = None) -> PyTree:
+        """Returns theta, a plain pytree; `params` are those that it will update."""
+        ...
+
+
 class LearnedOptimizer(NamedTuple):
     """A family of optax transformations indexed by meta-parameters `theta`.
 
@@ -301,7 +309,7 @@ class LearnedOptimizer(NamedTuple):
       description: what it prints as, the call that made it.
     """
 
-    init: Callable[..., PyTree]
+    init: InitThetaFn
     transform: Callable[[PyTree], optax.GradientTransformationExtraArgs]
     description: str = ""
 
@@ -321,7 +329,7 @@ class OptimizationProblem(NamedTuple):
     """
 
     sample: Callable[[jax.Array], PyTree]
-    init: Callable[[jax.Array, PyTree], Params]
+    init: Callable[..., Params]  # (key, inputs)
     loss: Callable[[Params, PyTree, jax.Array], jax.Array]
 
 

@@ -5,7 +5,7 @@ one learner to the next is the `Head` that stands on the embeddings.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,32 @@ class MetricTaskParams(NamedTuple):
     meta_params: MetricParams  # to embed those that are still to come
 
 
+class FitFn(Protocol):
+    """Fits a head to the embedded support."""
+
+    def __call__(
+        self,
+        head_params: Any,
+        support: base.Examples,
+        /,
+        *,
+        key: jax.Array,
+        train: bool,
+    ) -> tuple[Any, Any]:
+        """Returns what was fitted, and what `adapt` reports."""
+        ...
+
+
+class LogitsFn(Protocol):
+    """Classifies embedded queries."""
+
+    def __call__(
+        self, head_params: Any, fitted: Any, embeddings: jax.Array, /, **options: Any
+    ) -> jax.Array:
+        """Returns [Q, W] for embeddings [Q, D]; options are `key` and `train`."""
+        ...
+
+
 class Head(NamedTuple):
     """What stands on the embeddings, which are `Examples`: [N, D] beside [N, W].
 
@@ -55,10 +81,12 @@ class Head(NamedTuple):
         others.
     """
 
-    fit: Callable[..., tuple[Any, Any]]
-    logits: Callable[..., jax.Array]
+    fit: FitFn
+    logits: LogitsFn
     init: Callable[[jax.Array, base.Examples], Any] | None = None
-    regularizer: Callable[..., jax.Array] | None = None
+    regularizer: (
+        Callable[[Any, Any, base.Examples, base.Examples], jax.Array] | None
+    ) = None
     evaluate_query: Callable[..., tuple[jax.Array, Mapping[str, jax.Array]]] | None = (
         None
     )

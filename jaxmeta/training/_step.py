@@ -1,7 +1,7 @@
 """One meta-training step over any estimator."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from jaxmeta import base
+
+
+class StepFn(Protocol):
+    """Makes one meta-step."""
+
+    def __call__(
+        self, state: base.TrainState, **extra: Any
+    ) -> tuple[base.TrainState, base.Info]:
+        """Returns the state after it, and its diagnostics."""
+        ...
 
 
 class TrainStep(NamedTuple):
@@ -23,7 +33,7 @@ class TrainStep(NamedTuple):
     """
 
     init: Callable[[jax.Array], base.TrainState]
-    step: Callable[..., tuple[base.TrainState, Any]]
+    step: StepFn
 
 
 def make_train_step(
