@@ -41,7 +41,7 @@ class InnerLoop(NamedTuple):
         its `params` the model's; `probe(params, k)` takes these too.
       example_loss: `(params, key, examples) -> (loss, metrics)`, to be differentiated.
       predict: `(params, inputs) -> outputs`.
-      with_statistics: `(params, inputs) -> params`.
+      with_support_statistics: `(params, inputs) -> params`.
       judge: `(params, query) -> EvalInfo` of predictions, leaves [].
     """
 
@@ -49,7 +49,7 @@ class InnerLoop(NamedTuple):
     run: Callable[..., _inner_loop.InnerLoopResult]
     example_loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     predict: base.PredictFn
-    with_statistics: Callable[[base.Params, base.PyTree], base.Params]
+    with_support_statistics: Callable[[base.Params, base.PyTree], base.Params]
     judge: Callable[[base.Params, base.Examples], base.EvalInfo]
 
 
@@ -135,7 +135,7 @@ def inner_loop(
         return base.EvalInfo(value, measure(outputs, query.targets))
 
     return InnerLoop(
-        default_steps, run, example_loss, predict, net.with_statistics, judge
+        default_steps, run, example_loss, predict, net.with_support_statistics, judge
     )
 
 
@@ -172,7 +172,7 @@ def as_learner(
     def adapt(key, meta_params, support):
         _checks.check_examples("support", support)
         result = loop.run(key, meta_params, support)
-        task_params = loop.with_statistics(result.params, support.inputs)
+        task_params = loop.with_support_statistics(result.params, support.inputs)
         return task_params, base.AdaptInfo(result.losses)
 
     def meta_grad_of_task(key, meta_params, task, **extra):
@@ -187,7 +187,7 @@ def as_learner(
 
         def probe(params, step):
             del step
-            task_params = loop.with_statistics(params, task.support.inputs)
+            task_params = loop.with_support_statistics(params, task.support.inputs)
             return loop.judge(task_params, task.query)
 
         return loop.run(key, meta_params, task.support, steps, probe).probed

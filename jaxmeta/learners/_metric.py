@@ -178,7 +178,7 @@ def metric_learner(
         support, params = prepare(support), unpack(meta_params)
         if support_model is None:
             params = params._replace(
-                params=net.with_statistics(params.params, support.inputs)
+                params=net.with_support_statistics(params.params, support.inputs)
             )
         return fit(params, support, key, train=False)
 
