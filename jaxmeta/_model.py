@@ -37,7 +37,7 @@ class NormalModel(NamedTuple):
 
     init: Callable[[jax.Array, base.PyTree], base.Params]
     apply: ApplyFn
-    with_statistics: Callable[[base.Params, base.PyTree], base.Params]
+    with_support_statistics: Callable[[base.Params, base.PyTree], base.Params]
 
 
 def normalize(model: base.ModelLike) -> NormalModel:
@@ -79,8 +79,10 @@ def normalize(model: base.ModelLike) -> NormalModel:
                 "it is true."
             ) from error
 
-    with_statistics = getattr(model, "with_statistics", None)
-    return NormalModel(init, apply, with_statistics or (lambda params, _: params))
+    with_support_statistics = getattr(model, "with_support_statistics", None)
+    return NormalModel(
+        init, apply, with_support_statistics or (lambda params, _: params)
+    )
 
 
 def _check_is_model(model):

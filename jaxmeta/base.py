@@ -75,7 +75,7 @@ class Model(NamedTuple):
       apply: `apply(params, inputs [N, ...]) -> outputs [N, ...]`. When its signature
         names `key` or `train`, the learners pass them: a PRNG key, and whether this
         is a pass on which gradients are taken.
-      with_statistics: `with_statistics(params, support_inputs) -> params`, or None:
+      with_support_statistics: `with_support_statistics(params, support_inputs) -> params`, or None:
         puts the support set's normalisation statistics beside the adapted
         parameters, for models that predict with those.
 
@@ -90,7 +90,7 @@ class Model(NamedTuple):
 
     init: Callable[..., Params]  # (key, inputs)
     apply: Callable[..., PyTree]  # with `key` and `train` or without
-    with_statistics: Callable[[Params, PyTree], Params] | None = None
+    with_support_statistics: Callable[[Params, PyTree], Params] | None = None
 
 
 class Adapted(NamedTuple):

@@ -212,7 +212,7 @@ def test_unknown_normalisation_is_named(model, field, key):
     model = model([2, 1] if model is jm.models.MLP else 2, **{field: "layer"})
     with pytest.raises(ValueError, match=f"`{field}` must be one of 'batch'"):
         jax.eval_shape(model.init, key, jnp.ones((2, 16, 16, 1)))
-        model.with_statistics({}, None)
+        model.with_support_statistics({}, None)
 
 
 # MLP.
@@ -332,7 +332,7 @@ def test_conv4_predicts_by_the_support_sets_statistics(conv4_images):
     make, strided, support, query = conv4_images
     model = make(statistics="support")
     params = _random_params(model, support)
-    adapted = jit(model.with_statistics)(params, support)
+    adapted = jit(model.with_support_statistics)(params, support)
     _, stats = _numpy_conv4(params["params"], support, strided)
     expected, _ = _numpy_conv4(params["params"], query, strided, stats)
     apply = jit(model.apply)
@@ -345,7 +345,7 @@ def test_conv4_is_transductive_by_default(conv4_images):
     make, strided, support, query = conv4_images
     model = make()
     params = _random_params(model, support)
-    assert model.with_statistics(params, support) is params
+    assert model.with_support_statistics(params, support) is params
     expected, _ = _numpy_conv4(params["params"], query, strided)
     got = jit(model.apply)(params, query)
     np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-12)
@@ -570,7 +570,7 @@ def test_running_statistics_are_never_meta_parameters(framework, statistics, key
 def test_predictions_of_the_batch_depend_on_the_other_queries(framework, key, x64):
     task, params = _mlp_problem(key)
     model, inputs = ADAPTED[framework](0.5), task.query.inputs
-    assert model.with_statistics(params, task.support.inputs) is params
+    assert model.with_support_statistics(params, task.support.inputs) is params
     for count in (2, 6):
         expected, _ = _numpy_mlp(params["params"], inputs[:count])
         got = model.apply(params, inputs[:count])
@@ -765,7 +765,7 @@ def test_a_layer_cannot_ask_for_running_statistics(norm, key):
     by_support, _ = _numpy_norm(query, unit, stats)
     for statistics, predicted in [("batch", own), ("support", by_support)]:
         model = NORMS[norm](statistics=statistics)
-        params = model.with_statistics(model.init(key, query), support)
+        params = model.with_support_statistics(model.init(key, query), support)
         got = model.apply(params, query, key=key, train=True)
         np.testing.assert_allclose(got, own, rtol=1e-4, atol=1e-5)
         got = model.apply(params, query)
@@ -791,7 +791,7 @@ def test_layers_under_scan_keep_one_set_of_statistics_each(key):
     x = jax.random.normal(key, (6, 2))
     by_support = jm.models.from_linen(Net(), statistics="support")
     params = by_support.init(key, x)
-    adapted = by_support.with_statistics(params, x)
+    adapted = by_support.with_support_statistics(params, x)
     chex.assert_tree_shape_prefix(adapted["batch_stats"], (3, 2))
     expected = np.asarray(x)
     for n in range(3):
@@ -822,7 +822,7 @@ def test_an_nnx_module_starts_where_it_is_and_stays_there(key):
         params["params"], nnx.to_pure_dict(nnx.state(net, nnx.Param))
     )
     x = jax.random.normal(key, (4, 1))
-    model.apply(model.with_statistics(params, x), x)
+    model.apply(model.with_support_statistics(params, x), x)
     jit(model.apply, static_argnames="train")(params, x, key=key, train=True)
     chex.assert_trees_all_equal(nnx.state(net), before)
     jax.tree.map(lambda y: y.delete(), params)  # As donation does.

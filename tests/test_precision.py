@@ -76,15 +76,15 @@ def test_statistics_are_computed_anew(key):
     x = jax.random.normal(key, (16, 3))
     params = net.init(key, x)
     for inputs in (x, 5 * x + 3):
-        params = model.with_statistics(params, inputs)
-    chex.assert_trees_all_equal(params, net.with_statistics(params, 5 * x + 3))
+        params = model.with_support_statistics(params, inputs)
+    chex.assert_trees_all_equal(params, net.with_support_statistics(params, 5 * x + 3))
 
-    def with_statistics(params, inputs):
+    def with_support_statistics(params, inputs):
         return {**params, "mean": inputs.mean()}
 
-    own = jm.Model(lambda key, x: {}, lambda params, x: x, with_statistics)
+    own = jm.Model(lambda key, x: {}, lambda params, x: x, with_support_statistics)
     third = jnp.float32(1 / 3)
-    found = jm.models.with_compute_dtype(own).with_statistics(
+    found = jm.models.with_compute_dtype(own).with_support_statistics(
         {"w": third, "mean": jnp.zeros(())}, x + 1
     )
     assert found["w"] == third and found["mean"].dtype == jnp.float32
@@ -96,14 +96,14 @@ def test_the_support_sets_statistics_are_kept(key):
     net = jm.models.Conv4(4, head=3, statistics="support")
     model = jm.models.with_compute_dtype(net)
     params = jax.jit(model.init)(key, images)
-    stored = jax.jit(model.with_statistics)(params, images)
+    stored = jax.jit(model.with_support_statistics)(params, images)
     chex.assert_trees_all_equal(stored["params"], params["params"])
     assert {x.dtype for x in jax.tree.leaves(stored)} == {jnp.dtype("float32")}
     predict = jax.jit(model.apply)
     np.testing.assert_allclose(
         predict(stored, images[:1]), predict(stored, images)[:1], rtol=0.05, atol=0.02
     )
-    expected = net.apply(net.with_statistics(params, images), images)
+    expected = net.apply(net.with_support_statistics(params, images), images)
     got = predict(stored, images)
     assert np.linalg.norm(got - expected) < 0.05 * np.linalg.norm(expected)
 

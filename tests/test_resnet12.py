@@ -75,13 +75,13 @@ def test_resnet12_predicts_by_the_support_sets_statistics(key, x64):
     support, query = images[:4], images[4:]
     model = jm.models.ResNet12(**SMALL, head=None, statistics="support")
     params = _random_params(model, support)
-    adapted = jit(model.with_statistics)(params, support)
+    adapted = jit(model.with_support_statistics)(params, support)
     _, stats = _numpy_resnet12(params["params"], support)
     expected, _ = _numpy_resnet12(params["params"], query, stats)
     alone = jit(model.apply)(adapted, query[1:2])
     np.testing.assert_allclose(alone, expected[1:2], rtol=1e-9, atol=1e-12)
     transductive = jm.models.ResNet12(**SMALL, head=None)
-    assert transductive.with_statistics(params, support) is params
+    assert transductive.with_support_statistics(params, support) is params
 
 
 @pytest.mark.parametrize(("channels", "head"), [(3, None), (3, 64), (1, 5)])

@@ -262,7 +262,7 @@ class _LearnerFunctions(NamedTuple):
             can_start = jax.tree.structure(params) == jax.tree.structure(meta_params)
         else:
             can_start = isinstance(params, self.resumable)
-        predicting = self.loop.net.with_statistics(params, support.inputs)
+        predicting = self.loop.net.with_support_statistics(params, support.inputs)
         adds_statistics = jax.tree.structure(predicting) != jax.tree.structure(params)
         if can_start and not adds_statistics and not jax.tree.leaves(result.state):
             return params
@@ -285,7 +285,7 @@ class _LearnerFunctions(NamedTuple):
 
         def probe(params, step):
             del step
-            params = self.loop.net.with_statistics(params, task.support.inputs)
+            params = self.loop.net.with_support_statistics(params, task.support.inputs)
             return self.loop.evaluate_query(params, task.query)
 
         _, result = self.loop.run(key, meta_params, task.support, steps, probe)

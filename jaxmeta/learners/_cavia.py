@@ -108,9 +108,9 @@ def cavia(
         params, phi = task_params
         return net.apply(params, join(inputs, phi), key=key, train=train)
 
-    def with_statistics(task_params, inputs):
+    def with_support_statistics(task_params, inputs):
         params, phi = task_params
-        return CaviaParams(net.with_statistics(params, join(inputs, phi)), phi)
+        return CaviaParams(net.with_support_statistics(params, join(inputs, phi)), phi)
 
     def init(key, task):
         return net.init(key, join(task.support.inputs, jnp.zeros(num_context)))
@@ -126,7 +126,7 @@ def cavia(
         return _adaptation.Adaptation(start, to_params, inner_tx)
 
     loop = _adaptation.inner_loop(
-        base.Model(net.init, apply, with_statistics),
+        base.Model(net.init, apply, with_support_statistics),
         loss,
         prepare,
         inner_steps=inner_steps,

@@ -289,7 +289,7 @@ class _Parts(NamedTuple):
             params = self.unpack(meta_params)
         predicting = params
         if self.support_net is None:
-            own = self.net.with_statistics(params.params, support.inputs)
+            own = self.net.with_support_statistics(params.params, support.inputs)
             predicting = params._replace(params=own)
         found = self.fit(predicting, support, key, False, earlier)
         return found[0]._replace(meta_params=params), *found[1:]

@@ -91,9 +91,9 @@ def proto_maml(
         logits = embed(params, inputs, key=key, train=train) @ kernel + bias[None]
         return _embeddings.without_absent(logits, present > 0)
 
-    def with_statistics(task_params, inputs):
+    def with_support_statistics(task_params, inputs):
         return task_params._replace(
-            params=net.with_statistics(task_params.params, inputs)
+            params=net.with_support_statistics(task_params.params, inputs)
         )
 
     def init(key, task):
@@ -123,7 +123,7 @@ def proto_maml(
         return _adaptation.Adaptation(start, to_params, inner_tx)
 
     loop = _adaptation.inner_loop(
-        base.Model(net.init, apply, with_statistics),
+        base.Model(net.init, apply, with_support_statistics),
         loss,
         prepare,
         inner_steps=inner_steps,

@@ -128,7 +128,7 @@ def relation(
         features = class_features(support)
         if support_model is None and not train:
             pairs = pairs_with(features, support.inputs)
-            relation_params = net.with_statistics(relation_params, pairs)
+            relation_params = net.with_support_statistics(relation_params, pairs)
         return RelationSupport(features, relation_params), None
 
     def relations(relation_params, support, embeddings, **options):

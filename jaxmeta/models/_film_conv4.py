@@ -64,6 +64,6 @@ class FilmConv4(nn.Module):
         x = jnp.mean(x, (1, 2)) if self.strided else x.reshape(x.shape[0], -1)
         return nn.Dense(self.head, param_dtype=dtype, name="head")(x)
 
-    def with_statistics(self, params, inputs):
+    def with_support_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""
-        return _norm.with_statistics(self, params, inputs)
+        return _norm.with_support_statistics(self, params, inputs)

@@ -88,12 +88,12 @@ def from_linen(module: nn.Module, *, statistics: str = "batch") -> base.Model:
             return on_batch(params, inputs, key if train else None, train)[0]
         return call(module.apply, params, inputs, train, stored=True)
 
-    def with_statistics(params, inputs):
+    def with_support_statistics(params, inputs):
         if statistics == "batch":
             return params
         return {**params, **on_batch(params, inputs, None, False)[1]}
 
-    return base.Model(init, apply, with_statistics)
+    return base.Model(init, apply, with_support_statistics)
 
 
 def _change_layer(next_fun, args, kwargs, context, *, stored, dropout, norms):

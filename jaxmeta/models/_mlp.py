@@ -49,9 +49,9 @@ class MLP(nn.Module):
             x = self.activation(_norm.normalize(self.norm, x))
         return _dense(self.features[-1], x)
 
-    def with_statistics(self, params, inputs):
+    def with_support_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""
-        return _norm.with_statistics(self, params, inputs)
+        return _norm.with_support_statistics(self, params, inputs)
 
 
 def _dense(width, x, use_bias=True):

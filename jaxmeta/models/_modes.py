@@ -14,7 +14,8 @@ _MODES = {
 }
 NO_STATISTICS = (
     "The parameters hold no statistics of a support set. With statistics='support' "
-    "predictions need `with_statistics(params, support_inputs)`, not `params` alone."
+    "predictions need `with_support_statistics(params, support_inputs)`, not `params` "
+    "alone."
 )
 
 

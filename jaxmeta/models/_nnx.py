@@ -106,13 +106,13 @@ def from_nnx(
             raise ValueError(_modes.NO_STATISTICS)
         return call(params, params["batch_stats"], inputs, key, train, stored=True)[0]
 
-    def with_statistics(params, inputs):
+    def with_support_statistics(params, inputs):
         if statistics == "batch" or not unused:
             return params
         _, batch_stats = call(params, unused, inputs, None, False, stored=False)
         return {**params, "batch_stats": batch_stats}
 
-    return base.Model(init, apply, with_statistics)
+    return base.Model(init, apply, with_support_statistics)
 
 
 def _constructor(module):

@@ -61,7 +61,7 @@ def normalize(norm: str | None, x: jax.Array, axis: int = -1) -> jax.Array:
     return BatchNorm(axis=axis)(x) if norm == "batch" else x
 
 
-def with_statistics(module, params, inputs):
+def with_support_statistics(module, params, inputs):
     """Puts the batch statistics of `inputs` beside `params`, if `module` uses them."""
     _checks.check_choice("statistics", module.statistics, STATISTICS)
     if module.statistics == "batch" or module.norm is None:

@@ -69,9 +69,9 @@ class _Rounded:
         outputs = self._net.apply(*rounded, key=key, train=train)
         return _cast(outputs, _widest(params))
 
-    def with_statistics(self, params, inputs):
+    def with_support_statistics(self, params, inputs):
         rounded = _cast(params, self._dtype)
-        found = self._net.with_statistics(rounded, _cast(inputs, self._dtype))
+        found = self._net.with_support_statistics(rounded, _cast(inputs, self._dtype))
         # What it hands back as it was given keeps all its bits.
         leaves = zip(jax.tree.leaves(rounded), jax.tree.leaves(params), strict=True)
         given = {id(narrow): wide for narrow, wide in leaves}

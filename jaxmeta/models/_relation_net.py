@@ -62,9 +62,9 @@ class RelationEmbedding(nn.Module):
             x = _conv.max_pool(x) if pool else x
         return x
 
-    def with_statistics(self, params, inputs):
+    def with_support_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""
-        return _norm.with_statistics(self, params, inputs)
+        return _norm.with_support_statistics(self, params, inputs)
 
 
 class RelationModule(nn.Module):
@@ -136,12 +136,12 @@ class RelationModule(nn.Module):
         x = nn.relu(nn.Dense(self.hidden, param_dtype=dtype)(x))
         return nn.Dense(1, param_dtype=dtype)(x)
 
-    def with_statistics(self, params, pairs):
+    def with_support_statistics(self, params, pairs):
         """Returns `params` with the statistics that predictions will use."""
         first = pairs[0] if isinstance(pairs, tuple) else pairs
         if first.ndim == 2:  # Nothing is normalised.
             return params
-        return _norm.with_statistics(self, params, pairs)
+        return _norm.with_support_statistics(self, params, pairs)
 
 
 def _conv_of_pairs(sets, kernel, **options):

@@ -95,9 +95,9 @@ class ResNet12(nn.Module):
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
         return nn.Dense(self.head, param_dtype=dtype, name="head")(x)
 
-    def with_statistics(self, params, inputs):
+    def with_support_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""
-        return _norm.with_statistics(self, params, inputs)
+        return _norm.with_support_statistics(self, params, inputs)
 
 
 class ResidualBlock(nn.Module):
