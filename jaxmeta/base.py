@@ -240,10 +240,17 @@ class LearnedOptimizer(NamedTuple):
       transform: `transform(theta) -> optax.GradientTransformationExtraArgs`, complete
         like `optax.adam(learning_rate)`: its output is added to the parameters.
         Differentiable in `theta`; the loss arrives as keyword `value`.
+      description: what it prints as, the call that made it.
     """
 
     init: Callable[..., PyTree]
     transform: Callable[[PyTree], optax.GradientTransformationExtraArgs]
+    description: str = ""
+
+    def __repr__(self) -> str:
+        """The description; of a rule without one the name of its transformation."""
+        name = getattr(self.transform, "__qualname__", "?").split(".")[0]
+        return self.description or f"LearnedOptimizer({name})"
 
 
 class OptimizationProblem(NamedTuple):
