@@ -78,6 +78,32 @@ def test_groups_of_a_partition_are_named(key):
             lopt.transform(theta)
 
 
+def test_plain_rules_in_a_partition_have_no_theta(key):
+    rules = {"1": jm.optimizers.learned_sgd(0.5), "2": optax.sgd(0.1, momentum=0.9)}
+    lopt = jm.optimizers.partition(rules, {"w": "1", "b": "2", "s": "2"})
+    theta = lopt.init(key)
+    assert set(theta) == {"1"}
+    expected = optax.partition(
+        rules | {"1": optax.sgd(0.5)}, {"w": "1", "b": "2", "s": "2"}
+    )
+    got = _run(lopt.transform(theta), _params())[0]
+    chex.assert_trees_all_close(got, _run(expected, _params())[0], rtol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"must have the groups \['1'\], got \['1', '2"
+    ):
+        lopt.transform(theta | {"2": None})
+
+
+def test_partitions_of_no_rules_are_named():
+    partition = jm.optimizers.partition
+    with pytest.raises(ValueError, match=r"`lopts` must have a learned rule.*optax\.p"):
+        partition({"a": optax.sgd(0.1)}, lambda params: params)
+    with pytest.raises(ValueError, match=r"`lopts\['a'\]` must be an optax transform"):
+        partition({"a": 0.1}, lambda params: params)
+    with pytest.raises(ValueError, match="`lopts` must map labels to rules"):
+        partition([optax.sgd(0.1)], lambda params: params)
+
+
 @pytest.fixture(params=OPTIMIZERS)
 def row(request):
     return OPTIMIZERS[request.param]
@@ -122,6 +148,26 @@ def test_updates_are_shaped_like_gradients_and_move(tx):
     chex.assert_trees_all_equal_shapes_and_dtypes(updates, params)
     assert optax.tree.norm(updates) > 0
     chex.assert_trees_all_equal_shapes_and_dtypes(state, tx.init(params))
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "adam", "curvature_sgd", "learned_rate"])
+def test_fresh_states_can_be_donated(name, key):
+    """No buffer is in two places, alone and in optax's wrappers."""
+    params = _params()
+    others = {
+        "curvature_sgd": jm.optimizers.curvature_sgd,
+        "learned_rate": lambda: jm.optimizers.learned_rate(optax.adam),
+    }
+    if name == "adam":
+        tx = jm.optimizers.adam(0.1)
+    else:
+        lopt = OPTIMIZERS[name].make() if name in OPTIMIZERS else others[name]()
+        tx = lopt.transform(lopt.init(key, params))
+    mask = jax.tree.map(lambda _: True, params)
+    wrapped = optax.chain(tx, optax.trace(0.9), optax.masked(tx, mask))
+    state = (wrapped.init(params), optax.MultiSteps(tx, 2).init(params))
+    buffers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
@@ -320,6 +366,32 @@ def test_states_are_sharded_like_the_parameters(lopt, key, monkeypatch):
                 assert jax.typeof(x).sharding.spec[0] == "x"
 
 
+def test_no_mesh_of_automatic_axes_gathers(row, lopt, key, monkeypatch):
+    """A parameter sharded along either axis: its update is computed where it lies."""
+    if row.is_whole:
+        pytest.skip("its memory is one matrix over all coordinates")
+    monkeypatch.setattr(_blocks, "_CPU_BLOCK", 1)
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=auto)
+    params = {"rows": jnp.ones((8, 4)), "columns": jnp.ones((8, 4)) / 2}
+    params["both"] = params["rows"] / 4
+    specs = {"rows": jax.P("x"), "columns": jax.P(None, "y"), "both": jax.P("x", "y")}
+    tx = lopt.transform(lopt.init(key, params))
+    state = tx.init(params)
+
+    def shard(path, x):
+        names = [getattr(k, "key", None) for k in path if hasattr(k, "key")]
+        spec = specs.get(names[-1]) if names and x.ndim > 1 else None
+        return jax.device_put(x, jax.NamedSharding(mesh, spec or jax.P()))
+
+    sharded = jax.tree_util.tree_map_with_path(shard, (params, state))
+    compiled = jax.jit(functools.partial(_update, tx)).lower(*sharded).compile()
+    assert "all-gather" not in compiled.as_text()
+    got = compiled(*sharded)
+    assert got[0]["both"].sharding.spec == specs["both"]
+    chex.assert_trees_all_close(got, _update(tx, params, state), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "params",
     [
@@ -502,6 +574,23 @@ def test_log_gradient_is_the_papers():
 def test_log_gradient_has_a_derivative_at_zero():
     slope = jax.jacfwd(jm.optimizers.log_gradient(10.0))(0.0)
     np.testing.assert_allclose(slope, [0.0, np.exp(10)], rtol=1e-5)
+
+
+def test_blocks_within_shard_map(key, monkeypatch):
+    """A device has its shard for itself, also where the state is not sharded yet."""
+    monkeypatch.setattr(_blocks, "_CPU_BLOCK", 2)
+    tx = jm.optimizers.lstm(3).transform(jm.optimizers.lstm(3).init(key))
+    grads = jax.random.normal(key, (8, 40))
+    sharded = jax.shard_map(
+        tx.update,
+        mesh=jax.make_mesh((8,), "x"),
+        in_specs=(jax.P("x"), jax.P()),
+        out_specs=jax.P("x"),
+    )
+    compiled = jax.jit(sharded).lower(grads, tx.init(grads[:1])).compile()
+    assert " while(" in compiled.as_text()
+    got = compiled(grads, tx.init(grads[:1]))
+    chex.assert_trees_all_close(got, tx.update(grads, tx.init(grads)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_layers"])
@@ -790,6 +879,16 @@ def test_learned_rate_names_a_theta_that_is_no_rate():
     lopt = jm.optimizers.learned_rate(optax.sgd)
     with pytest.raises(ValueError, match=r"`theta` is of another architecture.*init"):
         lopt.transform(jnp.ones(2))
+
+
+def test_learned_rate_names_what_makes_no_rule(key):
+    with pytest.raises(ValueError, match="`make_tx` must be a function"):
+        jm.optimizers.learned_rate(optax.sgd(0.1))
+    lopt = jm.optimizers.learned_rate(jm.optimizers.learned_sgd)
+    with pytest.raises(
+        ValueError, match=r"`make_tx\(learning_rate\)` must be an optax"
+    ):
+        lopt.transform(0.1)
 
 
 def test_learned_sgd_names_what_is_missing(key):

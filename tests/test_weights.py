@@ -41,6 +41,12 @@ def test_pretrained_in_a_chain(name, key):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_pretrained_optimizer_takes_a_donated_state(name):
+    tx, p = jm.optimizers.pretrained(name), jnp.ones(3)
+    jax.jit(lambda s: tx.update(p, s, p), donate_argnums=0)(tx.init(p))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_cards_tell_what_users_must_know(name):
     card = jm.optimizers.load_pretrained(name).card
     assert card["name"] == name
@@ -112,6 +118,48 @@ def test_a_neighbour_is_not_touched(tmp_path):
         "mine.safetensors",
         "mine.tmp",
     ]
+
+
+INTEGERS = [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)]
+FLOATS = ["float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32", "float64"]
+DTYPES = ["bool", *INTEGERS, *FLOATS, "complex64"]
+
+
+@pytest.mark.parametrize("save", ["optimizers", "training"])
+def test_every_type_comes_back(save, tmp_path, x64):
+    tree = {name: jnp.array([0, 1, 1]).astype(name) for name in DTYPES}
+    tree |= {"number": 0.5, "count": 3}
+    path = tmp_path / "mine.safetensors"
+    if save == "optimizers":
+        jm.optimizers.save(path, tree)
+        loaded, _ = jm.optimizers.load(path, like=tree)
+    else:
+        jm.training.save(path, tree)
+        loaded = jm.training.load(path, like=tree)
+    expected = jax.tree.map(jnp.asarray, tree)
+    chex.assert_trees_all_equal_dtypes(loaded, expected)
+    chex.assert_trees_all_equal(loaded, expected)
+
+
+def test_types_that_files_do_not_have_are_named(key, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    for leaf, name in ((key, "key<fry>"), (jnp.ones(2, "int4"), "int4"), ("x", "<U1")):
+        with pytest.raises(ValueError, match=f"arrays of bool.*got {name} at 'w'"):
+            jm.optimizers.save(path, {"w": leaf})
+    for leaf in (jnp.ones(2, "uint2"), "x"):
+        with pytest.raises(ValueError, match=r"saved, got .* at 'w'"):
+            jm.training.save(path, {"w": leaf})
+    jm.training.save(path, {"w": key})
+    assert jm.training.load(path, like={"w": key})["w"] == key
+
+
+def test_weights_are_cast_to_another_float_but_not_to_integers(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    jm.optimizers.save(path, {"w": jnp.full(2, 0.5)})
+    narrow, _ = jm.optimizers.load(path, like={"w": jnp.ones(2, jnp.bfloat16)})
+    assert narrow["w"].dtype == jnp.bfloat16 and narrow["w"][0] == 0.5
+    with pytest.raises(ValueError, match=r"`path` is of another arch.*integer"):
+        jm.optimizers.load(path, like={"w": jnp.ones(2, int)})
 
 
 def test_cards_that_are_none_are_named(tmp_path):

@@ -3,13 +3,17 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import core
+from jax.extend import core as extend
+from jax.interpreters import batching, mlir
 
-# `(theta, inputs, units, axis) -> (outputs, units)`, each coordinate by itself: inputs
-# [..., I], units [..., S] and outputs [..., O], or, where axis is 0, the transposed.
+# `(theta, inputs, state, axis) -> (outputs, state)`, each coordinate by itself: inputs
+# [..., I], state [..., S] and outputs [..., O], or, where axis is 0, the transposed.
 Step: TypeAlias = Callable[..., tuple[jax.Array, jax.Array]]
 
 # Coordinates whose gates stay in a CPU's second-level cache.
@@ -22,35 +26,37 @@ def at_coordinates(
     block_size: int | None,
     theta: object,
     inputs: jax.Array,
-    units: jax.Array,
+    state: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One step at all coordinates of a leaf.
 
     On a CPU the gates of a large leaf would go to memory and come back, and new memory
     costs more than their computation. So they are computed in blocks, features first,
     and the state is overwritten where it is. Derivatives, which need the gates, are
-    those of the whole.
+    those of the whole. A program for several devices computes the whole at once: blocks
+    cut across shards, so that every device would gather all of them.
 
     Args:
       step: what is to be computed. Static.
       block_size: how many coordinates at once on other devices; None is all. Static.
       theta: the network's weights.
       inputs: [..., I].
-      units: the state, [..., S].
+      state: [..., S].
     """
-    size = math.prod(units.shape[:-1])
-    sharded = any(jax.typeof(units).sharding.spec)
+    size = math.prod(state.shape[:-1])
+    # Explicit shardings are known while tracing, others when the program is lowered.
+    sharded = any(jax.typeof(state).sharding.spec)
 
     def in_blocks_of(block):
         if sharded or block is None or size <= block:
             return step
-        return functools.partial(_in_blocks, step, block)
+        return functools.partial(_in_blocks_on_one_device, step, block)
 
     on_cpu = in_blocks_of(_CPU_BLOCK) if size >= 16 * _CPU_BLOCK else step
     others = in_blocks_of(block_size)
     if on_cpu is others:
-        return step(theta, inputs, units)
-    return jax.lax.platform_dependent(theta, inputs, units, cpu=on_cpu, default=others)
+        return step(theta, inputs, state)
+    return jax.lax.platform_dependent(theta, inputs, state, cpu=on_cpu, default=others)
 
 
 @at_coordinates.defjvp
@@ -60,17 +66,54 @@ def _(step, block_size, primals, tangents):
     return at_coordinates(step, block_size, *primals), tangents
 
 
-def _in_blocks(step, block, theta, inputs, units):
+# Under `jit`, so that it is traced once for all leaves of a shape.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _in_blocks_on_one_device(step, block, *operands):
+    is_alone = _on_one_device.bind(*jax.tree.leaves(operands))
+    # The predicate is a constant to the compiler, which drops the other branch.
+    in_blocks = functools.partial(_in_blocks, step, block)
+    return jax.lax.cond(is_alone, in_blocks, step, *operands)
+
+
+# Whether the program that has these operands runs on one device: [] bool, a constant
+# that JAX knows no earlier than when it lowers the program. The operands let it follow
+# them into the programs that transformations make.
+_on_one_device = extend.Primitive("on_one_device")
+_on_one_device.def_abstract_eval(lambda *_: core.ShapedArray((), np.dtype(bool)))
+_on_one_device.def_impl(  # Under `jax.disable_jit`.
+    lambda *xs: all(len(jnp.asarray(x).sharding.device_set) == 1 for x in xs)
+)
+batching.primitive_batchers[_on_one_device] = lambda operands, _: (
+    _on_one_device.bind(*operands),
+    None,  # No batch axis.
+)
+
+
+def _lower_on_one_device(ctx, *_):
+    context: Any = ctx.module_context.axis_context
+    num_devices = getattr(context, "num_devices", 1)
+    if hasattr(context, "manual_axes"):  # Within `shard_map` each device is alone.
+        sizes = context.mesh.shape.items()
+        num_devices = math.prod(n for x, n in sizes if x not in context.manual_axes)
+    return [mlir.ir_constant(np.bool_(num_devices == 1))]
+
+
+mlir.register_lowering(_on_one_device, _lower_on_one_device)
+
+
+def _in_blocks(step, block, theta, inputs, state):
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    num_features = jax.eval_shape(step, theta, inputs, units)[0].shape[-1]
-    outputs = jnp.zeros((*units.shape[:-1], num_features), inputs.dtype)
-    inputs, carry = flat(inputs), (flat(outputs), _as_bits(flat(units)))
+    num_features = jax.eval_shape(step, theta, inputs, state)[0].shape[-1]
+    outputs = jnp.zeros((*state.shape[:-1], num_features), inputs.dtype)
+    vary = functools.partial(_vary_like, (theta, inputs, state))
+    carry = vary(flat(outputs)), vary(_as_bits(flat(state)))
+    inputs = flat(inputs)
 
     def advance(carry, start, size):
         outputs, bits = carry
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size).T
         put = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new.T, start, 0)
-        old = jax.lax.bitcast_convert_type(cut(bits), units.dtype)
+        old = jax.lax.bitcast_convert_type(cut(bits), state.dtype)
         new_outputs, new = step(theta, cut(inputs), old, axis=0)
         return put(outputs, new_outputs), put(bits, _as_bits(new))
 
@@ -81,8 +124,17 @@ def _in_blocks(step, block, theta, inputs, units):
     if rest:
         carry = advance(carry, count * block, rest)
     outputs, bits = carry
-    new_units = jax.lax.bitcast_convert_type(bits, units.dtype)
-    return outputs.reshape(*units.shape[:-1], -1), new_units.reshape(units.shape)
+    new_state = jax.lax.bitcast_convert_type(bits, state.dtype)
+    return outputs.reshape(*state.shape[:-1], -1), new_state.reshape(state.shape)
+
+
+def _vary_like(operands, x):
+    """What a loop overwrites must vary in `shard_map` as what is written into it.
+
+    By a selection that says so to JAX and that the compiler removes.
+    """
+    never = [jnp.zeros_like(leaf, bool, shape=()) for leaf in jax.tree.leaves(operands)]
+    return jnp.where(functools.reduce(jnp.logical_or, never), jnp.zeros_like(x), x)
 
 
 def _as_bits(x):

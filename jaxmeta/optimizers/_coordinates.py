@@ -28,7 +28,13 @@ class LstmTheta(NamedTuple):
 class LstmState(NamedTuple):
     """State of a stack of L LSTM layers of H units."""
 
-    units: Any  # Like the parameters: [..., 2 L H], hidden vectors, then cells.
+    hidden_and_cell: Any  # a tree like the parameters, leaves [..., 2 L H]
+
+
+OTHER_PARAMETERS = (
+    "`updates`, `state` and `params` must be of the same parameters, the state of this "
+    "optimizer: `state = tx.init(params)` with these."
+)
 
 
 def map_unzipped(
@@ -40,59 +46,24 @@ def map_unzipped(
     have whole subtrees at their places.
     """
     leaves, treedef = jax.tree.flatten(tree)
-    others = [_flatten_like(treedef, other) for other in rest]
+    others = [_leaves_like(treedef, other) for other in rest]
     results = [fn(*xs) for xs in zip(leaves, *others, strict=True)]
     columns = zip(*results, strict=True) if results else [()] * num_results
     return tuple(treedef.unflatten(column) for column in columns)
 
 
-def _flatten_like(treedef: Any, other: Any) -> list[Any]:
+def without_masked(tree: Any, other: Any) -> Any:
+    """`other` at the leaves of `tree`, without what a masked tree leaves out."""
+    treedef = jax.tree.structure(tree)
+    return treedef.unflatten(_leaves_like(treedef, other))
+
+
+def _leaves_like(treedef: Any, other: Any) -> list[Any]:
     """Flattens a tree that goes with the updates: their state, or the parameters."""
     try:
         return treedef.flatten_up_to(other)
     except (TypeError, ValueError) as error:
-        raise ValueError(_OTHER_PARAMETERS) from error
-
-
-def check_state(
-    init_state: Callable[[Any], Any], updates: Any, state: Any, params: Any = None
-) -> None:
-    """Raises unless `state` is one of parameters like `updates`.
-
-    Args:
-      init_state: of the transformation.
-      updates: what is to be updated; of `state` and `params` that much is needed.
-      state: as given.
-      params: as given, where the rule needs them.
-    """
-    paths = lambda tree: {
-        jax.tree_util.keystr(path): jnp.shape(x)
-        for path, x in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    for name, tree, like in (
-        ("state", state, lambda: jax.eval_shape(init_state, updates)),
-        ("params", params, lambda: updates),
-    ):
-        if tree is None and name == "params":
-            continue
-        found = paths(tree)
-        for path, shape in paths(like()).items():
-            if found.get(path) != shape:
-                got = f"shape {found[path]}" if path in found else "nothing"
-                raise ValueError(
-                    f"{_OTHER_PARAMETERS} `{name}` has {got} at {path}, not {shape}."
-                )
-
-
-_OTHER_PARAMETERS = (
-    "`updates`, `state` and `params` must be of the same parameters, the state of this "
-    "optimizer: `state = tx.init(params)` with these."
-)
-
-
-def compute_dtype(theta: Any) -> DTypeLike:
-    """What a rule computes in: float32, or what theta has if that is more."""
-    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(theta)), jnp.float32)
+        raise ValueError(OTHER_PARAMETERS) from error
 
 
 def hidden_like(params: Any, size: int, dtype: DTypeLike) -> Any:
@@ -225,9 +196,11 @@ def apply_stack(
     """
     if not num_averaged:
         step = functools.partial(_blocks.at_coordinates, _step, block_size, theta)
-        outputs, units = map_unzipped(step, 2, inputs, state.units)
-        return outputs, LstmState(units)
-    vectors = split_outputs(state.units, [x.bias.size // 4 for x in 2 * theta.layers])
+        outputs, after = map_unzipped(step, 2, inputs, state.hidden_and_cell)
+        return outputs, LstmState(after)
+    # L hidden vectors, then L cells.
+    sizes = [layer.bias.size // 4 for layer in 2 * theta.layers]
+    vectors = split_outputs(state.hidden_and_cell, sizes)
     hidden, cell = [], vectors[len(theta.layers) :]
     for i, (layer, h) in enumerate(zip(theta.layers, vectors, strict=False)):
 
@@ -239,20 +212,21 @@ def apply_stack(
         hidden.append(inputs)
     outputs = jax.tree.map(lambda x: apply_linear(theta.head, x), inputs)
     packed = lambda old, *new: jnp.concatenate(new, -1).astype(old.dtype)
-    return outputs, LstmState(jax.tree.map(packed, state.units, *hidden, *cell))
+    after = jax.tree.map(packed, state.hidden_and_cell, *hidden, *cell)
+    return outputs, LstmState(after)
 
 
-def _step(theta, inputs, units, axis=-1):
+def _step(theta, inputs, state, axis=-1):
     """A stack at the coordinates of one leaf; `axis` is that of the features."""
     num_layers = len(theta.layers)
-    vectors = jnp.split(units.astype(inputs.dtype), 2 * num_layers, axis)
+    vectors = jnp.split(state.astype(inputs.dtype), 2 * num_layers, axis)
     for i, layer in enumerate(theta.layers):
         inputs, cell = lstm_cell(
             layer, inputs, vectors[i], vectors[num_layers + i], axis
         )
         vectors[i], vectors[num_layers + i] = inputs, cell
-    units = jnp.concatenate(vectors, axis).astype(units.dtype)
-    return apply_linear(theta.head, inputs, axis), units
+    state = jnp.concatenate(vectors, axis).astype(state.dtype)
+    return apply_linear(theta.head, inputs, axis), state
 
 
 def split_outputs(tree: Any, sizes: Sequence[int]) -> list[Any]:

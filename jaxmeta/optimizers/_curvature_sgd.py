@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _describe, base
 
 
 def curvature_sgd(
@@ -51,6 +51,7 @@ def curvature_sgd(
       >>> print(updates)
       [-0.5 -1. ]
     """
+    description = _describe.describe(curvature_sgd, locals())
     _checks.check_positive("learning_rate", learning_rate)
     _checks.check_int("max_size", max_size)
 
@@ -94,7 +95,7 @@ def curvature_sgd(
 
         return optax.GradientTransformationExtraArgs(init_state, update)
 
-    return base.LearnedOptimizer(init, transform)
+    return base.LearnedOptimizer(init, transform, description)
 
 
 def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _describe, base
 
 
 def learned_rate(
@@ -25,7 +25,8 @@ def learned_rate(
       A `LearnedOptimizer` whose theta is the rate, [].
 
     Raises:
-      ValueError: if `learning_rate` is not positive, or `theta` not a scalar.
+      ValueError: if `make_tx` is not a function or `learning_rate` not positive; from
+        `transform`, if `theta` is not a scalar, or `make_tx` returns no transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -35,6 +36,8 @@ def learned_rate(
       >>> print(tx.update(grads, tx.init(grads))[0])
       [-0.5 -1. ]
     """
+    _checks.check_callable("make_tx", make_tx)
+    description = _describe.describe(learned_rate, locals())
     _checks.check_positive("learning_rate", learning_rate)
 
     def init(key, params=None):
@@ -43,6 +46,8 @@ def learned_rate(
 
     def transform(theta):
         _checks.check_like("theta", theta, learning_rate)
-        return optax.with_extra_args_support(make_tx(theta))
+        tx = make_tx(theta)
+        _checks.check_plain_transformation("make_tx(learning_rate)", tx)
+        return optax.with_extra_args_support(tx)
 
-    return base.LearnedOptimizer(init, transform)
+    return base.LearnedOptimizer(init, transform, description)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _describe, base
 
 _SHARED = ("all", "leaf", "none")
 
@@ -63,12 +63,8 @@ def learned_sgd(
       >>> print(updates)
       [-0.5 -1. ]
     """
-    is_range = isinstance(learning_rate, tuple | list)
-    low, high = learning_rate if is_range else (learning_rate, learning_rate)
-    for rate in (low, high):
-        _checks.check_positive("learning_rate", rate)
-    if is_range and not low <= high:
-        raise ValueError(f"`learning_rate` must be (low, high), got {learning_rate!r}.")
+    description = _describe.describe(learned_sgd, locals())
+    low, high = _checked_range(learning_rate)
     _checks.check_choice("shared_by", shared_by, _SHARED)
     if num_steps is not None:
         _checks.check_int("num_steps", num_steps)
@@ -76,7 +72,7 @@ def learned_sgd(
 
     def init(key, params=None):
         def rate(key, shape):
-            if is_range:
+            if isinstance(learning_rate, tuple | list):
                 return jax.random.uniform(key, steps + shape, minval=low, maxval=high)
             # Of a dtype of its own: an update would change the type of a plain number.
             return jnp.full(steps + shape, low, jnp.result_type(low, float))
@@ -96,7 +92,10 @@ def learned_sgd(
         )
 
     def transform(theta):
-        by_path = dict(_with_paths(jax.tree.map(jnp.asarray, theta)))
+        by_path = {
+            jax.tree_util.keystr(path): jnp.asarray(rate)
+            for path, rate in jax.tree_util.tree_leaves_with_path(theta)
+        }
 
         def init_state(params):
             _checks.check_real("params", params)
@@ -108,13 +107,7 @@ def learned_sgd(
             def step(path, grads):
                 name = "" if shared_by == "all" else jax.tree_util.keystr(path)
                 shape = jnp.shape(grads) if shared_by == "none" else ()
-                got = by_path[name].shape if name in by_path else None
-                if got != steps + shape:
-                    raise ValueError(
-                        f"`theta` must have rates of shape {steps + shape} for the "
-                        f"leaf {name!r}, got {got}. `init` it with these parameters."
-                    )
-                rate = by_path[name]
+                rate = _rate_at(by_path, name, steps + shape)
                 if num_steps is not None:
                     rate = rate[jnp.minimum(state.count, num_steps - 1)]
                 return (-rate.astype(grads.dtype) * grads).astype(grads.dtype)
@@ -125,9 +118,26 @@ def learned_sgd(
 
         return optax.GradientTransformationExtraArgs(init_state, update)
 
-    return base.LearnedOptimizer(init, transform)
+    return base.LearnedOptimizer(init, transform, description)
 
 
-def _with_paths(tree):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path), leaf
+def _checked_range(learning_rate):
+    """The lowest and the highest rate to start from."""
+    is_range = isinstance(learning_rate, tuple | list)
+    low, high = learning_rate if is_range else (learning_rate, learning_rate)
+    for rate in (low, high):
+        _checks.check_positive("learning_rate", rate)
+    if is_range and not low <= high:
+        raise ValueError(f"`learning_rate` must be (low, high), got {learning_rate!r}.")
+    return low, high
+
+
+def _rate_at(by_path, name, shape):
+    """The rates of a leaf, or a ValueError that names it."""
+    got = by_path[name].shape if name in by_path else None
+    if got != shape:
+        raise ValueError(
+            f"`theta` must have rates of shape {shape} for the leaf {name!r}, got "
+            f"{got}. `init` it with these parameters."
+        )
+    return by_path[name]

@@ -6,11 +6,10 @@ References:
 """
 
 import jax
-import optax
 from jax.typing import DTypeLike
 
-from jaxmeta import _checks, base
-from jaxmeta.optimizers import _coordinates, _preprocess
+from jaxmeta import _checks, _describe, base
+from jaxmeta.optimizers import _coordinates, _preprocess, _rule
 
 
 def lstm(
@@ -48,8 +47,9 @@ def lstm(
       state_dtype: of the state; None is that of the meta-parameters. The network
         computes in float32, or in what the meta-parameters have if that is more.
       block_size: how many coordinates of a larger leaf go through the network at once,
-        which needs some hundred numbers each; None is all. Leaves sharded by an
-        explicit mesh go whole. On CPUs the blocks are always small. Static.
+        which needs some hundred numbers each; None is all. On CPUs the blocks are
+        always small. Programs of several devices have no blocks, except within
+        `jax.shard_map`: blocks cut across shards. Static.
 
     Returns:
       A `LearnedOptimizer`. Its state is 2 H numbers a layer and parameter.
@@ -70,17 +70,18 @@ def lstm(
       >>> optax.apply_updates(params, updates).shape
       (3,)
     """
+    description = _describe.describe(lstm, locals())
     if block_size is not None:
         _checks.check_int("block_size", block_size)
     return _make(
+        description,
         hidden_size,
         num_layers,
-        0,
-        preprocess,
-        output_scale,
-        init_scale,
-        state_dtype,
-        block_size,
+        preprocess=preprocess,
+        output_scale=output_scale,
+        init_scale=init_scale,
+        state_dtype=state_dtype,
+        block_size=block_size,
     )
 
 
@@ -129,15 +130,17 @@ def lstm_gac(
       >>> bool(tx.update(one, state)[0][0] == tx.update(two, state)[0][0])
       False
     """
+    description = _describe.describe(lstm_gac, locals())
     check_averaged(num_averaged, hidden_size)
     return _make(
+        description,
         hidden_size,
         num_layers,
-        num_averaged,
-        preprocess,
-        output_scale,
-        init_scale,
-        state_dtype,
+        num_averaged=num_averaged,
+        preprocess=preprocess,
+        output_scale=output_scale,
+        init_scale=init_scale,
+        state_dtype=state_dtype,
     )
 
 
@@ -153,13 +156,15 @@ def check_averaged(num_averaged: int, hidden_size: int) -> None:
 
 
 def _make(
+    description,
     hidden_size,
     num_layers,
-    num_averaged,
+    *,
     preprocess,
     output_scale,
     init_scale,
     state_dtype,
+    num_averaged=0,
     block_size=None,
 ):
     _checks.check_int("hidden_size", hidden_size)
@@ -168,34 +173,21 @@ def _make(
         preprocess = _preprocess.log_gradient()
     num_features = _preprocess.count_features(preprocess)
 
-    def init(key, params=None):
-        del params
+    def init(key):
         return _coordinates.init_stack(
             key, num_features, hidden_size, num_layers, head_scale=init_scale
         )
 
-    like = jax.eval_shape(init, jax.random.key(0))
-
-    def transform(theta):
-        _checks.check_like("theta", theta, like)
+    def init_state(theta, params, compute):
+        del compute
         dtype = theta.head.kernel.dtype if state_dtype is None else state_dtype
-        compute = _coordinates.compute_dtype(theta)
-        theta = jax.tree.map(lambda x: x.astype(compute), theta)
+        return _coordinates.init_stack_state(params, theta, dtype)
 
-        def init_state(params):
-            _checks.check_real("params", params)
-            return _coordinates.init_stack_state(params, theta, dtype)
+    def update(theta, grads, state):
+        inputs = jax.tree.map(preprocess, grads)
+        outputs, state = _coordinates.apply_stack(
+            theta, inputs, state, num_averaged, block_size
+        )
+        return jax.tree.map(lambda out: output_scale * out[..., 0], outputs), state
 
-        def update(updates, state, params=None, **extra_args):
-            del params, extra_args
-            _coordinates.check_state(init_state, updates, state)
-            inputs = jax.tree.map(lambda g: preprocess(g.astype(compute)), updates)
-            outputs, state = _coordinates.apply_stack(
-                theta, inputs, state, num_averaged, block_size
-            )
-            scaled = lambda g, out: (output_scale * out[..., 0]).astype(g.dtype)
-            return jax.tree.map(scaled, updates, outputs), state
-
-        return optax.GradientTransformationExtraArgs(init_state, update)
-
-    return base.LearnedOptimizer(init, transform)
+    return _rule.from_network(description, init, init_state, update)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from jaxmeta.optimizers import _coordinates
+
 
 class Memory(NamedTuple):
     """Pure functions of a memory's state.
@@ -65,14 +67,8 @@ def sliding(window: int, num_pairs: int) -> Memory:
     """
 
     def init(params, dtype):
-        size = window * num_pairs
-
-        def zeros(p):
-            p = jnp.zeros_like(p, dtype)[..., None]
-            return jnp.broadcast_to(p, (*p.shape[:-1], size))
-
-        empty = jax.tree.map(zeros, params)
-        return Pairs(count=jnp.zeros((), jnp.int32), a=empty, b=empty)
+        empty = lambda: _coordinates.hidden_like(params, window * num_pairs, dtype)
+        return Pairs(count=jnp.zeros((), jnp.int32), a=empty(), b=empty())
 
     def read(pairs, vector):
         def product(b, r):  # [M * W]

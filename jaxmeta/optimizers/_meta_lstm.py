@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, base
-from jaxmeta.optimizers import _coordinates, _preprocess
+from jaxmeta import _checks, _describe, base
+from jaxmeta.optimizers import _coordinates, _preprocess, _rule
 
 
 class MetaLstmTheta(NamedTuple):
@@ -76,77 +76,63 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
       >>> bool((updates < 0).all())
       True
     """
+    description = _describe.describe(meta_lstm, locals())
     _checks.check_int("hidden_size", hidden_size)
     preprocess = _preprocess.log_gradient(p)
 
-    def init(key, params=None):
-        del params
+    def init(key):
         lstm_key, forget_key, input_key = jax.random.split(key, 3)
-
-        def linear(key, num_inputs, num_outputs, low=-0.01, high=0.01):
-            kernel_key, bias_key = jax.random.split(key)
-            draw = jax.random.uniform
-            return _coordinates.Linear(
-                draw(kernel_key, (num_inputs, num_outputs), minval=-0.01, maxval=0.01),
-                draw(bias_key, (num_outputs,), minval=low, maxval=high),
-            )
-
         return MetaLstmTheta(
-            lstm=linear(lstm_key, 4 + hidden_size, 4 * hidden_size),
-            forget_gate=linear(forget_key, hidden_size + 2, 1, 4.0, 5.0),
-            input_gate=linear(input_key, hidden_size + 2, 1, -5.0, -4.0),
+            lstm=_uniform(lstm_key, 4 + hidden_size, 4 * hidden_size),
+            forget_gate=_uniform(forget_key, hidden_size + 2, 1, (4.0, 5.0)),
+            input_gate=_uniform(input_key, hidden_size + 2, 1, (-5.0, -4.0)),
         )
 
-    like = jax.eval_shape(init, jax.random.key(0))
+    def init_state(theta, params, compute):
+        del theta
+        hidden = lambda: _coordinates.hidden_like(params, hidden_size, compute)
+        gate = lambda: optax.tree.zeros_like(params, compute)
+        return MetaLstmState(hidden(), hidden(), gate(), gate())
 
-    def transform(theta):
-        _checks.check_like("theta", theta, like)
-        compute = _coordinates.compute_dtype(theta)
-        theta = jax.tree.map(lambda x: x.astype(compute), theta)
+    def leaf_step(theta, value, grads, params, hidden, cell, forget, input_):
+        seen = [preprocess(grads), _coordinates.over_coordinates(value, grads)]
+        hidden, cell = _coordinates.lstm_cell(
+            theta.lstm, jnp.concatenate(seen, -1), hidden, cell
+        )
+        forget = _gate(theta.forget_gate, hidden, params, forget)
+        input_ = _gate(theta.input_gate, hidden, params, input_)
+        # sigmoid(f) - 1 = -sigmoid(-f), without cancellation.
+        step = -jax.nn.sigmoid(-forget) * params - jax.nn.sigmoid(input_) * grads
+        return step, hidden, cell, forget, input_
 
-        def init_state(params):
-            _checks.check_real("params", params)
-            hidden = _coordinates.hidden_like(params, hidden_size, compute)
-            gate = jax.tree.map(lambda p: jnp.zeros_like(p, compute), params)
-            return MetaLstmState(hidden, hidden, gate, gate)
+    def update(theta, grads, state, *, params, value):
+        step = functools.partial(leaf_step, theta, preprocess(value))
+        steps, *fields = _coordinates.map_unzipped(step, 5, grads, params, *state)
+        return steps, MetaLstmState(*fields)
 
-        def coordinate_step(value, grads, params, hidden, cell, forget, input_):
-            grads, params = grads.astype(compute), params.astype(compute)
-            seen = [preprocess(grads), _coordinates.over_coordinates(value, grads)]
-            hidden, cell = _coordinates.lstm_cell(
-                theta.lstm, jnp.concatenate(seen, -1), hidden, cell
-            )
+    return _rule.from_network(
+        description, init, init_state, update, needs=("params", "value")
+    )
 
-            def gate(layer, before):
-                inputs = [hidden, params[..., None], before[..., None]]
-                joined = jnp.concatenate(inputs, -1)
-                return _coordinates.apply_linear(layer, joined)[..., 0]
 
-            forget = gate(theta.forget_gate, forget)
-            input_ = gate(theta.input_gate, input_)
-            # sigmoid(f) - 1 = -sigmoid(-f), without cancellation.
-            step = -jax.nn.sigmoid(-forget) * params - jax.nn.sigmoid(input_) * grads
-            return step, hidden, cell, forget, input_
+def _uniform(
+    key: jax.Array,
+    num_inputs: int,
+    num_outputs: int,
+    bias: tuple[float, float] = (-0.01, 0.01),
+) -> _coordinates.Linear:
+    """A dense layer of small weights, its bias between the numbers given."""
+    kernel_key, bias_key = jax.random.split(key)
+    shape = num_inputs, num_outputs
+    return _coordinates.Linear(
+        kernel=jax.random.uniform(kernel_key, shape, minval=-0.01, maxval=0.01),
+        bias=jax.random.uniform(
+            bias_key, (num_outputs,), minval=bias[0], maxval=bias[1]
+        ),
+    )
 
-        def update(updates, state, params=None, *, value=None, **extra_args):
-            del extra_args
-            if params is None or value is None:
-                raise ValueError(
-                    "`params` and `value` (the loss) must be given to the update of "
-                    "`meta_lstm`: tx.update(grads, state, params, value=loss)."
-                )
-            _coordinates.check_state(init_state, updates, state, params)
-            value = preprocess(jnp.asarray(value, compute))
-            steps, *states = _coordinates.map_unzipped(
-                functools.partial(coordinate_step, value),
-                5,
-                updates,
-                params,
-                *state,
-            )
-            steps = jax.tree.map(lambda g, s: s.astype(g.dtype), updates, steps)
-            return steps, MetaLstmState(*states)
 
-        return optax.GradientTransformationExtraArgs(init_state, update)
-
-    return base.LearnedOptimizer(init, transform)
+def _gate(layer, hidden, params, before):
+    """A gate before its sigmoid, [...]; it sees itself a step before."""
+    joined = jnp.concatenate([hidden, params[..., None], before[..., None]], -1)
+    return _coordinates.apply_linear(layer, joined)[..., 0]

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, base
-from jaxmeta.optimizers import _coordinates
+from jaxmeta import _checks, _describe, base
+from jaxmeta.optimizers import _coordinates, _rule
 
 _MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 # When in training it is: tanh(t / T - 1) for these T.
@@ -74,69 +74,55 @@ def mlp(
       >>> bool((jnp.abs(updates) < 0.01).all())
       True
     """
+    description = _describe.describe(mlp, locals())
     _checks.check_int("hidden_size", hidden_size)
     _checks.check_int("num_layers", num_layers)
     _checks.check_positive("step_scale", step_scale)
     sizes = [_NUM_FEATURES, *[hidden_size] * num_layers, 2]
 
-    def init(key, params=None):
-        del params
+    def init(key):
         keys = jax.random.split(key, len(sizes) - 1)
         pairs = zip(keys, sizes[:-1], sizes[1:], strict=True)
         return tuple(_coordinates.init_linear(*pair) for pair in pairs)
 
-    like = jax.eval_shape(init, jax.random.key(0))
+    def init_state(theta, params, compute):
+        del theta
+        momenta = _coordinates.hidden_like(params, len(_MOMENTUM_DECAYS), compute)
+        return MlpState(count=jnp.zeros((), jnp.int32), momenta=momenta)
 
-    def transform(theta):
-        _checks.check_like("theta", theta, like)
-        compute = _coordinates.compute_dtype(theta)
-        theta = jax.tree.map(lambda x: x.astype(compute), theta)
-        decays = jnp.array(_MOMENTUM_DECAYS, compute)
+    def leaf_step(theta, time, grads, momenta, params):
+        grad, param = grads[..., None], params[..., None]
+        decay = jnp.broadcast_to(
+            jnp.array(_MOMENTUM_DECAYS, momenta.dtype), momenta.shape
+        )
+        momenta = decay * momenta + (1 - decay) * grad
+        features = _normalized(jnp.concatenate([grad, momenta, param], -1))
+        time = _coordinates.over_coordinates(time, grads)
+        x = jnp.concatenate([features, time], -1)
+        for layer in theta[:-1]:
+            x = jax.nn.relu(_coordinates.apply_linear(layer, x))
+        out = _coordinates.apply_linear(theta[-1], x)
+        return step_scale * out[..., 0] * jnp.exp(step_scale * out[..., 1]), momenta
 
-        def init_state(params):
-            _checks.check_real("params", params)
-            momenta = _coordinates.hidden_like(params, len(_MOMENTUM_DECAYS), compute)
-            return MlpState(count=jnp.zeros((), jnp.int32), momenta=momenta)
+    def update(theta, grads, state, *, params):
+        scales = jnp.array(_TIME_SCALES, theta[0].bias.dtype)
+        time = jnp.tanh(state.count / scales - 1)
+        step = functools.partial(leaf_step, theta, time)
+        steps, momenta = _coordinates.map_unzipped(
+            step, 2, grads, state.momenta, params
+        )
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return steps, MlpState(count, momenta)
 
-        def leaf_step(time, grads, momenta, params):
-            grad, param = (x.astype(compute)[..., None] for x in (grads, params))
-            decay = jnp.broadcast_to(decays, momenta.shape)
-            momenta = decay * momenta + (1 - decay) * grad
-            features = jnp.concatenate([grad, momenta, param], -1)
-            axes = tuple(range(features.ndim - 1))
-            mean_square = jnp.mean(jnp.square(features), axes, keepdims=True)
-            if grads.size:  # The mean over nothing is NaN.
-                features *= jax.lax.rsqrt(
-                    jnp.broadcast_to(mean_square, features.shape) + 1e-10
-                )
-            time = _coordinates.over_coordinates(time, grads)
-            x = jnp.concatenate([features, time], -1)
-            for layer in theta[:-1]:
-                x = jax.nn.relu(_coordinates.apply_linear(layer, x))
-            out = _coordinates.apply_linear(theta[-1], x)
-            step = step_scale * out[..., 0] * jnp.exp(step_scale * out[..., 1])
-            return step.astype(grads.dtype), momenta
+    return _rule.from_network(description, init, init_state, update, needs=("params",))
 
-        def update(updates, state, params=None, **extra_args):
-            del extra_args
-            if params is None:
-                raise ValueError(
-                    "`params` must be given to the update of `mlp`, got None: "
-                    "tx.update(grads, state, params)."
-                )
-            _coordinates.check_state(init_state, updates, state, params)
-            scales = jnp.array(_TIME_SCALES, compute)
-            time = jnp.tanh(state.count / scales - 1)
-            updates, momenta = _coordinates.map_unzipped(
-                functools.partial(leaf_step, time),
-                2,
-                updates,
-                state.momenta,
-                params,
-            )
-            count = jnp.asarray(optax.safe_increment(state.count))
-            return updates, MlpState(count, momenta)
 
-        return optax.GradientTransformationExtraArgs(init_state, update)
-
-    return base.LearnedOptimizer(init, transform)
+def _normalized(features: jax.Array) -> jax.Array:
+    """Features [..., F], each over its root mean square in the leaf."""
+    if not features.size:  # The mean over nothing is NaN.
+        return features
+    axes = tuple(range(features.ndim - 1))
+    mean_square = jnp.mean(jnp.square(features), axes, keepdims=True)
+    return features * jax.lax.rsqrt(
+        jnp.broadcast_to(mean_square, features.shape) + 1e-10
+    )

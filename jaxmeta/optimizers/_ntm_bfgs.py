@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, base
-from jaxmeta.optimizers import _coordinates, _lstm, _memory, _preprocess
+from jaxmeta import _checks, _describe, base
+from jaxmeta.optimizers import _coordinates, _lstm, _memory, _preprocess, _rule
 
 
 class NtmBfgsState(NamedTuple):
@@ -83,6 +83,7 @@ def ntm_bfgs(
       >>> state.memory.shape
       (3, 3)
     """
+    description = _describe.describe(ntm_bfgs, locals())
     _lstm.check_averaged(num_averaged, hidden_size)
     counts = {"num_layers": num_layers, "num_reads": num_reads}
     counts |= {"num_writes": num_writes, "window": 1 if window is None else window}
@@ -94,52 +95,37 @@ def ntm_bfgs(
     output_sizes = [1, *[1] * num_reads, num_writes, num_writes]
     memory = _memory.dense() if window is None else _memory.sliding(window, num_writes)
 
-    def init(key, params=None):
-        del params
+    def init(key):
         return _coordinates.init_stack(
             key, num_features, hidden_size, num_layers, sum(output_sizes)
         )
 
-    like = jax.eval_shape(init, jax.random.key(0))
+    def init_state(theta, params, compute):
+        return NtmBfgsState(
+            lstm=_coordinates.init_stack_state(params, theta, compute),
+            reads=tuple(
+                optax.tree.zeros_like(params, compute) for _ in range(num_reads)
+            ),
+            memory=memory.init(params, compute),
+        )
 
-    def transform(theta):
-        _checks.check_like("theta", theta, like)
-        compute = _coordinates.compute_dtype(theta)
-        theta = jax.tree.map(lambda x: x.astype(compute), theta)
+    def see(*vectors):
+        return (jnp.concatenate([preprocess(x) for x in vectors], -1),)
 
-        def init_state(params):
-            _checks.check_real("params", params)
-            nothing = jax.tree.map(lambda p: jnp.zeros_like(p, compute), params)
-            return NtmBfgsState(
-                lstm=_coordinates.init_stack_state(params, theta, compute),
-                reads=(nothing,) * num_reads,
-                memory=memory.init(params, compute),
-            )
+    def update(theta, grads, state):
+        (inputs,) = _coordinates.map_unzipped(see, 1, grads, *state.reads)
+        outputs, lstm = _coordinates.apply_stack(
+            theta, inputs, state.lstm, num_averaged
+        )
+        out, *reads, a, b = _coordinates.split_outputs(outputs, output_sizes)
+        num_coordinates = sum(g.size for g in jax.tree.leaves(grads))
+        b = jax.tree.map(lambda x: x / num_coordinates, b)
+        scalars = lambda tree: jax.tree.map(lambda x: x[..., 0], tree)
+        state = NtmBfgsState(
+            lstm=lstm,
+            reads=tuple(memory.read(state.memory, scalars(r)) for r in reads),
+            memory=memory.write(state.memory, a, b),
+        )
+        return jax.tree.map(lambda x: output_scale * x[..., 0], out), state
 
-        def update(updates, state, params=None, **extra_args):
-            del params, extra_args
-            _coordinates.check_state(init_state, updates, state)
-
-            def see(grads, *reads):
-                seen = (grads.astype(compute), *reads)
-                return (jnp.concatenate([preprocess(x) for x in seen], -1),)
-
-            (inputs,) = _coordinates.map_unzipped(see, 1, updates, *state.reads)
-            outputs, lstm = _coordinates.apply_stack(
-                theta, inputs, state.lstm, num_averaged
-            )
-            out, *reads, a, b = _coordinates.split_outputs(outputs, output_sizes)
-            num_coordinates = sum(g.size for g in jax.tree.leaves(updates))
-            b = jax.tree.map(lambda x: x / num_coordinates, b)
-            squeezed = [jax.tree.map(lambda x: x[..., 0], tree) for tree in reads]
-            state = NtmBfgsState(
-                lstm=lstm,
-                reads=tuple(memory.read(state.memory, r) for r in squeezed),
-                memory=memory.write(state.memory, a, b),
-            )
-            scaled = lambda g, x: (output_scale * x[..., 0]).astype(g.dtype)
-            return jax.tree.map(scaled, updates, out), state
-
-        return optax.GradientTransformationExtraArgs(init_state, update)
-
-    return base.LearnedOptimizer(init, transform)
+    return _rule.from_network(description, init, init_state, update)

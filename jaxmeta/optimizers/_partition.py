@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import optax
 
-from jaxmeta import base
-from jaxmeta.optimizers import _coordinates
+from jaxmeta import _checks, _describe, base
+from jaxmeta.optimizers import _rule
 
 
 def partition(
-    lopts: Mapping[str, base.LearnedOptimizer],
+    lopts: Mapping[str, base.LearnedOptimizer | optax.GradientTransformation],
     labels: Any | Callable[[Any], Any],
 ) -> base.LearnedOptimizer:
     """Gives each group of parameters a learned optimizer of its own.
@@ -19,12 +19,17 @@ def partition(
     The learned counterpart of `optax.partition`: all are meta-trained together.
 
     Args:
-      lopts: one for each label.
+      lopts: one for each label. Plain optax rules, such as `optax.set_to_zero()` for
+        what is not trained, have no part in theta.
       labels: a tree of labels like the parameters, or a function of the parameters that
         returns one.
 
     Returns:
-      A `LearnedOptimizer`; its theta is a dict of the groups'.
+      A `LearnedOptimizer`; its theta is a dict of the learned groups'.
+
+    Raises:
+      ValueError: if a rule is neither learned nor optax's, or none is learned; from
+        `transform`, if `theta` has other groups.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -36,30 +41,43 @@ def partition(
       >>> sorted(theta)
       ['matrix', 'vector']
     """
+    description = _describe.describe(partition, locals())
+    learned = _checked(lopts)
 
     def init(key, params=None):
-        keys = jax.random.split(key, len(lopts))
-        return {
-            label: lopt.init(k, params)
-            for (label, lopt), k in zip(lopts.items(), keys, strict=True)
-        }
+        keys = dict(zip(lopts, jax.random.split(key, len(lopts)), strict=True))
+        return {label: x.init(keys[label], params) for label, x in learned.items()}
 
     def transform(theta):
-        if not isinstance(theta, Mapping) or set(theta) != set(lopts):
+        if not isinstance(theta, Mapping) or set(theta) != set(learned):
             got = sorted(map(str, theta)) if isinstance(theta, Mapping) else type(theta)
             raise ValueError(
-                f"`theta` must have the groups {sorted(map(str, lopts))}, got {got}: "
+                f"`theta` must have the groups {sorted(map(str, learned))}, got {got}: "
                 "`init` it with these optimizers."
             )
-        transforms: dict[Hashable, optax.GradientTransformation] = {
-            label: lopt.transform(theta[label]) for label, lopt in lopts.items()
-        }
+        transforms: dict[Hashable, Any] = {**lopts}
+        transforms |= {label: x.transform(theta[label]) for label, x in learned.items()}
         tx = optax.with_extra_args_support(optax.partition(transforms, labels))
 
         def update(updates, state, params=None, **extra_args):
-            _coordinates.check_state(tx.init, updates, state)
+            _rule.check_state(tx.init, updates, state)
             return tx.update(updates, state, params, **extra_args)
 
         return optax.GradientTransformationExtraArgs(tx.init, update)
 
-    return base.LearnedOptimizer(init, transform)
+    return base.LearnedOptimizer(init, transform, description)
+
+
+def _checked(lopts: Any) -> dict[str, base.LearnedOptimizer]:
+    """Returns the learned rules of `lopts`."""
+    if not isinstance(lopts, Mapping):
+        raise ValueError(f"`lopts` must map labels to rules, got {lopts!r}.")
+    for label, rule in lopts.items():
+        _checks.check_transformation(f"lopts[{label!r}]", rule)
+    learned = {label: x for label, x in lopts.items() if hasattr(x, "transform")}
+    if not learned:
+        raise ValueError(
+            "`lopts` must have a learned rule, got only plain ones: these need no "
+            "meta-training, `optax.partition` takes them as they are."
+        )
+    return learned

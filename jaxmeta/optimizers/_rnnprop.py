@@ -5,6 +5,7 @@ References:
   ICML 2017, Section 4. https://arxiv.org/abs/1703.03633
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from jaxmeta import _checks, base
-from jaxmeta.optimizers import _coordinates
+from jaxmeta import _checks, _describe, base
+from jaxmeta.optimizers import _coordinates, _rule
 
 
 class RnnpropTheta(NamedTuple):
@@ -85,11 +86,11 @@ def rnnprop(
       >>> bool(jnp.allclose(small, large))
       True
     """
+    description = _describe.describe(rnnprop, locals())
     _checks.check_int("hidden_size", hidden_size)
     _checks.check_int("num_layers", num_layers)
 
-    def init(key, params=None):
-        del params
+    def init(key):
         embedding_key, lstm_key = jax.random.split(key)
         return RnnpropTheta(
             embedding=_coordinates.init_linear(embedding_key, 2, hidden_size),
@@ -98,47 +99,30 @@ def rnnprop(
             ),
         )
 
-    like = jax.eval_shape(init, jax.random.key(0))
-
-    def transform(theta):
-        _checks.check_like("theta", theta, like)
+    def init_state(theta, params, compute):
         dtype = theta.lstm.head.kernel.dtype if state_dtype is None else state_dtype
-        compute = _coordinates.compute_dtype(theta)
-        theta = jax.tree.map(lambda x: x.astype(compute), theta)
+        return RnnpropState(
+            count=jnp.zeros((), jnp.int32),
+            mu=optax.tree.zeros_like(params, compute),
+            nu=optax.tree.zeros_like(params, compute),
+            lstm=_coordinates.init_stack_state(params, theta.lstm, dtype),
+        )
 
-        def init_state(params):
-            _checks.check_real("params", params)
-            zeros = jax.tree.map(lambda p: jnp.zeros_like(p, compute), params)
-            return RnnpropState(
-                count=jnp.zeros((), jnp.int32),
-                mu=zeros,
-                nu=zeros,
-                lstm=_coordinates.init_stack_state(params, theta.lstm, dtype),
-            )
+    def embed(layer, grads, mu, nu):
+        directions = [_coordinates.normalize(x, nu, eps) for x in (mu, grads)]
+        directions = jnp.stack(directions, -1)  # [..., 2]
+        return jax.nn.elu(_coordinates.apply_linear(layer, directions))
 
-        def embed(grads, mu, nu):
-            directions = [_coordinates.normalize(x, nu, eps) for x in (mu, grads)]
-            directions = jnp.stack(directions, -1)
-            return jax.nn.elu(_coordinates.apply_linear(theta.embedding, directions))
+    def update(theta, grads, state):
+        mu = optax.tree.update_moment(grads, state.mu, decay, 1)
+        nu = optax.tree.update_moment(grads, state.nu, decay, 2)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        mu_hat = optax.tree.bias_correction(mu, decay, count)
+        nu_hat = optax.tree.bias_correction(nu, decay, count)
+        embed_leaf = functools.partial(embed, theta.embedding)
+        inputs = jax.tree.map(embed_leaf, grads, mu_hat, nu_hat)
+        outputs, lstm = _coordinates.apply_stack(theta.lstm, inputs, state.lstm)
+        steps = jax.tree.map(lambda x: output_scale * jnp.tanh(x[..., 0]), outputs)
+        return steps, RnnpropState(count, mu, nu, lstm)
 
-        def update(updates, state, params=None, **extra_args):
-            del params, extra_args
-            _coordinates.check_state(init_state, updates, state)
-            grads = jax.tree.map(lambda g: g.astype(compute), updates)
-            mu = optax.tree.update_moment(grads, state.mu, decay, 1)
-            nu = optax.tree.update_moment(grads, state.nu, decay, 2)
-            count = jnp.asarray(optax.safe_increment(state.count))
-            mu_hat = optax.tree.bias_correction(mu, decay, count)
-            nu_hat = optax.tree.bias_correction(nu, decay, count)
-            inputs = jax.tree.map(embed, grads, mu_hat, nu_hat)
-            outputs, lstm = _coordinates.apply_stack(theta.lstm, inputs, state.lstm)
-
-            def scaled(g, out):
-                return (output_scale * jnp.tanh(out[..., 0])).astype(g.dtype)
-
-            updates = jax.tree.map(scaled, updates, outputs)
-            return updates, RnnpropState(count, mu, nu, lstm)
-
-        return optax.GradientTransformationExtraArgs(init_state, update)
-
-    return base.LearnedOptimizer(init, transform)
+    return _rule.from_network(description, init, init_state, update)

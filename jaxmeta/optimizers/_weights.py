@@ -15,9 +15,30 @@ import safetensors
 import safetensors.numpy
 
 from jaxmeta import base
+from jaxmeta._names import named_leaves
 from jaxmeta.optimizers import _lstm, _preprocess, _rnnprop
 
 _FOLDER = pathlib.Path(__file__).parent / "weights"
+
+# The types that files have, by the names that safetensors gives them.
+_DTYPES = {
+    "BOOL": np.bool_,
+    "U8": np.uint8,
+    "U16": np.uint16,
+    "U32": np.uint32,
+    "U64": np.uint64,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F8_E4M3": jnp.float8_e4m3fn,
+    "F8_E5M2": jnp.float8_e5m2,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "F32": np.float32,
+    "F64": np.float64,
+    "C64": np.complex64,
+}
 
 # What each was meta-trained as.
 _PRETRAINED: dict[str, Callable[[], base.LearnedOptimizer]] = {
@@ -91,12 +112,14 @@ def save(
 
     Args:
       path: ends in ".safetensors".
-      theta: a pytree of arrays.
+      theta: a pytree of arrays, of integers, booleans, complex64, or floats of 8 to 64
+        bits.
       card: what users should know of it.
 
     Raises:
       ValueError: if `path` has another ending or exists, since nothing is overwritten;
-        or the card is not of plain JSON values.
+        if a leaf is of another type, or two have the same name; or the card is not of
+        plain JSON values.
       OSError: if it cannot be written.
 
     Example:
@@ -113,7 +136,7 @@ def save(
         if taken.exists():
             raise ValueError(f"`path` exists already, choose another: {taken}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.asarray(leaf) for name, leaf in _named(theta)}
+    arrays = {name: _as_array(name, leaf) for name, leaf in named_leaves(theta)}
     try:
         told = json.dumps(dict(card or {}), indent=1) + "\n"
     except TypeError as error:
@@ -137,41 +160,61 @@ def load(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mapping[str, 
         `jax.eval_shape`.
 
     Returns:
-      Theta, in the float types of `like`, and the card.
+      Theta, in the types of `like`, and the card.
 
     Raises:
       ValueError: if there is no such file, or it is damaged or of another architecture.
     """
     reading = path = _checked(path)
     try:
-        arrays = safetensors.numpy.load(path.read_bytes())
+        arrays = _parse(path.read_bytes())
         reading = path.with_suffix(".json")
         card = json.loads(reading.read_text()) if reading.exists() else {}
         if not isinstance(card, dict):
             raise ValueError(f"a card is an object, not {type(card).__name__}")
     except FileNotFoundError as error:
         raise ValueError(f"`path` holds no weights: there is no {path}.") from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"`path` is damaged: {reading} ({error}).") from error
-    expected = {name: np.shape(leaf) for name, leaf in _named(like)}
-    found = {name: array.shape for name, array in arrays.items()}
+    named = named_leaves(like)
+    describe = lambda x: (np.shape(x), _kind(jnp.result_type(x)))
+    expected = {name: describe(leaf) for name, leaf in named}
+    found = {name: describe(array) for name, array in arrays.items()}
     if found != expected:
         raise ValueError(
             f"`path` is of another architecture: {path} has {found}, expected "
             f"{expected}."
         )
-    leaves = [
-        jnp.asarray(arrays[name], dtype=leaf.dtype) for name, leaf in _named(like)
-    ]
+    leaves = [jnp.asarray(arrays[name], jnp.result_type(leaf)) for name, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(like), leaves), card
 
 
-def _named(tree):
-    """Pairs of a leaf's path, such as "layers.0.kernel", and the leaf."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+def _as_array(name, leaf):
+    """The leaf as what a file has, or a ValueError that names it."""
+    dtype = jnp.result_type(leaf) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    known = [np.dtype(x) for x in _DTYPES.values()]
+    if dtype not in known:
+        raise ValueError(
+            f"`theta` must hold arrays of {', '.join(x.name for x in known)}, got "
+            f"{dtype} at {name!r}. Cast it; of PRNG keys save `jax.random.key_data`."
+        )
+    return np.asarray(leaf)
+
+
+def _parse(content):
+    """The arrays of a file; safetensors' own reader has no bfloat16 for NumPy."""
+    return {
+        name: np.frombuffer(saved["data"], _DTYPES[saved["dtype"]]).reshape(
+            saved["shape"]
+        )
+        for name, saved in safetensors.deserialize(content)
+    }
+
+
+def _kind(dtype):
+    """Float, complex, integer or boolean: among the types of a kind files are cast."""
+    kinds = jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_
+    return next(k.__name__ for k in kinds if jnp.issubdtype(dtype, k))
 
 
 def _checked(path):

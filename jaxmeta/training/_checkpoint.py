@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
 from jaxmeta import base
+from jaxmeta._names import named_leaves
 
 # Orbax speaks of every file at INFO and WARNING; what matters is raised.
 logging.getLogger("absl").addFilter(
@@ -41,7 +43,7 @@ class Checkpoints(NamedTuple):
         try:
             self.manager.save(
                 step,
-                args=ocp.args.StandardSave(state),
+                args=ocp.args.StandardSave(_without_collisions(state)),
                 metrics={"loss": loss},
             )
             self.manager.wait_until_finished()
@@ -71,10 +73,13 @@ class Checkpoints(NamedTuple):
         Raises:
           ValueError: if it is damaged or of another model.
         """
-        args = ocp.args.StandardRestore(_abstract(like))
+        target = _abstract(like)
+        args = ocp.args.StandardRestore(_without_collisions(target))
         path = self.directory / str(step)
-        _check_metadata(path / "default", like, path)
-        return _restored(lambda: self.manager.restore(step, args=args), path)
+        _check_metadata(path / "default", target, path)
+        return _like(
+            target, _restored(lambda: self.manager.restore(step, args=args), path)
+        )
 
     def close(self) -> None:
         """Releases orbax's threads."""
@@ -110,8 +115,8 @@ def save(path: str | os.PathLike[str], meta_params: base.Params) -> None:
     """Saves meta-parameters (any pytree of arrays) in a new folder `path`.
 
     Raises:
-      ValueError: if `path` exists; nothing is ever overwritten. Also if an array has
-        no elements.
+      ValueError: if `path` exists; nothing is ever overwritten. Also if a leaf has no
+        elements, is of a type that orbax does not save, or has the name of another.
       OSError: if it cannot be written.
 
     Example:
@@ -128,7 +133,7 @@ def save(path: str | os.PathLike[str], meta_params: base.Params) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ocp.StandardCheckpointer() as checkpointer:
         # Orbax takes no bare array.
-        checkpointer.save(path, {"meta_params": meta_params})
+        checkpointer.save(path, _without_collisions({"meta_params": meta_params}))
 
 
 def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
@@ -145,11 +150,12 @@ def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
         raise ValueError(f"`path` holds no saved parameters: {path} is no folder.")
-    target = {"meta_params": like}
+    target = _abstract({"meta_params": like})
     with ocp.StandardCheckpointer() as checkpointer:
         _check_metadata(path, target, path)
-        saved = _restored(lambda: checkpointer.restore(path, _abstract(target)), path)
-    return saved["meta_params"]
+        stored = _without_collisions(target)
+        saved = _restored(lambda: checkpointer.restore(path, stored), path)
+    return _like(target, saved)["meta_params"]
 
 
 def _abstract(tree: Any) -> Any:
@@ -158,18 +164,56 @@ def _abstract(tree: Any) -> Any:
 
     def abstract(x):
         sharding = getattr(x, "sharding", None) or first
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(np.shape(x), jnp.result_type(x), sharding=sharding)
 
     return jax.tree.map(abstract, tree)
 
 
+def _without_collisions(tree: Any) -> Any:
+    """The tree, or, where orbax would give two leaves one name, a dict of others.
+
+    Numbers become arrays.
+    """
+    named = named_leaves(tree)
+    # The trees here have fields at the top: no name of its own starts with a dot.
+    if any(name.startswith(".") for name, _ in named):
+        tree = dict(named)
+    return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), tree)
+
+
+def _like(tree: Any, stored: Any) -> Any:
+    """Undoes `_without_collisions`, given a tree of the same structure."""
+    if jax.tree.structure(stored) == jax.tree.structure(tree):
+        return stored
+    leaves = [stored[name] for name, _ in named_leaves(tree)]
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
 def _check_savable(tree):
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for name, leaf in named_leaves(tree):
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
+            raise ValueError(
+                f"Arrays and numbers can be saved, got {type(leaf).__name__} at "
+                f"{name!r}. Leave it out."
+            )
         if not np.size(leaf):
             raise ValueError(
                 "Arrays without elements cannot be saved, got shape "
-                f"{np.shape(leaf)} at {jax.tree_util.keystr(path)!r}. Leave it out."
+                f"{np.shape(leaf)} at {name!r}. Leave it out."
             )
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jax.dtypes.prng_key) and not _is_stored(dtype):
+            raise ValueError(
+                f"Arrays of {dtype} cannot be saved, got one at {name!r}. Cast it."
+            )
+
+
+def _is_stored(dtype):
+    try:
+        tensorstore.dtype(dtype.name)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_metadata(folder, like, path):
@@ -185,7 +229,7 @@ def _check_metadata(folder, like, path):
     saved = {leaf.name: leaf for leaf in jax.tree.leaves(metadata.tree)}
     expected = {
         jax.tree_util.keystr(keys, simple=True, separator="."): leaf
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(like)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(_without_collisions(like))
     }
     for name in sorted(saved.keys() | expected.keys()):
         if name not in saved or name not in expected:

@@ -1,0 +1,113 @@
+"""What rules with a network share: checks and casts of theta, states, arguments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+
+from jaxmeta import _checks, base
+from jaxmeta.optimizers import _coordinates
+
+
+def from_network(
+    description: str,
+    init: Callable[[jax.Array], Any],
+    init_state: Callable[[Any, Any, DTypeLike], Any],
+    update: Callable[..., tuple[Any, Any]],
+    *,
+    needs: tuple[str, ...] = (),
+) -> base.LearnedOptimizer:
+    """Returns a learned optimizer whose theta is the same for all parameters.
+
+    Args:
+      description: the call of its factory.
+      init: `(key) -> theta`.
+      init_state: `(theta, params, compute) -> state`; theta is as given, `compute` the
+        dtype that updates are computed in. No two fields may be one array: callers
+        donate states.
+      update: `(theta, grads, state, **needed) -> (steps, state)`, all but the state
+        in `compute`. The steps are cast to what the gradients had.
+      needs: of "params" and "value" (the loss), what `update` is given, by name.
+    """
+
+    def init_any(key, params=None):
+        del params
+        return init(key)
+
+    like = jax.eval_shape(init, jax.random.key(0))
+
+    def transform(theta):
+        _checks.check_like("theta", theta, like)
+        compute = compute_dtype(theta)
+        cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, compute), tree)
+        weights = cast(theta)
+
+        def init_checked(params):
+            _checks.check_real("params", params)
+            return init_state(theta, params, compute)
+
+        def update_checked(updates, state, params=None, *, value=None, **extra_args):
+            del extra_args
+            given = {"params": params, "value": value}
+            needed = {name: given[name] for name in needs}
+            _check_given(description, needed)
+            check_state(init_checked, updates, state, needed.get("params"))
+            if "params" in needed:
+                needed["params"] = _coordinates.without_masked(updates, params)
+            steps, state = update(weights, cast(updates), state, **cast(needed))
+            like_grads = lambda g, step: step.astype(jnp.result_type(g))
+            return jax.tree.map(like_grads, updates, steps), state
+
+        return optax.GradientTransformationExtraArgs(init_checked, update_checked)
+
+    return base.LearnedOptimizer(init_any, transform, description)
+
+
+def compute_dtype(theta: Any) -> DTypeLike:
+    """What a rule computes in: float32, or what theta has if that is more."""
+    return jnp.promote_types(jnp.result_type(*jax.tree.leaves(theta)), jnp.float32)
+
+
+def check_state(
+    init_state: Callable[[Any], Any], updates: Any, state: Any, params: Any = None
+) -> None:
+    """Raises unless `state` is one of parameters like `updates`.
+
+    Args:
+      init_state: of the transformation.
+      updates: what is to be updated; of `state` and `params` that much is needed.
+      state: as given.
+      params: as given, where the rule needs them.
+    """
+    paths = lambda tree: {
+        jax.tree_util.keystr(path): jnp.shape(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for name, tree, like in (
+        ("state", state, lambda: jax.eval_shape(init_state, updates)),
+        ("params", params, lambda: updates),
+    ):
+        if tree is None and name == "params":
+            continue
+        found = paths(tree)
+        for path, shape in paths(like()).items():
+            if found.get(path) != shape:
+                got = f"shape {found[path]}" if path in found else "nothing"
+                raise ValueError(
+                    f"{_coordinates.OTHER_PARAMETERS} `{name}` has {got} at {path}, "
+                    f"not {shape}."
+                )
+
+
+def _check_given(description, needed):
+    if any(x is None for x in needed.values()):
+        name = description.partition("(")[0]
+        loss = ", value=loss" if "value" in needed else ""
+        what = " and ".join(f"`{argument}`" for argument in needed)
+        raise ValueError(
+            f"{what} must be given to the update of `{name}`, got None: "
+            f"tx.update(grads, state, params{loss})."
+        )
