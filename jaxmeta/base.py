@@ -75,9 +75,9 @@ class Model(NamedTuple):
       apply: `apply(params, inputs [N, ...]) -> outputs [N, ...]`. When its signature
         names `key` or `train`, the learners pass them: a PRNG key, and whether this
         is a pass on which gradients are taken.
-      with_support_statistics: `with_support_statistics(params, support_inputs) -> params`, or None:
-        puts the support set's normalisation statistics beside the adapted
-        parameters, for models that predict with those.
+      with_support_statistics: `(params, support_inputs) -> params`, or None: puts the
+        support set's normalisation statistics beside the adapted parameters, for models
+        that predict with those.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
