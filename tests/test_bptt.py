@@ -288,7 +288,7 @@ def test_a_mesh_changes_nothing(make, key):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"horizon": (8, 4)}, r"`horizon` must be \(least, most\), got \(8, 4\)"),
+        ({"horizon": (8, 4)}, r"`horizon` must be \(lowest, highest\), got \(8, 4\)"),
         ({"horizon": (2, 5)}, "`horizon` must be a multiple of `unroll`, 2, got 5"),
         ({"horizon": lambda step: 8 if step > 3 else 4}, "choose by `jnp.where`"),
         (
@@ -296,7 +296,7 @@ def test_a_mesh_changes_nothing(make, key):
             "must return a number of updates",
         ),
         ({"horizon": lambda step: 0 * step}, "at least 1, got 0 for meta-step 0"),
-        ({"horizon": (2, 4, 6)}, r"an int or \(least, most\)"),
+        ({"horizon": (2, 4, 6)}, r"an int or \(lowest, highest\)"),
         ({"mesh": jm.training.task_mesh()}, "`num_problems` must be a multiple"),
     ],
 )
