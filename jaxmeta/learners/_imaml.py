@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _describe, _dtypes, _messages, _model, _unroll, base
+from jaxmeta import _checks, _describe, _dtypes, _messages, _unroll, base
 from jaxmeta.learners import _adaptation
 
 
@@ -108,10 +108,9 @@ def imaml(
     _checks.check_positive("cg_tolerance", cg_tolerance)
     _checks.check_int("cg_steps", cg_steps)
     _checks.check_choice("hvp", hvp, _unroll.HVP_MODES)
-    net = _model.normalize(model)
 
     def init(key, task):
-        return net.init(key, task.support.inputs)
+        return loop.net.init(key, task.support.inputs)
 
     def prepare(key, meta_params, support):
         del key, support

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxmeta import _checks, _describe, _model, _unroll, base
+from jaxmeta import _checks, _describe, _unroll, base
 from jaxmeta.learners import _adaptation
 
 
@@ -95,11 +95,10 @@ def maml(
     """
     description = _describe.describe(maml, locals())
     _checks.check_transformation("inner_tx", inner_tx)
-    net = _model.normalize(model)
 
     def init(key, task):
         params_key, theta_key = jax.random.split(key)
-        params = net.init(params_key, task.support.inputs)
+        params = loop.net.init(params_key, task.support.inputs)
         if isinstance(inner_tx, base.LearnedOptimizer):
             # Checked before it is handed on: a rule may have a rate for each.
             _checks.check_params(params)

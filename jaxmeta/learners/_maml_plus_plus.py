@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, _describe, _model, _unroll, base, optimizers
+from jaxmeta import _checks, _describe, _unroll, base, optimizers
 from jaxmeta.learners import _adaptation, _partial
 
 
@@ -109,14 +109,13 @@ def maml_plus_plus(
     _checks.check_int("multi_step_until", multi_step_until, minimum=0)
     _checks.check_int("first_order_until", first_order_until, minimum=0)
     _checks.check_int("inner_steps", inner_steps)
-    net = _model.normalize(model)
     is_adapted = lambda path: not is_per_step(path)
     rule = lambda num_steps: optimizers.learned_sgd(
         learning_rate, shared_by="leaf", num_steps=num_steps
     )
 
     def init(key, task):
-        params = net.init(key, task.support.inputs)
+        params = exact.net.init(key, task.support.inputs)
         _checks.check_params(params)
         adapted, per_step = _partial.split(params, is_adapted)
         repeat = lambda x: jnp.repeat(x[None], inner_steps + 1, axis=0)

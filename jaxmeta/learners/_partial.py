@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxmeta import _checks, _model, _unroll, base
+from jaxmeta import _checks, _unroll, base
 from jaxmeta.learners import _adaptation
 
 IsAdapted = Callable[[str], bool]
@@ -36,10 +36,9 @@ def adapt_part(
             f'"head" in path`, got {is_adapted!r}.'
         )
     _checks.check_plain_transformation("inner_tx", inner_tx)
-    net = _model.normalize(model)
 
     def init(key, task):
-        params = net.init(key, task.support.inputs)
+        params = loop.net.init(key, task.support.inputs)
         split(params, is_adapted)  # Raises if there is nothing to adapt.
         return params
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _describe, _model, base
+from jaxmeta import _checks, _describe, base
 from jaxmeta.learners import _adaptation
 
 
@@ -90,10 +90,9 @@ def reptile(
     description = _describe.describe(reptile, locals())
     _checks.check_plain_transformation("inner_tx", inner_tx)
     inner_tx = optax.with_extra_args_support(inner_tx)
-    net = _model.normalize(model)
 
     def init(key, task):
-        params = net.init(key, task.support.inputs)
+        params = loop.net.init(key, task.support.inputs)
         if not keep_inner_state:
             return params
         _checks.check_params(params)
