@@ -293,7 +293,7 @@ HANDS = {
         lambda meta, v, k: (meta, v),
         descend,
         lambda apply, params, inputs, key: (
-            plain(apply, params[0], inputs, key) * jnp.exp(params[1])
+            plain(apply, params[0], inputs, key) * jnp.exp(params[1])[None]
         ),
     ),
     "proto_maml": Hand(
@@ -301,7 +301,7 @@ HANDS = {
         lambda meta, v, k: v,
         descend,
         lambda apply, params, inputs, key: (
-            plain(apply, params[0], inputs, key) @ params[1] + params[2]
+            plain(apply, params[0], inputs, key) @ params[1] + params[2][None]
         ),
     ),
 }
@@ -375,7 +375,8 @@ def with_context(model: jm.Model) -> jm.Model:
 
     def apply(params, inputs, *, key=None, train=False):
         inputs, context = inputs
-        return model.apply(params, inputs, key=key, train=train) * jnp.exp(context)
+        logits = model.apply(params, inputs, key=key, train=train)
+        return logits * jnp.exp(context)[None]
 
     return jm.Model(lambda key, inputs: model.init(key, inputs[0]), apply)
 

@@ -51,6 +51,23 @@ def redefined_derivatives(fn: Callable[..., Any], *args: Any) -> list[str]:
     return sorted(set(_redefined_in(jaxpr)))
 
 
+def check_forward_mode(fn: Callable[..., Any], x: Any) -> None:
+    """Raises JAX's TypeError unless `jax.jvp` of `fn` can be computed.
+
+    JAX itself raises it when the program runs, or is lowered, far from its source.
+    """
+    jaxpr = jax.make_jaxpr(lambda x: jax.jvp(fn, (x,), (x,)))(x).jaxpr
+    if "custom_lin" in _operations_in(jaxpr):
+        raise TypeError("can't apply forward-mode autodiff to a custom_vjp function")
+
+
+def _operations_in(jaxpr) -> Iterator[str]:
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for inner in _programs_in(tuple(eqn.params.values())):
+            yield from _operations_in(inner)
+
+
 def _redefined_in(jaxpr) -> Iterator[str]:
     for eqn in jaxpr.eqns:
         name = eqn.primitive.name

@@ -137,6 +137,8 @@ def differentiated(loss: StepLoss, order: Order, *args: Any) -> Callable[..., An
     if order == "auto" and not is_gradient_field(loss, *args, *constants):
         exact = _reverse_over_reverse(loss)
     else:
+        if order == "forward-over-reverse":
+            check_forward_mode(lambda *args: loss(*args)[0], *args, *constants)
         exact = _forward_over_reverse(loss)
     return lambda *args: exact(*args, *constants)
 
@@ -144,6 +146,16 @@ def differentiated(loss: StepLoss, order: Order, *args: Any) -> Callable[..., An
 def is_gradient_field(loss: Callable[..., Any], *args: Any) -> bool:
     """Whether J^T v = J v for the loss's gradient, and J v can be computed."""
     return not _custom_rules.redefined_derivatives(loss, *args)
+
+
+def check_forward_mode(value: Callable[..., jax.Array], *args: Any) -> None:
+    """Raises if a scalar's gradient has no forward mode, before JAX does elsewhere."""
+    if is_gradient_field(value, *args):
+        return
+    params, *rest = args
+    gradient = jax.grad(lambda params: value(params, *rest))
+    with _messages.explain_forward_mode(model=True):
+        _custom_rules.check_forward_mode(gradient, params)
 
 
 def _first_order(loss):
@@ -217,8 +229,7 @@ def _forward_over_reverse(loss):
 
         # Symmetry again: d/d(floats) of (v . dL/dparams) is d/dparams of dL/d(floats),
         # along v. So one jvp has the products with all mixed derivatives.
-        with _messages.explain_forward_mode(model=True):
-            grads, products = jax.jvp(all_grads, (params,), (grads_bar,))
+        grads, products = jax.jvp(all_grads, (params,), (grads_bar,))
         params_bar, floats_bar = jax.tree.map(
             lambda g, p: (loss_bar * g + p).astype(g.dtype), grads, products
         )

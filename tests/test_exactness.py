@@ -44,7 +44,7 @@ def test_forward_over_reverse_is_wrong_there():
         forward = {"hvp": "forward-over-reverse"}
         for name in ("maml", "imaml"):
             assert exactness.error_of_learner(name, REVERSAL, 2, **forward) > 0.01
-        assert exactness.error_of_estimator("bptt", REVERSAL, 3, **forward) > 0.01
+        assert exactness.error_of_estimator("bptt", REVERSAL, 3, **forward) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["maml", "imaml"])
@@ -84,7 +84,11 @@ def test_a_rule_without_a_derivative_is_named_and_first_order_works():
         exactness.error_of_learner("maml", kind, 1)
     with pytest.raises(ValueError, match=message):
         exactness.error_of_estimator("bptt", kind, 2)
-    assert np.isfinite(exactness.error_of_learner("maml", kind, 1, first_order=True))
+    model, task = exactness.model_of(kind), exactness.task_of(kind, jax.random.key(7))
+    learner = exactness.learner_of("maml", model, 1, first_order=True)
+    key = jax.random.key(0)
+    grads, _ = learner.meta_grad(key, learner.init(key, task), task)
+    assert np.isfinite(optax.tree.norm(grads))
 
 
 def test_a_model_that_reverses_gradients():

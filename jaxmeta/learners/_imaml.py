@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _describe, _dtypes, _messages, _unroll, base
+from jaxmeta import _checks, _describe, _dtypes, _unroll, base
 from jaxmeta.learners import _adaptation
 
 
@@ -170,6 +170,8 @@ def transposed_product(
         hvp == "auto" and _unroll.is_gradient_field(loss, params)
     )
     if is_symmetric:
+        if hvp == "forward-over-reverse":
+            _unroll.check_forward_mode(loss, params)
         product = lambda v: jax.jvp(gradient, (params,), (v,))[1]
     else:
         _, pull = jax.vjp(gradient, params)
@@ -177,8 +179,7 @@ def transposed_product(
 
     def in_own_dtype(v):
         v = jax.tree.map(lambda v, p: v.astype(p.dtype), v, params)
-        with _messages.explain_forward_mode(model=True):
-            return _dtypes.widen(product(v))
+        return _dtypes.widen(product(v))
 
     return in_own_dtype, is_symmetric
 
