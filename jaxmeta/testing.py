@@ -101,14 +101,17 @@ def check_gradient_field(
         outputs = net.apply(params, examples.inputs, key=model_key, train=True)
         return loss(outputs, examples.targets)
 
+    @jax.jit
+    def measure(u, v):
+        # Both by reverse mode, which every model with a gradient has: pull(v) = J^T v.
+        _, pull = jax.vjp(jax.grad(value), params)
+        (pull_u,), (pull_v,) = pull(u), pull(v)
+        norm, along = optax.tree.norm, optax.tree.vdot
+        scale = norm(u) * norm(pull_v) + norm(v) * norm(pull_u)
+        return jnp.abs(along(u, pull_v) - along(v, pull_u)), scale
+
     u, v = (optax.tree.random_like(k, params) for k in keys[1:3])
-    # Both by reverse mode, which every model with a gradient has: pull(v) = J^T v.
-    _, pull = jax.vjp(jax.grad(value), params)
-    (pull_u,), (pull_v,) = pull(u), pull(v)
-    norm = optax.tree.norm
-    scale = norm(u) * norm(pull_v) + norm(v) * norm(pull_u)
-    along = lambda a, b: jnp.asarray(optax.tree.vdot(a, b))
-    asymmetry = jnp.abs(along(u, pull_v) - along(v, pull_u))
+    asymmetry, scale = measure(u, v)
     rules = _custom_rules.redefined_derivatives(value, params)
     assert asymmetry <= rtol * scale, (
         "The gradient of the model's loss is not the gradient of a scalar: its "

@@ -19,7 +19,7 @@ REVERSAL = exactness.KINDS["gradient reversal"]
 def test_maml_is_exact_for_any_model(name):
     kind = exactness.KINDS[name]
     with jax.enable_x64(True):
-        assert exactness.error_of_learner("maml", kind, 3) < 1e-8
+        assert exactness.error_of_learner("maml", kind, 2) < 1e-8
         mode = "forward-over-reverse" if kind.is_hessian else "reverse-over-reverse"
         assert exactness.mode_of(kind) == mode
 
@@ -27,14 +27,14 @@ def test_maml_is_exact_for_any_model(name):
 @pytest.mark.parametrize("name", exactness.LEARNERS)
 def test_learners_are_exact_where_gradients_are_reversed(name):
     with jax.enable_x64(True):
-        assert exactness.error_of_learner(name, REVERSAL, 2) < 1e-8
+        assert exactness.error_of_learner(name, REVERSAL, 1) < 1e-8
 
 
 @pytest.mark.parametrize("name", exactness.ESTIMATORS)
 @pytest.mark.parametrize("kind", ["gradient reversal", "tutorial custom_vjp"])
 def test_back_propagation_through_a_learned_rule_is_exact(name, kind):
     with jax.enable_x64(True):
-        error = exactness.error_of_estimator(name, exactness.KINDS[kind], 3)
+        error = exactness.error_of_estimator(name, exactness.KINDS[kind], 2)
         assert error < 1e-8
 
 
@@ -43,8 +43,8 @@ def test_forward_over_reverse_is_wrong_there():
     with jax.enable_x64(True):
         forward = {"hvp": "forward-over-reverse"}
         for name in ("maml", "imaml"):
-            assert exactness.error_of_learner(name, REVERSAL, 2, **forward) > 0.01
-        assert exactness.error_of_estimator("bptt", REVERSAL, 3, **forward) > 1e-3
+            assert exactness.error_of_learner(name, REVERSAL, 1, **forward) > 0.01
+        assert exactness.error_of_estimator("bptt", REVERSAL, 2, **forward) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["maml", "imaml"])
