@@ -106,7 +106,8 @@ def check_gradient_field(
         # Both by reverse mode, which every model with a gradient has: pull(v) = J^T v.
         _, pull = jax.vjp(jax.grad(value), params)
         (pull_u,), (pull_v,) = pull(u), pull(v)
-        norm, along = optax.tree.norm, optax.tree.vdot
+        norm = optax.tree.norm
+        along = lambda a, b: jnp.asarray(optax.tree.vdot(a, b))
         scale = norm(u) * norm(pull_v) + norm(v) * norm(pull_u)
         return jnp.abs(along(u, pull_v) - along(v, pull_u)), scale
 
