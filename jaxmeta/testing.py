@@ -79,7 +79,7 @@ def check_gradient_field(
       loss: `(outputs, targets) -> scalar`.
       examples: some of a task's, at which to look.
       key: draws parameters, dropout and directions; None is a fixed one.
-      rtol: how much of |u| |J v| the two products may differ by.
+      rtol: how much the two products may differ by, relative to the sizes of both.
 
     Raises:
       AssertionError: that says by how much, and where derivatives were redefined.
