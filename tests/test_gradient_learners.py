@@ -341,7 +341,7 @@ def test_derivative_order_anneals(key):
         outputs = tanh_model().apply(params, task.query.inputs)
         return jm.losses.squared_error(outputs, task.query.targets)
 
-    first = jax.grad(query_loss)(task_params)
+    first = jax.grad(query_loss)(task_params.params)
     assert _error(grads[4].params["hidden"], first["hidden"]) < 1e-9
     assert _error(grads[4].params["hidden"], expected.params["hidden"]) > 1e-2
 
@@ -384,7 +384,7 @@ def test_scales_and_shifts_are_of_the_step(key):
         lambda path, p, n: n[2] if is_norm(path) else p, params, numbers
     )
     adapted, _ = learner.adapt(key, meta_params._replace(params=numbers), task.support)
-    chex.assert_trees_all_close(adapted, params, rtol=1e-9)
+    chex.assert_trees_all_close(adapted.params, params, rtol=1e-9)
 
 
 def test_the_weights_of_the_losses_sum_to_one():
@@ -672,7 +672,7 @@ def test_the_meta_lstm_cell_by_hand(key):
                 _sigmoid(gates[0, n]) * params[n] - _sigmoid(gates[1, n]) * grads[n]
             )
     np.testing.assert_allclose(info.losses, losses, rtol=1e-9)
-    got, _ = jax.flatten_util.ravel_pytree(task_params)
+    got, _ = jax.flatten_util.ravel_pytree(task_params.params)
     np.testing.assert_allclose(got, params, rtol=1e-9)
 
 

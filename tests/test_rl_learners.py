@@ -129,7 +129,7 @@ def _with_nan(env):
 
 
 @pytest.mark.parametrize("name", ["over_tasks", "ppo", "trpo"])
-def test_a_task_with_nan_rewards_is_left_out_and_counted(name, key):
+def test_a_task_with_nan_rewards_is_left_out_and_counted(name, key, x64):
     env = rl.navigation(horizon=4)
     policy = rl.gaussian_policy(jm.models.MLP([4, 2]))
     options = {"inner_tx": optax.sgd(0.1), "num_episodes": 2}

@@ -85,6 +85,8 @@ def draw_adaptation(
         task_key, adapt_key, *keys = jax.random.split(key, 4)
         task = env.sample_task(task_key)
         adapted, _ = learner.adapt(adapt_key, meta_params, task)
+        if isinstance(adapted, base.Adapted):  # The inner rule has state.
+            adapted = adapted.params
         rollouts = [
             rl.rollout(k, policy, params, env, task, num_episodes=5)
             for k, params in zip(keys, (meta_params, adapted), strict=True)
