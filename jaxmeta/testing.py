@@ -117,7 +117,7 @@ def check_gradient_field(
     assert asymmetry <= rtol * scale, (
         "The gradient of the model's loss is not the gradient of a scalar: its "
         f"Jacobian is asymmetric by {float(asymmetry / scale):.2g} of its size. "
-        f"Derivatives were redefined at {rules or 'a place that cannot be found'}. "
+        f"Derivatives were redefined at {rules or 'an unknown place'}. "
         'Hessian-vector products must be reverse over reverse: `hvp="auto"` is, if '
         'the place was found, else say hvp="reverse-over-reverse".'
     )

@@ -20,7 +20,7 @@ def partition(
 
     Args:
       lopts: one for each label. Plain optax rules, such as `optax.set_to_zero()` for
-        what is not trained, have no part in theta.
+        what is not trained, are not in theta.
       labels: a tree of labels like the parameters, or a function of the parameters that
         returns one.
 
