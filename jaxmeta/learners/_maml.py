@@ -100,8 +100,6 @@ def maml(
         params_key, theta_key = jax.random.split(key)
         params = loop.net.init(params_key, task.support.inputs)
         if isinstance(inner_tx, base.LearnedOptimizer):
-            # Checked before it is handed on: a rule may have a rate for each.
-            _checks.check_params(params)
             return MamlParams(params, inner_tx.init(theta_key, params))
         return params
 

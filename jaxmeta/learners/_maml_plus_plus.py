@@ -116,7 +116,6 @@ def maml_plus_plus(
 
     def init(key, task):
         params = exact.net.init(key, task.support.inputs)
-        _checks.check_params(params)
         adapted, per_step = _partial.split(params, is_adapted)
         repeat = lambda x: jnp.repeat(x[None], inner_steps + 1, axis=0)
         params = _partial.merge(adapted, jax.tree.map(repeat, per_step))

@@ -154,7 +154,6 @@ class _Parts(NamedTuple):
         self.check_task(task)
         model_key, support_key, embed_key, head_key = jax.random.split(key, 4)
         params = self.net.init(model_key, task.query.inputs)
-        _checks.check_params(params)
         if self.is_plain:
             return params
         support, net = self.prepare(task.support), self.net
@@ -162,7 +161,6 @@ class _Parts(NamedTuple):
         if self.support_net is not None:
             net = self.support_net
             own = support_params = net.init(support_key, support.inputs)
-            _checks.check_params(support_params)
         if self.head.init is not None:
             embedded = self.embed(net, own, support, key=embed_key, train=True)
             head_params = self.head.init(head_key, embedded)

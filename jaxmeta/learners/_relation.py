@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, _describe, _dtypes, _model, base, losses
+from jaxmeta import _describe, _dtypes, _model, base, losses
 from jaxmeta.learners import _embeddings, _metric
 from jaxmeta.models import _relation_net
 
@@ -119,9 +119,7 @@ def relation(
 
     def init(key, support):
         features = class_features(support)
-        relation_params = net.init(key, pairs_with(features, support.inputs))
-        _checks.check_params(relation_params)
-        return relation_params
+        return net.init(key, pairs_with(features, support.inputs))
 
     def fit(relation_params, support, *, train, **options):
         del options

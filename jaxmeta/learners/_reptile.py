@@ -95,7 +95,6 @@ def reptile(
         params = loop.net.init(key, task.support.inputs)
         if not keep_inner_state:
             return params
-        _checks.check_params(params)
         return ReptileParams(params, _as_floats(inner_tx.init(params)))
 
     def prepare(key, meta_params, support):
