@@ -54,6 +54,24 @@ def test_forward_mode_where_the_model_has_none_is_named(name):
         exactness.error_of_learner(name, kind, 1, hvp="forward-over-reverse")
 
 
+@jax.custom_vjp
+def _reverse_by_itself(x):
+    return x
+
+
+_reverse_by_itself.defvjp(
+    lambda x: (x, None), lambda _, bar: (-_reverse_by_itself(bar),)
+)
+
+
+def test_implicit_gradients_need_no_transposed_rule():
+    """`odeint` solves backwards by itself too: that cannot be transposed."""
+    model = lambda b, x, k: _reverse_by_itself(jnp.tanh(x @ b["w"]))
+    kind = exactness.Kind(model, exactness.numbers, exactness.SQUARE, False)
+    with jax.enable_x64(True):
+        assert exactness.error_of_learner("imaml", kind, 1) < 1e-8
+
+
 def _newton(x):
     """A loop of unknown length without a rule: it has no reverse mode."""
     step = lambda y: 0.5 * (y + x / y)

@@ -30,6 +30,7 @@ def test_every_notebook_has_a_fast_mode():
     assert [path.stem for path in NOTEBOOKS] == list(FAST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     import nbclient

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.custom_derivatives import linear_call
 
 from jaxmeta import _checks, _describe, _dtypes, _unroll, base
 from jaxmeta.learners import _adaptation
@@ -196,7 +197,11 @@ def solve(
     if is_symmetric:
         x, _ = linalg.cg(matvec, target, maxiter=steps, tol=tolerance)
     else:
-        x, _ = linalg.gmres(matvec, target, maxiter=1, restart=steps, tol=tolerance)
+        # `gmres` traces A^T too, for derivatives of x. Not every model has it (J^T of
+        # `odeint` does not transpose), and none are taken: they are NaN.
+        undefined = lambda _, x: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), x)
+        linear = lambda v: linear_call(lambda _, v: matvec(v), undefined, (), v)
+        x, _ = linalg.gmres(linear, target, maxiter=1, restart=steps, tol=tolerance)
     scale = norm(target)
     left = norm(optax.tree.sub(matvec(x), target))
     residual = left / jnp.where(scale > 0, scale, 1)
