@@ -38,9 +38,15 @@ OUTER = {
 }
 
 
-@pytest.fixture(params=[*LEARNERS, *METRIC_LEARNERS, *POLICY_LEARNERS])
+ROWS = [*LEARNERS, *METRIC_LEARNERS, *POLICY_LEARNERS]
+
+
+@pytest.fixture(params=ROWS)
 def row(request):
-    name = request.param
+    return _row(request.param)
+
+
+def _row(name):
     if name in POLICY_LEARNERS:
         env, learner = POLICY_LEARNERS[name]()
         return Row(learner, env.sample_task, True)
@@ -64,7 +70,17 @@ def test_the_contract_of_learners(row):
         jm.testing.check_learner(row.learner, row.sample_task, rtol=1e-9, atol=1e-13)
 
 
-def test_a_step_is_the_same_on_several_devices_and_in_chunks(row, key):
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        if name in ("maml", "prototypical", "policy")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in ROWS
+    ],
+)
+def test_a_step_is_the_same_on_several_devices_and_in_chunks(name, key):
+    row = _row(name)
     with jax.enable_x64(True):
         mesh = jm.training.task_mesh(jax.devices()[:4])
         assert mesh.shape["tasks"] == 4
