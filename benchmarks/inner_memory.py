@@ -220,7 +220,7 @@ def measure(
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     """Memory and time against inner steps, a column for each problem."""
-    from jaxmeta.plots import _axes
+    from jaxmeta import _axes
 
     figure = _axes.figure()
     figure.set_size_inches(9, 6)

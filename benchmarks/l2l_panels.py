@@ -22,11 +22,11 @@ import numpy as np
 
 from benchmarks import _timing
 from benchmarks.reproduce import with_data
-from jaxmeta import optimizers, plots, recipes, training
-from jaxmeta.recipes import _optimizer_run, _run
+from jaxmeta import optimizers, plots, runs, training
+from jaxmeta.runs import _optimizer_parts
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "l2l_panels"
-RATES = _optimizer_run.RATES
+RATES = _optimizer_parts.RATES
 
 
 class Panel(NamedTuple):
@@ -37,7 +37,7 @@ class Panel(NamedTuple):
     steps: int = 100
     paper: tuple[float, float] | None = None  # final losses: LSTM, best other
     rates: Sequence[float] = RATES
-    others: Sequence[str] = tuple(_optimizer_run.BASELINES)
+    others: Sequence[str] = tuple(_optimizer_parts.BASELINES)
     num_tests: int | None = None  # None is the recipe's
 
 
@@ -100,26 +100,26 @@ def compare(panel, recipe, thetas):
         "key": jax.random.key(2),
     }
     learned = [
-        _optimizer_run.summarize(
+        _optimizer_parts.summarize(
             training.evaluate_optimizer(lopt, theta, splits.test, **test)
         )
         for theta in thetas
     ]
     others = {}
     for other in panel.others:
-        family = optimizers.learned_rate(_optimizer_run.BASELINES[other])
+        family = optimizers.learned_rate(_optimizer_parts.BASELINES[other])
         tuned = training.tune(family, panel.rates, splits.train, **tuning)
         curves = training.evaluate_optimizer(family, tuned.rate, splits.test, **test)
-        others[other] = {"rate": tuned.rate} | _optimizer_run.summarize(curves)
+        others[other] = {"rate": tuned.rate} | _optimizer_parts.summarize(curves)
     return {"learned": learned, "others": others}
 
 
-def meta_trained(recipe_name, seeds, runs, data_dir):
+def meta_trained(recipe_name, seeds, folder, data_dir):
     """Returns a recipe and the best theta of each of its runs."""
-    opened = [recipes.open_run(runs / f"{recipe_name}-{seed}") for seed in range(seeds)]
+    opened = [runs.read(folder / f"{recipe_name}-{seed}") for seed in range(seeds)]
     recipe = with_data(opened[0].recipe, data_dir)
-    parts = _run.build(recipe)
-    return recipe, [_run.best_meta_params(run, parts) for run in opened]
+    like = runs.build(recipe).like
+    return recipe, [runs.best_meta_params(run, like) for run in opened]
 
 
 def _path(name):

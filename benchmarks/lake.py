@@ -19,7 +19,7 @@ import numpy as np
 from scipy import spatial
 
 from benchmarks import _timing
-from jaxmeta import recipes, tasks
+from jaxmeta import runs, tasks
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "lake"
 # Of python/one-shot-classification/all_runs.zip in brendenlake/omniglot.
@@ -60,10 +60,10 @@ def pixel_distances(support, query):
     return spatial.distance.cdist(*flat)
 
 
-def errors(runs, distances):
+def errors(lake_runs, distances):
     """Percentage of each run's queries whose nearest support is of another class."""
     found = []
-    for support, query in runs:
+    for support, query in lake_runs:
         nearest = distances(support.inputs, query.inputs).argmin(1)
         predicted = np.asarray(support.targets)[nearest].argmax(1)
         found.append(100 * np.mean(predicted != np.asarray(query.targets).argmax(1)))
@@ -92,8 +92,8 @@ def main():
 
 def _record_run(directory, archive, which):
     """Prints a trained run's result and puts it beside that on the other runs."""
-    name = recipes.open_run(directory).name
-    found = recipes.lake_run(directory, archive)
+    name = runs.read(directory).name
+    found = runs.lake(directory, archive)
     print(f"{name}, {which} runs: {json.dumps(found)}")
     path = RESULTS / f"{name}.json"
     result = json.loads(path.read_text()) if path.exists() else {}

@@ -101,7 +101,7 @@ def table(results: dict[str, Any]) -> str:
 
 def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     """Return before and after adaptation over meta-training, a panel a body."""
-    from jaxmeta.plots import _axes
+    from jaxmeta import _axes
 
     figure = _axes.figure(width=5 * len(results))
     axes = figure.subplots(1, len(results), squeeze=False)[0]

@@ -19,8 +19,7 @@ import optax
 
 from benchmarks import _timing
 from benchmarks.reproduce import with_data
-from jaxmeta import optimizers, plots, recipes, training
-from jaxmeta.recipes import _run
+from jaxmeta import optimizers, plots, runs, training
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "long_runs.json"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -37,8 +36,8 @@ def main():
     args = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     result = {"environment": _timing.environment(("jaxmeta", "jax", "jaxlib", "optax"))}
-    runs = {
-        name: recipes.open_run(args.runs / f"{name}-0")
+    opened = {
+        name: runs.read(args.runs / f"{name}-0")
         for name in ("lstm-mnist", "lstm-mnist-enhanced", "rnnprop-mnist-enhanced")
     }
     options = {
@@ -48,7 +47,7 @@ def main():
         "mesh": training.task_mesh(),
     }
     for network, changes in PROBLEMS.items():
-        first = with_data(runs["lstm-mnist"].recipe, args.data_dir)
+        first = with_data(opened["lstm-mnist"].recipe, args.data_dir)
         splits = dataclasses.replace(first.problem, **changes).splits()
         test = options | {"key": jax.random.key(1)}
         adam = optimizers.learned_rate(optax.adam)
@@ -60,9 +59,9 @@ def main():
                 adam, tuned.rate, splits.test, **test
             )
         }
-        for name, run in runs.items():
+        for name, run in opened.items():
             recipe = with_data(run.recipe, args.data_dir)
-            theta = _run.best_meta_params(run, _run.build(recipe))
+            theta = runs.best_meta_params(run, runs.build(recipe).like)
             found[name] = training.evaluate_optimizer(
                 recipe.optimizer.make(), theta, splits.test, **test
             )

@@ -20,8 +20,7 @@ import numpy as np
 
 import jaxmeta as jm
 from benchmarks import _timing
-from jaxmeta import recipes
-from jaxmeta.plots import _axes
+from jaxmeta import _axes, recipes
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "navigation.json"
 RECIPE = recipes.RECIPES["maml-navigation"]

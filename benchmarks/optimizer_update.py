@@ -81,12 +81,12 @@ def mnist_like():
     """The paper's MNIST classifier, on noise: its cost does not know."""
     import jax
 
-    from jaxmeta import models, tasks
+    from jaxmeta import models, problems
 
     images = jax.random.uniform(jax.random.key(0), (1000, 784))
     labels = jax.random.randint(jax.random.key(1), (1000,), 0, 10)
     model = models.MLP([20, 10], activation=jax.nn.sigmoid)
-    return tasks.classification(images, labels, model, init_scale=0.01)
+    return problems.classification(images, labels, model, init_scale=0.01)
 
 
 def unroll_memory():

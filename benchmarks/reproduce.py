@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from benchmarks import _timing
-from jaxmeta import recipes
+from jaxmeta import recipes, runs
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "recipes"
 # What learners that embed are also tested on.
@@ -29,25 +29,21 @@ OTHER_TASKS = {
 }
 
 
-def reproduce(name, seeds, runs, data_dir, overrides):
+def reproduce(name, seeds, folder, data_dir, overrides):
     """Trains `name` with each seed and writes what its runs say."""
     summaries = []
     for seed in range(seeds):
         recipe = dataclasses.replace(recipes.RECIPES[name], seed=seed, **overrides)
         recipe = with_data(recipe, data_dir)
-        directory = runs / f"{name}-{seed}"
-        summary = recipes.train_run(name, recipe, directory, _report(name, seed))
+        directory = folder / f"{name}-{seed}"
+        summary = runs.train(name, recipe, directory, _report(name, seed))
         if name in ("maml-sinusoid", "fomaml-sinusoid"):
             more = dataclasses.replace(recipe.tasks, test_shots=10)
-            summary["test_10_shots"] = recipes.evaluate_run(
-                directory, task_settings=more
-            )
+            summary["test_10_shots"] = runs.evaluate(directory, task_settings=more)
         if getattr(getattr(recipe, "learner", None), "embeds", False):
             for label, other in OTHER_TASKS.items():
                 other = dataclasses.replace(recipe.tasks, **other)
-                summary[f"test_{label}"] = recipes.evaluate_run(
-                    directory, task_settings=other
-                )
+                summary[f"test_{label}"] = runs.evaluate(directory, task_settings=other)
         summary["settings"] = settings(recipe)
         summaries.append(summary)
     result = {
@@ -109,14 +105,17 @@ LABELS = {"test": ""} | {
 
 
 def _row(result):
-    runs = result["runs"]
-    first = runs[0]
+    summaries = result["runs"]
+    first = summaries[0]
     if "optimizers" in first["test"]:
-        ours, inductive = _optimizers([run["test"]["optimizers"] for run in runs]), ""
+        ours, inductive = (
+            _optimizers([run["test"]["optimizers"] for run in summaries]),
+            "",
+        )
     elif "accuracy" in first["test"]:
         ours, inductive = (
             ", ".join(
-                label + _percent([pick(run[test]) for run in runs])
+                label + _percent([pick(run[test]) for run in summaries])
                 for test, label in LABELS.items()
                 if test in first
             )
@@ -126,11 +125,11 @@ def _row(result):
             )
         )
     else:
-        ours, inductive = _errors([run["test"]["loss"] for run in runs]), ""
-    minutes = np.mean([run["train_seconds"] for run in runs]) / 60
+        ours, inductive = _errors([run["test"]["loss"] for run in summaries]), ""
+    minutes = np.mean([run["train_seconds"] for run in summaries]) / 60
     return (
         f"| `{result['recipe']}` | {result['published']} | {ours} | {inductive} | "
-        f"{len(runs)} | {first['steps']:,} | {minutes:.1f} |"
+        f"{len(summaries)} | {first['steps']:,} | {minutes:.1f} |"
     )
 
 

@@ -66,7 +66,7 @@ def measure(num_devices: int, seconds: float) -> dict[str, Any]:
 
 def plot(results: dict[str, dict[str, Any]], cores: int, path: pathlib.Path) -> None:
     """Tasks a second against devices, and what as many times one device would do."""
-    from jaxmeta.plots import _axes
+    from jaxmeta import _axes
 
     figure = _axes.figure(width=5)
     ax = figure.subplots()

@@ -66,7 +66,7 @@ def small_cases() -> dict[str, Case]:
     cases["rl.maml"] = lambda mesh, tasks: _over_tasks(
         policy_learner, env.sample_task, mesh, tasks
     )
-    problem = jm.tasks.quadratics(dim=4)
+    problem = jm.problems.quadratics(dim=4)
     optimizers = {
         "lstm": jm.optimizers.lstm(8),
         "lstm_gac": jm.optimizers.lstm_gac(8),
@@ -96,7 +96,7 @@ def full_cases() -> dict[str, Case]:
     embedding = jm.models.Conv4(64, head=None)
     network = jm.models.MLP([20, 10], activation=jax.nn.sigmoid)
     images = np.zeros((60_000, 28 * 28), np.uint8)
-    digits = jm.tasks.classification(
+    digits = jm.problems.classification(
         images, np.zeros(60_000, np.int32), network, batch_size=128
     )
     return {

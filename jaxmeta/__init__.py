@@ -5,8 +5,8 @@
   subspace, feat      learners: `MetaLearner`, five pure functions of one task
   losses, models      what learners are made of
   optimizers          rules for inner loops, and learned optimizers: `LearnedOptimizer`
-  tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...; and
-                      problems to optimize: quadratics, classification, ...
+  tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...
+  problems            what optimizers run on: quadratics, classification, ...
   estimators          meta-gradients: over_tasks for learners; bptt, truncated_bptt, es,
                       pes, imitation for learned optimizers
   rl                  meta-reinforcement learning: environments, policies, maml, ppo,
@@ -14,8 +14,8 @@
   training            make_train_step, evaluate, evaluate_optimizer, fit, save, load
   plots               learning, adaptation and loss curves, sheets of tasks
   testing             check_learner: the contract, for a learner of your own
-  jaxmeta.recipes, jaxmeta.cli
-                      named experiments and the command line, imported on their own
+  recipes, runs       named experiments, and the run folders they leave
+  report              a page about runs
 
 Example:
   >>> import jax, optax, jaxmeta as jm
@@ -29,6 +29,7 @@ Example:
   (25,)
 """
 
+import importlib as _importlib
 from importlib import metadata as _metadata
 
 from jaxmeta import (
@@ -38,6 +39,7 @@ from jaxmeta import (
     models as models,
     optimizers as optimizers,
     plots as plots,
+    problems as problems,
     rl as rl,
     tasks as tasks,
     testing as testing,
@@ -89,3 +91,10 @@ from jaxmeta.learners import (
 )
 
 __version__ = _metadata.version("jaxmeta")
+
+
+def __getattr__(name: str):
+    """Imports what few programs need when they first ask for it."""
+    if name in ("cli", "recipes", "report", "runs"):
+        return _importlib.import_module(f"jaxmeta.{name}")
+    raise AttributeError(f"module 'jaxmeta' has no attribute {name!r}")

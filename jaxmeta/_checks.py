@@ -238,3 +238,19 @@ def check_plain_transformation(name: str, tx: Any) -> None:
             f"`{name}` must be an optax transformation such as `optax.sgd(0.1)`, got "
             f"{tx!r}. A learned rule goes into `jaxmeta.maml`."
         )
+
+
+def check_intervals(
+    num_steps: int, log_every: int, validate_every: int, patience: int | None
+) -> None:
+    """Raises ValueError unless these arguments of `training.fit` go together."""
+    check_int("num_steps", num_steps)
+    check_int("log_every", log_every)
+    check_int("validate_every", validate_every)
+    if validate_every % log_every:
+        raise ValueError(
+            f"`validate_every` must be a multiple of `log_every`, {log_every}, got "
+            f"{validate_every}."
+        )
+    if patience is not None:
+        check_int("patience", patience)

@@ -1,66 +1,15 @@
-"""Joining the processes that train together: what `--coordinator` and its kin ask."""
+"""Several processes that train together: the first one writes the files."""
 
-import re
-import socket
-
-from jaxmeta import _parsing
+import jax
+from jax.experimental import multihost_utils
 
 
-def check_options(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> None:
-    """Raises unless the options for several processes fit together."""
-    given = {"--num-processes": num_processes, "--process-id": process_id}
-    missing = [option for option, value in given.items() if value is None]
-    if coordinator is None and len(missing) < len(given):
-        raise _parsing.UsageError(
-            "`--coordinator` HOST:PORT is missing: of the first process."
-        )
-    if coordinator in (None, "auto"):
-        return
-    _, _, port = coordinator.rpartition(":")
-    if not re.fullmatch(r"[^\s:].*:\d{1,5}", coordinator) or int(port) > 65_535:
-        raise _parsing.UsageError(
-            "`--coordinator` must be HOST:PORT, say 10.0.0.1:1234, or auto, got "
-            f"{coordinator!r}."
-        )
-    if missing:
-        raise _parsing.UsageError(
-            f"`--coordinator` also needs {' and '.join(missing)}."
-        )
-    if process_id == 0:
-        _check_port(int(port))
+def is_main_process() -> bool:
+    """Whether this process writes what all of them know."""
+    return jax.process_index() == 0
 
 
-def join(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
-) -> bool:
-    """Joins the processes that train together; returns whether this is the first."""
-    import jax
-
-    if coordinator is not None:
-        address = None if coordinator == "auto" else coordinator
-        try:
-            jax.distributed.initialize(
-                address, num_processes, process_id, heartbeat_timeout_seconds=30
-            )
-        except (ValueError, jax.errors.JaxRuntimeError) as error:
-            mend = (
-                "No cluster tells who trains: give HOST:PORT"
-                if address is None
-                else "Is the address right, and every process's id another?"
-            )
-            raise _parsing.UsageError(
-                f"`--coordinator` {coordinator}: {mend} ({error})."
-            ) from error
-    return coordinator is None or jax.process_index() == 0
-
-
-def _check_port(port: int) -> None:
-    """Raises unless this process may listen: JAX's coordinator crashes where not."""
-    try:
-        socket.create_server(("", port)).close()
-    except OSError as error:
-        raise _parsing.UsageError(
-            f"`--coordinator`: cannot listen on port {port} ({error}): take another."
-        ) from error
+def wait_for_processes(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import jax
 import optax
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = PyTree
@@ -331,16 +330,6 @@ class OptimizationProblem(NamedTuple):
     sample: Callable[[jax.Array], PyTree]
     init: Callable[..., Params]  # (key, inputs)
     loss: Callable[[Params, PyTree, jax.Array], jax.Array]
-
-
-def as_partial(fn: Callable[..., Any]) -> Any:
-    """The function as a `jax.tree_util.Partial`, whose data, if any, are leaves."""
-    return fn if isinstance(fn, Partial) else Partial(fn)
-
-
-def as_pytree(problem: OptimizationProblem) -> OptimizationProblem:
-    """The problem, its functions `jax.tree_util.Partial` whose data are leaves."""
-    return OptimizationProblem(*map(as_partial, problem))
 
 
 class EstimateFn(Protocol):

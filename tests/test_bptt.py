@@ -9,7 +9,7 @@ import pytest
 
 import jaxmeta as jm
 
-PROBLEM = jm.tasks.quadratics(dim=3)
+PROBLEM = jm.problems.quadratics(dim=3)
 
 
 def _lstm():
@@ -185,19 +185,19 @@ def test_a_loss_that_is_no_scalar_is_named(key):
 
 def test_quadratics_are_the_papers(key):
     """Uniform: the mean loss at zero is E|y|^2 = 10 / 3, where the figure starts."""
-    problem = jm.tasks.quadratics()
+    problem = jm.problems.quadratics()
     instances = jax.vmap(problem.sample)(jax.random.split(key, 4000))
     losses = jax.vmap(problem.loss, (None, 0, None))(jnp.zeros(10), instances, key)
     interval = 4 * losses.std() / np.sqrt(4000)
     assert abs(losses.mean() - 10 / 3) < interval
-    gaussian = jm.tasks.quadratics(distribution="gaussian")
+    gaussian = jm.problems.quadratics(distribution="gaussian")
     _, y = gaussian.sample(key)
     assert (y < 0).any()
 
 
 def test_an_unknown_distribution_is_named():
     with pytest.raises(ValueError, match="`distribution` must be one of 'uniform'"):
-        jm.tasks.quadratics(distribution="cauchy")
+        jm.problems.quadratics(distribution="cauchy")
 
 
 def test_horizons_are_log_uniform(key):
@@ -254,7 +254,7 @@ def test_weights_are_those_of_the_steps(key):
 def test_rematerialization_keeps_the_problems_gradients(key):
     """Of a problem far dearer than its optimizer, nothing is computed twice."""
     inputs = jnp.ones((10, 50))
-    problem = jm.tasks.classification(
+    problem = jm.problems.classification(
         inputs, np.arange(10), jm.models.MLP([2, 10]), batch_size=2000
     )
 

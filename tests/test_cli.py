@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 import jaxmeta as jm
-from jaxmeta import cli, recipes
-from jaxmeta.recipes import _run
+from jaxmeta import cli, recipes, runs
 
 TINY = shlex.split(
     "--steps 4 --log-every 2 --validate-every 2 --num-tasks 4 --filters 4 --size 16 "
@@ -83,7 +82,7 @@ def test_a_finished_run_is_printed_again_and_not_trained(run, capsys):
 
 def test_evaluate_repeats_the_test_of_the_run(run, capsys):
     summary = json.loads((run / "summary.json").read_text())
-    result = recipes.evaluate_run(run)
+    result = runs.evaluate(run)
     np.testing.assert_allclose(
         result["loss"]["mean"], summary["test"]["loss"]["mean"], rtol=1e-5
     )
@@ -104,12 +103,12 @@ def test_evaluate_says_that_a_run_is_not_finished(run, capsys, tmp_path):
 
 def test_a_prediction_does_not_depend_on_the_other_images(run, images):
     rng = np.random.default_rng(1)
-    alone = recipes.adapt_run(run, images)
+    alone = runs.adapt(run, images)
     for i in range(3):
         Image.fromarray(rng.integers(0, 99, (20, 20), dtype=np.uint8)).save(
             images / f"other{i}.png"
         )
-    together = recipes.adapt_run(run, images)
+    together = runs.adapt(run, images)
     assert (alone[0].path, alone[0].label) == (together[0].path, together[0].label)
     np.testing.assert_allclose(alone[0].probability, together[0].probability, rtol=1e-4)
 
@@ -119,7 +118,7 @@ def test_devices_share_whole_chunks():
     recipe = dataclasses.replace(
         recipes.RECIPES["maml-sinusoid"], num_tasks=6, tasks_per_chunk=3
     )
-    assert _run.build(recipe).mesh.devices.size == 2
+    assert runs.build(recipe).mesh.devices.size == 2
 
 
 def test_a_test_of_one_task_leaves_strict_json(tmp_path, capsys):
@@ -141,7 +140,7 @@ def test_systems_that_do_not_tell_which_cores(monkeypatch):
 
 def test_adapt_predicts_the_unlabelled(run, images, capsys):
     shutil.copy(images / "foo" / "1.png", images / "same.png")
-    predictions = recipes.adapt_run(run, images, inner_steps=20)
+    predictions = runs.adapt(run, images, inner_steps=20)
     assert [p.path.name for p in predictions] == ["new.png", "same.png"]
     assert predictions[1].label == "foo"  # It has seen this very image.
     assert cli.main(["adapt", str(run), str(images)]) == 0

@@ -111,7 +111,7 @@ def test_d_learned_rules_inside(key):
 
 def test_e_meta_training_an_optimizer():
     lopt = jm.optimizers.lstm(hidden_size=20, num_layers=2)
-    problem = jm.tasks.quadratics(dim=10)
+    problem = jm.problems.quadratics(dim=10)
     for estimator in (
         jm.estimators.truncated_bptt(
             lopt, problem, unroll=20, horizon=100, num_problems=16

@@ -8,7 +8,7 @@ import pytest
 
 import jaxmeta as jm
 
-PROBLEM = jm.tasks.quadratics(dim=3)
+PROBLEM = jm.problems.quadratics(dim=3)
 SGD = jm.optimizers.learned_rate(optax.sgd)
 
 

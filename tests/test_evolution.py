@@ -9,7 +9,7 @@ import pytest
 
 import jaxmeta as jm
 
-PROBLEM = jm.tasks.quadratics(dim=2)
+PROBLEM = jm.problems.quadratics(dim=2)
 
 
 def _rule(update, theta):

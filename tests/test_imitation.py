@@ -9,7 +9,7 @@ import pytest
 
 import jaxmeta as jm
 
-PROBLEM = jm.tasks.quadratics(dim=3)
+PROBLEM = jm.problems.quadratics(dim=3)
 
 
 def _imitation(lopt, **options):

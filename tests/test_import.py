@@ -10,7 +10,7 @@ import pytest
 
 def test_import_pulls_in_neither_tensorflow_nor_datasets_nor_plots():
     code = (
-        "import sys, jaxmeta, jaxmeta.cli, jaxmeta.recipes, jaxmeta.plots\n"
+        "import sys, jaxmeta, jaxmeta.cli, jaxmeta.recipes, jaxmeta.runs\n"
         "heavy = {'tensorflow', 'tensorflow_datasets', 'matplotlib', 'PIL', 'torch'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
@@ -20,7 +20,7 @@ def test_import_pulls_in_neither_tensorflow_nor_datasets_nor_plots():
 def test_importing_starts_no_jax_backend():
     """Or the command line could no longer turn cores into devices."""
     code = (
-        "import jaxmeta.cli, jaxmeta.recipes\n"
+        "import jaxmeta.cli, jaxmeta.recipes, jaxmeta.runs\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge.backends_are_initialized()"
     )
@@ -33,8 +33,10 @@ PACKAGES = (
     "models",
     "optimizers",
     "plots",
+    "problems",
     "recipes",
     "rl",
+    "runs",
     "tasks",
     "training",
 )

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 import jaxmeta as jm
-from jaxmeta import cli, recipes
-from jaxmeta.recipes import _optimizer_run, _run
+from jaxmeta import cli, recipes, runs
+from jaxmeta.runs import _optimizer_parts
 
 TINY = shlex.split(
     "--steps 8 --log-every 2 --validate-every 4 --dim 2 --hidden-size 3 --unroll 2 "
@@ -49,7 +49,7 @@ def test_train_leaves_a_run_folder(run):
     } <= names
     found = json.loads((run / "summary.json").read_text())["test"]
     assert (found["num_problems"], found["num_steps"]) == (8, 5)
-    assert list(found["optimizers"]) == ["learned", *_optimizer_run.BASELINES]
+    assert list(found["optimizers"]) == ["learned", *_optimizer_parts.BASELINES]
     for name, curves in found["optimizers"].items():
         assert len(curves["loss"]["mean"]) == 6
         assert ("rate" in curves) == (name != "learned")
@@ -58,13 +58,13 @@ def test_train_leaves_a_run_folder(run):
 
 def test_the_summary_is_the_evaluation_of_the_best_checkpoint(run):
     """By hand, through the public API."""
-    opened = recipes.open_run(run)
-    theta = _run.best_meta_params(opened, _run.build(opened.recipe))
+    opened = runs.read(run)
+    theta = runs.best_meta_params(opened, runs.build(opened.recipe).like)
     key = jax.random.split(jax.random.key(0), 3)[2]
     curves = jm.training.evaluate_optimizer(
         opened.recipe.optimizer.make(),
         theta,
-        jm.tasks.quadratics(dim=2),
+        jm.problems.quadratics(dim=2),
         num_steps=5,
         num_problems=8,
         key=key,
@@ -76,7 +76,7 @@ def test_the_summary_is_the_evaluation_of_the_best_checkpoint(run):
     rate = found["nag"]["rate"]
     nag = jm.optimizers.learned_rate(lambda r: optax.sgd(r, 0.9, nesterov=True))
     curves = jm.training.evaluate_optimizer(
-        nag, rate, jm.tasks.quadratics(dim=2), num_steps=5, num_problems=8, key=key
+        nag, rate, jm.problems.quadratics(dim=2), num_steps=5, num_problems=8, key=key
     )
     np.testing.assert_allclose(found["nag"]["final"]["mean"], curves.final.mean, 1e-4)
 
@@ -99,7 +99,7 @@ def test_evaluate_prints_a_row_for_each_optimizer(run, capsys):
 
 
 def test_an_interrupted_run_is_gone_on_with(run, tmp_path):
-    name, recipe = "lstm-quadratic", recipes.open_run(run).recipe
+    name, recipe = "lstm-quadratic", runs.read(run).recipe
 
     class Killed(Exception):
         pass
@@ -109,8 +109,8 @@ def test_an_interrupted_run_is_gone_on_with(run, tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        recipes.train_run(name, recipe, tmp_path / "parts", kill)
-    summary = recipes.train_run(name, recipe, tmp_path / "parts")
+        runs.train(name, recipe, tmp_path / "parts", kill)
+    summary = runs.train(name, recipe, tmp_path / "parts")
     assert summary["test"] == json.loads((run / "summary.json").read_text())["test"]
 
 
@@ -176,7 +176,7 @@ def test_every_setting_makes_a_step(part, key):
         estimator=recipes.TruncatedBptt(unroll=2, horizon=4, num_problems=4),
         problem=recipes.QuadraticProblem(dim=2),
     )
-    parts = _run.build(dataclasses.replace(recipe, **part))
+    parts = runs.build(dataclasses.replace(recipe, **part))
     init, step = parts.train_step
     state, info = jax.jit(step)(init(key))
     assert np.isfinite(info.loss).all()

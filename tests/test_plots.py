@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxmeta as jm
-from jaxmeta import plots, recipes
+from jaxmeta import plots, recipes, runs
 from jaxmeta.recipes import _config
 
 pytest.importorskip("matplotlib")
@@ -319,7 +319,7 @@ def test_plot_run_draws_what_the_folder_says(tmp_path, figures):
     from matplotlib.image import imread
 
     run = make_run(tmp_path / "run")
-    paths = plots.plot_run(run)
+    paths = runs.plot(run)
     names = ["learning_curve.png", "adaptation_curve.png", "tasks.png"]
     assert paths == [run / "plots" / name for name in names]
     assert sorted(x.name for x in (run / "plots").iterdir()) == sorted(names)
@@ -344,7 +344,7 @@ def test_plot_run_draws_what_the_folder_says(tmp_path, figures):
 
 def test_plot_run_of_an_untested_regression_has_one_panel(tmp_path, figures):
     run = make_run(tmp_path / "run", tested=False, tasks=recipes.SinusoidTasks())
-    paths = plots.plot_run(run)
+    paths = runs.plot(run)
     assert [path.name for path in paths] == ["learning_curve.png", "tasks.png"]
     assert all(path.exists() for path in paths)
     assert [ax.get_ylabel() for ax in figures[0].axes] == ["loss (squared error)"]
@@ -353,24 +353,24 @@ def test_plot_run_of_an_untested_regression_has_one_panel(tmp_path, figures):
 
 def test_plot_run_explains_what_is_missing(tmp_path):
     with pytest.raises(ValueError, match=r"is no run folder: .* `jaxmeta train` makes"):
-        plots.plot_run(tmp_path)
+        runs.plot(tmp_path)
     run = make_run(tmp_path / "run")
     (run / "summary.json").write_text("{}")
     with pytest.raises(ValueError, match=r"summary.json cannot be read: 'test'"):
-        plots.plot_run(run)
+        runs.plot(run)
     (run / "metrics.jsonl").write_text('{"step": 1')
     with pytest.raises(
         ValueError, match=r"no metrics yet: `jaxmeta train a-recipe --out"
     ):
-        plots.plot_run(run)
+        runs.plot(run)
     (run / "metrics.jsonl").unlink()
     with pytest.raises(ValueError, match="has no metrics yet"):
-        plots.plot_run(run)
+        runs.plot(run)
 
 
 def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", tasks=recipes.SinusoidTasks())
-    path = plots.plot_run(run)[0]
+    path = runs.plot(run)[0]
     before = path.read_bytes()
 
     def fail(figure, new, **kwargs):
@@ -379,7 +379,7 @@ def test_a_failed_save_leaves_the_old_picture(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="No space left"):
-        plots.plot_run(run)
+        runs.plot(run)
     assert path.read_bytes() == before
 
 
@@ -387,7 +387,7 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     for draw in (
         lambda: plots.learning_curve([{"step": 1, "loss": 1.0}]),
-        lambda: plots.plot_run(tmp_path),
+        lambda: runs.plot(tmp_path),
     ):
         with pytest.raises(ImportError, match="pip install matplotlib"):
             draw()
@@ -398,7 +398,7 @@ def test_optimizer_curves_are_what_was_evaluated():
     curves = jm.training.evaluate_optimizer(
         family,
         0.01,
-        jm.tasks.quadratics(dim=2),
+        jm.problems.quadratics(dim=2),
         num_steps=3,
         num_problems=4,
         key=jax.random.key(0),
@@ -453,7 +453,7 @@ def test_an_update_is_drawn_against_its_gradient():
     found = jm.training.update_responses(
         jm.optimizers.learned_rate(optax.adam),
         0.1,
-        jm.tasks.quadratics(dim=2),
+        jm.problems.quadratics(dim=2),
         gradients=[2.0, -1.0, 0.5],
         steps=[0, 4],
         num_problems=3,

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import jaxmeta as jm
-from jaxmeta import recipes
+from jaxmeta import recipes, runs
 
 
 def _products(fn, *args):
@@ -111,7 +111,7 @@ def test_the_support_sets_statistics_are_kept(key):
 def test_recipes_compute_in_it_by_one_setting():
     recipe = recipes.RECIPES["maml-sinusoid"]
     narrow = dataclasses.replace(recipe, compute_dtype="bfloat16")
-    parts = [recipes.build(r) for r in (recipe, narrow)]
+    parts = [runs.build(r) for r in (recipe, narrow)]
     assert recipes.from_json(recipes.to_json(narrow)) == narrow
     like = [jax.tree.leaves(part.like.meta_params) for part in parts]
     assert [x.dtype for x in like[0]] == [x.dtype for x in like[1]]

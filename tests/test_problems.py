@@ -16,7 +16,7 @@ LABELS = np.array([0, 1, 2, 2, 1, 0])
 
 def _classification(**options):
     options = {"batch_size": 4} | options
-    return jm.tasks.classification(INPUTS, LABELS, jm.models.MLP([3]), **options)
+    return jm.problems.classification(INPUTS, LABELS, jm.models.MLP([3]), **options)
 
 
 def test_classification_is_the_mean_loss_of_a_batch(key):
@@ -70,12 +70,12 @@ def test_data_of_a_problem_are_leaves_of_the_step(key):
 )
 def test_data_that_do_not_fit_are_named(inputs, labels, message):
     with pytest.raises(ValueError, match=message):
-        jm.tasks.classification(inputs, labels, jm.models.MLP([3]))
+        jm.problems.classification(inputs, labels, jm.models.MLP([3]))
 
 
 def test_random_scaling_is_the_same_problem_in_other_units(key):
-    plain = jm.tasks.quadratics(dim=3)
-    scaled = jm.tasks.random_scaling(plain, reach=2.0)
+    plain = jm.problems.quadratics(dim=3)
+    scaled = jm.problems.random_scaling(plain, reach=2.0)
     instance = scaled.sample(key)
     inner, scales = instance
     params = scaled.init(key, instance)
@@ -94,7 +94,7 @@ def test_random_scaling_is_the_same_problem_in_other_units(key):
 
 
 def test_random_scaling_of_data_keeps_them_leaves(key):
-    problem = jm.tasks.random_scaling(_classification())
+    problem = jm.problems.random_scaling(_classification())
     instance = problem.sample(key)
     assert jnp.isfinite(problem.loss(problem.init(key, instance), instance, key))
     assert any(x.shape == INPUTS.shape for x in jax.tree.leaves(problem.loss))
@@ -111,7 +111,7 @@ def test_classes_are_taken_and_renumbered():
 
 def test_softmax_regression_has_the_bayes_loss(key):
     """Equal clouds: the best linear logits are c x - |c|^2 / 2."""
-    problem = jm.tasks.softmax_regression(dim=3, classes=4, batch_size=50_000)
+    problem = jm.problems.softmax_regression(dim=3, classes=4, batch_size=50_000)
     centres = problem.sample(key)
     best = {"kernel": centres.T, "bias": -0.5 * jnp.sum(centres**2, 1)}
     least = problem.loss(best, centres, key)
@@ -133,7 +133,7 @@ def test_language_needs_two_tokens(key):
 
     shape = (vocabulary,) * 3
     model = jm.Model(lambda key, tokens: jnp.zeros(shape), table)
-    problem = jm.tasks.language_model(
+    problem = jm.problems.language_model(
         model, vocabulary=vocabulary, length=200, batch_size=100
     )
     follows = problem.sample(key)
@@ -167,7 +167,9 @@ def test_conv_net_learns_to_tell_colours_apart(key):
     images = jnp.broadcast_to(colours[:, None, None], (30, 8, 8, 3))
     images += 0.3 * jax.random.normal(key, images.shape)
     model = jm.models.ConvNet(3, filters=(4, 4), hidden=(8,), kernel_size=3)
-    problem = jm.tasks.classification(images, np.arange(30) % 3, model, batch_size=20)
+    problem = jm.problems.classification(
+        images, np.arange(30) % 3, model, batch_size=20
+    )
     family = jm.optimizers.learned_rate(optax.adam)
     curves = jm.training.evaluate_optimizer(
         family, 0.02, problem, num_steps=40, num_problems=2, key=key

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmeta import cli, recipes, tasks
-from jaxmeta.recipes import _learner_table, _metric_table, _run
+from jaxmeta import cli, recipes, runs, tasks
+from jaxmeta.recipes import _learner_table, _metric_table
 
 SMALL = {
     "num_tasks": 2,
@@ -40,7 +40,7 @@ def test_recipes_come_back_from_json(name):
 
 @pytest.mark.parametrize("name", [*_learner_table.RECIPES, *_metric_table.RECIPES])
 def test_every_learner_of_a_recipe_makes_a_meta_step(name):
-    parts = _run.build(_on_glyphs(recipes.RECIPES[name]))
+    parts = runs.build(_on_glyphs(recipes.RECIPES[name]))
     after, info = jax.eval_shape(parts.train_step.step, parts.like)
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, parts.like)
     assert info.loss.shape == (2,)
@@ -79,7 +79,7 @@ def _in_small(name, **task_settings):
 def metric_run(_omniglot, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "prototypical"
     name = "prototypical-omniglot-1s"
-    recipes.train_run(name, _in_small(name), directory)
+    runs.train(name, _in_small(name), directory)
     return directory
 
 
@@ -94,21 +94,21 @@ def test_a_metric_learner_is_tested_without_inner_steps(metric_run, capsys):
 
 
 def test_a_metric_run_is_tested_on_other_ways(metric_run):
-    recipe = recipes.open_run(metric_run).recipe
+    recipe = runs.read(metric_run).recipe
     more = dataclasses.replace(recipe.tasks, ways=6, shots=2)
-    found = recipes.evaluate_run(metric_run, task_settings=more)
+    found = runs.evaluate(metric_run, task_settings=more)
     assert len(found["accuracy"]["mean"]) == 1
 
 
 def test_a_metric_run_adapts_to_a_folder(metric_run, tmp_path):
     rng = np.random.default_rng(0)
     labels = [f"label {i}" for i in range(7)]  # More than it was tested on.
-    assert recipes.open_run(metric_run).recipe.tasks.ways < len(labels)
+    assert runs.read(metric_run).recipe.tasks.ways < len(labels)
     for path in (*(f"{label}/1.png" for label in labels), "new.png"):
         (tmp_path / path).parent.mkdir(exist_ok=True)
         image = Image.fromarray(rng.integers(0, 255, (20, 20), dtype=np.uint8))
         image.save(tmp_path / path)
-    (prediction,) = recipes.adapt_run(metric_run, tmp_path)
+    (prediction,) = runs.adapt(metric_run, tmp_path)
     assert prediction.label in labels
     assert 1 / 7 <= prediction.probability <= 1
 
@@ -127,17 +127,17 @@ def test_a_metric_run_has_no_adaptation_curve(metric_run):
 def test_reptile_keeps_its_state_in_a_run(tmp_path):
     name = "reptile-omniglot-5w1s"
     recipe = _in_small(name, train_shots=2)
-    summary = recipes.train_run(name, recipe, tmp_path)
+    summary = runs.train(name, recipe, tmp_path)
     assert len(summary["test"]["loss"]["mean"]) == 51
-    run = recipes.open_run(tmp_path)
-    meta_params = _run.best_meta_params(run, _run.build(run.recipe))
+    run = runs.read(tmp_path)
+    meta_params = runs.best_meta_params(run, runs.build(run.recipe).like)
     # Two meta-steps of five inner steps.
     assert float(meta_params.inner_state[0].count) == 10
 
 
 def test_a_run_is_judged_by_lakes_runs(monkeypatch, tmp_path, capsys):
     name = "prototypical-omniglot-lake"
-    recipes.train_run(name, _in_small(name), tmp_path)
+    runs.train(name, _in_small(name), tmp_path)
     made = tasks.few_shot(
         np.random.default_rng(1).integers(0, 256, (30, 2, 16, 16), dtype=np.uint8),
         ways=20,
@@ -152,11 +152,11 @@ def test_a_run_is_judged_by_lakes_runs(monkeypatch, tmp_path, capsys):
         "load_lake_runs",
         lambda path: [t._replace(query=t.support) for t in lake],
     )
-    found = recipes.lake_run(tmp_path, "all_runs.zip")
+    found = runs.lake(tmp_path, "all_runs.zip")
     assert found["error"] == pytest.approx(np.mean(found["error_per_run"]))
     assert found["error"] < 40
     monkeypatch.setattr(tasks, "load_lake_runs", lambda path: lake)
-    assert recipes.lake_run(tmp_path, "all_runs.zip")["error"] > 70
+    assert runs.lake(tmp_path, "all_runs.zip")["error"] > 70
     assert cli.main(["lake", str(tmp_path), "--archive", "all_runs.zip"]) == 0
     said = capsys.readouterr().out
     assert "inductive error" in said and "people 4.5 %" in said
@@ -177,7 +177,7 @@ def test_lake_names_runs_that_do_not_fit(monkeypatch, tmp_path):
 
     other = start("maml-sinusoid", recipes.RECIPES["maml-sinusoid"])
     with pytest.raises(ValueError, match="was not trained on Omniglot"):
-        recipes.lake_run(other, "all_runs.zip")
+        runs.lake(other, "all_runs.zip")
     few = start("anil-omniglot-5w1s", _in_small("anil-omniglot-5w1s"))
     with pytest.raises(ValueError, match="tells 3 classes apart, but Lake's runs have"):
-        recipes.lake_run(few, "all_runs.zip")
+        runs.lake(few, "all_runs.zip")

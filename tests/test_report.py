@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from jaxmeta import cli, recipes, report
+from jaxmeta import cli, recipes, report, runs
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
@@ -26,12 +26,12 @@ def _train(directory, name="maml-sinusoid", **changes):
     if isinstance(recipe, recipes.Recipe):
         small |= {"num_tasks": 2, "validation_tasks": 4, "test_tasks": 6}
     recipe = dataclasses.replace(recipe, **small | changes)
-    recipes.train_run(name, recipe, directory)
+    runs.train(name, recipe, directory)
     return directory
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def two_runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     return [_train(root / str(seed), seed=seed) for seed in (3, 4)]
 
@@ -43,24 +43,24 @@ def _pictures(page):
     ]
 
 
-def test_a_page_needs_nothing_else_and_tells_what_was_found(runs, tmp_path):
-    path = report.write_report(runs, tmp_path / "page.html")
+def test_a_page_needs_nothing_else_and_tells_what_was_found(two_runs, tmp_path):
+    path = report.write_report(two_runs, tmp_path / "page.html")
     page = path.read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<script" not in page
-    test = json.loads((runs[0] / "summary.json").read_text())["test"]
+    test = json.loads((two_runs[0] / "summary.json").read_text())["test"]
     for mean, interval in zip(*test["loss"].values(), strict=True):
         assert f"{mean:.4g} ± {interval:.2g}" in page
     # Side by side 2; of each run 2 curves and its hardest tasks.
     assert len(_pictures(page)) == 2 + 2 * 3
     assert page.count("The 3 of 100 test tasks with the greatest loss") == 2
     text = html.unescape(page)
-    assert all(f"maml-sinusoid ({run})" in text for run in runs)
+    assert all(f"maml-sinusoid ({run})" in text for run in two_runs)
 
 
-def test_settings_that_differ_come_first_and_are_marked(runs):
-    page = report.write_report(runs).read_text()
-    assert (runs[0] / "report.html").exists()
+def test_settings_that_differ_come_first_and_are_marked(two_runs):
+    page = report.write_report(two_runs).read_text()
+    assert (two_runs[0] / "report.html").exists()
     rows = re.findall(
         r'<tr class="differs"><td>(.*?)</td><td>(.*?)</td><td>(.*?)<', page
     )
@@ -83,9 +83,9 @@ def test_hardest_tasks_of_images_and_a_run_alone(tmp_path, capsys):
     assert any(picture.startswith(b"\x89PNG") for picture in _pictures(page))
 
 
-def test_a_run_that_still_trains_has_a_page(runs, tmp_path):
+def test_a_run_that_still_trains_has_a_page(two_runs, tmp_path):
     copy = tmp_path / "run"
-    shutil.copytree(runs[0], copy)
+    shutil.copytree(two_runs[0], copy)
     (copy / "summary.json").unlink()
     page = report.write_report([copy]).read_text()
     assert "Still training" in page and "Test, mean" not in page
@@ -94,9 +94,9 @@ def test_a_run_that_still_trains_has_a_page(runs, tmp_path):
     assert "Hardest tasks" not in report.write_report([copy]).read_text()
 
 
-def test_text_of_settings_cannot_become_code(runs, tmp_path):
+def test_text_of_settings_cannot_become_code(two_runs, tmp_path):
     copy = tmp_path / "<b>run"
-    shutil.copytree(runs[0], copy)
+    shutil.copytree(two_runs[0], copy)
     page = report.write_report([copy]).read_text()
     assert "<b>run" not in page and "&lt;b&gt;run" in page
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import cli, plots, recipes
+from jaxmeta import cli, plots, recipes, runs
 
 SMALL = {
     "num_tasks": 4,
@@ -34,13 +34,13 @@ def _small(**learner):
 
 def test_a_run_of_a_policy_is_tested_and_drawn(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")  # As the tests' own JAX has.
-    summary = recipes.train_run("maml-navigation", _small(), tmp_path)
+    summary = runs.train("maml-navigation", _small(), tmp_path)
     test = summary["test"]
     assert len(test["return"]["mean"]) == 3
     np.testing.assert_allclose(test["return"]["mean"], -np.array(test["loss"]["mean"]))
     records = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert {"return", "return_before", "excluded"} <= set(json.loads(records[0]))
-    drawn = {path.stem for path in plots.plot_run(tmp_path)}
+    drawn = {path.stem for path in runs.plot(tmp_path)}
     assert drawn == {"learning_curve", "adaptation_curve", "trajectories"}
     assert cli.main(["evaluate", str(tmp_path), "--tasks", "2"]) == 0
     assert "return" in capsys.readouterr().out
@@ -48,7 +48,7 @@ def test_a_run_of_a_policy_is_tested_and_drawn(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("outer", ["trpo", "gradient"])
 def test_other_outer_updates_are_settings(outer):
-    parts = recipes.build(_small(outer=outer))
+    parts = runs.build(_small(outer=outer))
     after, info = jax.eval_shape(parts.train_step.step, parts.like)
     assert jax.tree.map(np.shape, after) == jax.tree.map(np.shape, parts.like)
     assert info.loss.shape == (4,)
@@ -56,7 +56,7 @@ def test_other_outer_updates_are_settings(outer):
 
 def test_a_cosine_ends_with_the_last_epoch_of_the_last_step():
     recipe = dataclasses.replace(_small(num_epochs=3), cosine=True, steps=2)
-    parts = recipes.build(recipe)
+    parts = runs.build(recipe)
     step, state = (
         jax.jit(parts.train_step.step),
         jax.jit(parts.train_step.init)(parts.train_key),
@@ -75,7 +75,7 @@ def any_moved(before, after):
 def test_policies_are_for_environments():
     recipe = dataclasses.replace(_small(), learner=recipes.MamlLearner())
     with pytest.raises(ValueError, match=r"`learner` must suit.*MamlLearner for Nav"):
-        recipes.build(recipe)
+        runs.build(recipe)
 
 
 def test_trajectories_name_what_they_cannot_draw():
@@ -87,4 +87,4 @@ def test_a_policy_is_not_adapted_to_images(tmp_path):
     config = {"name": "n", "recipe": recipes.to_json(_small())}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="n was not trained on images"):
-        recipes.adapt_run(tmp_path, tmp_path)
+        runs.adapt(tmp_path, tmp_path)

@@ -29,7 +29,7 @@ def _maml(mesh, num_tasks=8):
 def _lstm(mesh):
     return jm.estimators.truncated_bptt(
         jm.optimizers.lstm(4),
-        jm.tasks.quadratics(dim=2),
+        jm.problems.quadratics(dim=2),
         unroll=5,
         horizon=10,
         num_problems=8,

@@ -254,7 +254,7 @@ def test_runs_may_start_from_numbers_of_python_and_numpy(start, key):
         expected = jax.eval_shape(jax_own[name].estimate, key, *jax_own[name].init(key))
         chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
         assert not any(x.weak_type for x in jax.tree.leaves(carry))
-    scaled = jm.tasks.random_scaling(_problem(make))
+    scaled = jm.problems.random_scaling(_problem(make))
     jax.eval_shape(lambda key: scaled.init(key, scaled.sample(key)), key)
 
 

@@ -17,7 +17,7 @@ NAMES = tuple(_weights._PRETRAINED)
 def test_a_pretrained_optimizer_beats_tuned_ones_on_quadratics(key):
     """On 200 fresh problems, momentum's and Adam's rates the best of a grid."""
     found = jm.optimizers.load_pretrained("lstm-quadratic")
-    problem = jm.tasks.quadratics()
+    problem = jm.problems.quadratics()
     options = {"num_steps": 100, "num_problems": 200, "key": key}
     ours = jm.training.evaluate_optimizer(found.lopt, found.theta, problem, **options)
     for make_tx in (optax.adam, lambda rate: optax.sgd(rate, momentum=0.9)):

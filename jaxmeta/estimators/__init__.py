@@ -11,7 +11,6 @@ from jaxmeta.estimators._imitation import (
     imitation,
 )
 from jaxmeta.estimators._over_tasks import (
-    default_chunk,
     over_stream,
     over_tasks,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "Run",
     "RunInfo",
     "bptt",
-    "default_chunk",
     "es",
     "imitation",
     "over_stream",

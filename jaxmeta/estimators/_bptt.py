@@ -118,7 +118,7 @@ def truncated_bptt(
 
     Example:
       >>> import jax, optax, jaxmeta as jm
-      >>> estimator = truncated_bptt(jm.optimizers.lstm(4), jm.tasks.quadratics(dim=2),
+      >>> estimator = truncated_bptt(jm.optimizers.lstm(4), jm.problems.quadratics(2),
       ...                            unroll=5, horizon=10, num_problems=3)
       >>> init, step = jm.training.make_train_step(estimator, optax.adam(1e-3))
       >>> state, info = jax.jit(step)(init(jax.random.key(0)))

@@ -140,7 +140,7 @@ def pes(
 
     Example:
       >>> import jax, optax, jaxmeta as jm
-      >>> estimator = pes(jm.optimizers.lstm(4), jm.tasks.quadratics(dim=2), unroll=5,
+      >>> estimator = pes(jm.optimizers.lstm(4), jm.problems.quadratics(2), unroll=5,
       ...                 horizon=10, num_problems=3)
       >>> init, step = jm.training.make_train_step(estimator, optax.adam(1e-3))
       >>> state, info = jax.jit(step)(init(jax.random.key(0)))

@@ -64,7 +64,7 @@ def imitation(
     Example:
       >>> import jax, optax, jaxmeta as jm
       >>> lopt = jm.optimizers.lstm(4)
-      >>> estimator = imitation(lopt, jm.tasks.quadratics(dim=2), optax.adam(0.01),
+      >>> estimator = imitation(lopt, jm.problems.quadratics(dim=2), optax.adam(0.01),
       ...                       unroll=5, horizon=10, num_problems=3)
       >>> init, step = jm.training.make_train_step(estimator, optax.adam(1e-3))
       >>> state, info = jax.jit(step)(init(jax.random.key(0)))

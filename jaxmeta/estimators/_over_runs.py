@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxmeta import _messages, base
+from jaxmeta import _messages, _pytrees, base
 from jaxmeta.estimators import _runs
 
 
@@ -83,7 +83,7 @@ def over_runs(
         mean = lambda g: (g / jnp.maximum(count, 1)).astype(g.dtype)
         return jax.tree.map(mean, total), carry, info
 
-    return base.GradientEstimator(init, Partial(estimate, base.as_pytree(problem)))
+    return base.GradientEstimator(init, Partial(estimate, _pytrees.as_pytree(problem)))
 
 
 def place(theta: Any, runs: Any, mesh: Mesh | None) -> tuple[Any, Any]:

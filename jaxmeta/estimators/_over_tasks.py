@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, base
-from jaxmeta.estimators import _task_axis
+from jaxmeta import _pytrees, _task_axis, base
 
 
 def over_tasks(
@@ -52,7 +51,7 @@ def over_tasks(
       (4,)
     """
     average = _average(learner, num_tasks, tasks_per_chunk, mesh)
-    sampler = base.as_partial(sample_task)
+    sampler = _pytrees.as_partial(sample_task)
 
     def init(key):
         return _task_axis.init_replicated(learner, sampler, key, mesh), None
@@ -139,7 +138,7 @@ def _average(learner, num_tasks, tasks_per_chunk, mesh):
     A task is `sampler(key, *given)`, with what is given of each, leaves [T, ...].
     """
     num_devices = 1 if mesh is None else mesh.size
-    check_counts(num_tasks, tasks_per_chunk, num_devices)
+    _task_axis.check_counts(num_tasks, tasks_per_chunk, num_devices)
 
     def of_task(shared, one):
         (sampler, meta_params, extra), (key, given) = shared, one
@@ -152,7 +151,7 @@ def _average(learner, num_tasks, tasks_per_chunk, mesh):
 
     def average(sampler, key, given, meta_params, extra):
         keys = jax.random.split(key, num_tasks)
-        chunk = tasks_per_chunk or default_chunk(
+        chunk = tasks_per_chunk or _task_axis.default_chunk(
             meta_params, num_tasks // num_devices, mesh
         )
         over_axis = _task_axis.sum_over_tasks(of_task, chunk=chunk, mesh=mesh)
@@ -163,30 +162,3 @@ def _average(learner, num_tasks, tasks_per_chunk, mesh):
         return jax.tree.map(mean, meta_params, total), info
 
     return average
-
-
-def default_chunk(meta_params: base.Params, num_tasks: int, mesh: Mesh | None) -> int:
-    """How many of a device's `num_tasks` should go through `vmap` at once."""
-    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    num_params = sum(jnp.size(x) for x in jax.tree.leaves(meta_params))
-    # On a CPU batching buys nothing but less overhead for each operation.
-    return 1 if device.platform == "cpu" and num_params >= 10_000 else num_tasks
-
-
-def check_counts(num_tasks: int, tasks_per_chunk: int | None, num_devices: int) -> None:
-    """Raises unless the tasks divide into devices and chunks."""
-    _checks.check_int("num_tasks", num_tasks)
-    if num_tasks % num_devices:
-        raise ValueError(
-            f"`num_tasks` must be a multiple of the mesh's {num_devices} devices, got "
-            f"{num_tasks}."
-        )
-    if tasks_per_chunk is None:
-        return
-    _checks.check_int("tasks_per_chunk", tasks_per_chunk)
-    on_one_device = num_tasks // num_devices
-    if on_one_device % tasks_per_chunk:
-        raise ValueError(
-            f"`tasks_per_chunk` must divide the {on_one_device} tasks of each device, "
-            f"got {tasks_per_chunk}."
-        )

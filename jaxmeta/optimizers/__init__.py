@@ -23,7 +23,7 @@ from jaxmeta.optimizers._meta_lstm import (
     MetaLstmTheta,
     meta_lstm,
 )
-from jaxmeta.optimizers._mlp import MlpState, mlp
+from jaxmeta.optimizers._mlp_optimizer import MlpState, mlp
 from jaxmeta.optimizers._ntm_bfgs import (
     NtmBfgsState,
     ntm_bfgs,

@@ -9,7 +9,7 @@ from jaxmeta.plots._curves import (
     adaptation_curve,
     learning_curve,
 )
-from jaxmeta.plots._embeddings import embedding_map
+from jaxmeta.plots._embedding_map import embedding_map
 from jaxmeta.plots._optimizers import (
     horizon_sweep,
     optimizer_curves,
@@ -17,7 +17,6 @@ from jaxmeta.plots._optimizers import (
     update_against_gradient,
     width_depth_grid,
 )
-from jaxmeta.plots._run import plot_run
 from jaxmeta.plots._sheet import task_sheet
 from jaxmeta.plots._trajectories import trajectories
 
@@ -28,7 +27,6 @@ __all__ = [
     "learning_curve",
     "optimizer_curves",
     "optimizer_paths",
-    "plot_run",
     "task_sheet",
     "trajectories",
     "update_against_gradient",

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmeta import training
-from jaxmeta.plots import _axes
+from jaxmeta import _axes, training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxmeta import _checks, base
-from jaxmeta.plots import _axes
+from jaxmeta import _axes, _checks, base
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +48,7 @@ def task_sheet(
     if is_images:
         _draw_sheet(ax, task, queries_per_class)
         if is_new:
-            fit_to_sheets(ax.figure)
+            _axes.fit_to_sheets(ax.figure)
         return ax
     points = {
         "query": (task.query, ".", _axes.LIGHT),
@@ -99,12 +98,3 @@ def _draw_sheet(ax, task, queries_per_class):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set_ylabel("class")
-
-
-def fit_to_sheets(figure):
-    """Gives a row of sheets the figure size at which a class is 0.45 inches high."""
-    height, width, _ = figure.axes[0].images[0].get_array().shape
-    scale = 0.45 * len(figure.axes[0].get_yticks()) / height
-    figure.set_size_inches(
-        len(figure.axes) * (scale * width + 0.6), scale * height + 0.6
-    )

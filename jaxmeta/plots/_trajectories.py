@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from jaxmeta import _checks, base, rl
-from jaxmeta.plots import _axes
+from jaxmeta import _axes, _checks, rl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,30 +67,3 @@ def trajectories(
     ax.set_aspect("equal", adjustable="datalim")
     _axes.finish(ax, "y")
     return ax
-
-
-def draw_adaptation(
-    env: rl.Environment,
-    learner: base.MetaLearner,
-    meta_params: base.Params,
-    key: jax.Array,
-    ax: "Axes",
-) -> None:
-    """Draws a fresh task's walks before and after the learner's inner steps."""
-    policy: rl.Policy = learner.loop.policy  # pyright: ignore
-
-    @jax.jit
-    def walk(meta_params, key):
-        task_key, adapt_key, *keys = jax.random.split(key, 4)
-        task = env.sample_task(task_key)
-        adapted, _ = learner.adapt(adapt_key, meta_params, task)
-        if isinstance(adapted, base.Adapted):  # The inner rule has state.
-            adapted = adapted.params
-        rollouts = [
-            rl.rollout(k, policy, params, env, task, num_episodes=5)
-            for k, params in zip(keys, (meta_params, adapted), strict=True)
-        ]
-        return task, rollouts
-
-    goal, rollouts = walk(meta_params, key)
-    trajectories(rollouts, goal=goal, ax=ax)

@@ -1,6 +1,5 @@
-"""Named experiments, and the run folders they leave."""
+"""Named experiments: declarations that `jaxmeta.runs` trains and tests."""
 
-from jaxmeta.recipes._adapt import Prediction, adapt_run
 from jaxmeta.recipes._config import (
     OptimizerRecipe,
     Recipe,
@@ -8,7 +7,6 @@ from jaxmeta.recipes._config import (
     from_json,
     to_json,
 )
-from jaxmeta.recipes._lake import lake_run
 from jaxmeta.recipes._learner_settings import (
     AnilLearner,
     BoilLearner,
@@ -49,14 +47,6 @@ from jaxmeta.recipes._policy_settings import (
     PolicyMamlLearner,
     PolicyTasks,
 )
-from jaxmeta.recipes._run import (
-    Run,
-    best_meta_params,
-    build,
-    evaluate_run,
-    open_run,
-    train_run,
-)
 from jaxmeta.recipes._settings import (
     Conv4Model,
     FilmConv4Model,
@@ -65,6 +55,7 @@ from jaxmeta.recipes._settings import (
     OmniglotTasks,
     RelationModel,
     SinusoidTasks,
+    Tasks,
     TaskSplits,
 )
 from jaxmeta.recipes._table import DEFAULT, RECIPES
@@ -99,7 +90,6 @@ __all__ = [
     "Pes",
     "PolicyMamlLearner",
     "PolicyTasks",
-    "Prediction",
     "ProtoMamlLearner",
     "PrototypicalLearner",
     "QuadraticProblem",
@@ -109,21 +99,14 @@ __all__ = [
     "ReptileLearner",
     "RidgeLearner",
     "RnnpropOptimizer",
-    "Run",
     "SiameseLearner",
     "SinusoidTasks",
     "SubspaceLearner",
     "SvmLearner",
     "TaskSplits",
+    "Tasks",
     "Training",
     "TruncatedBptt",
-    "adapt_run",
-    "best_meta_params",
-    "build",
-    "evaluate_run",
     "from_json",
-    "lake_run",
-    "open_run",
     "to_json",
-    "train_run",
 ]

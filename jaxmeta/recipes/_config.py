@@ -15,7 +15,7 @@ import optax
 import tyro
 from jax.sharding import Mesh
 
-from jaxmeta import _checks, base, models, training
+from jaxmeta import _checks, base, models
 from jaxmeta.recipes import (
     _learner_settings,
     _metric_settings,
@@ -55,7 +55,7 @@ class Training:
 
     def check(self) -> None:
         """Raises ValueError for settings that cannot be."""
-        training.check_counts(
+        _checks.check_intervals(
             num_steps=self.steps,
             log_every=self.log_every,
             validate_every=self.validate_every,

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 from jax.sharding import Mesh
 
-from jaxmeta import base, estimators, models, optimizers, tasks
+from jaxmeta import base, estimators, models, optimizers, problems, tasks
 
 
 class ProblemSplits(NamedTuple):
@@ -29,7 +29,7 @@ class QuadraticProblem:
 
     def splits(self) -> ProblemSplits:
         """Builds the problems; train and test differ in their keys."""
-        problem = tasks.quadratics(self.dim, distribution=self.distribution)
+        problem = problems.quadratics(self.dim, distribution=self.distribution)
         return ProblemSplits(problem, problem)
 
 
@@ -57,7 +57,7 @@ class MnistProblem:
         )
 
         def problem(half):
-            return tasks.classification(
+            return problems.classification(
                 images[half::2],
                 labels[half::2],
                 model,
@@ -85,7 +85,7 @@ class Cifar10Problem:
         model = models.ConvNet(len(self.classes))
 
         def problem(half):
-            return tasks.classification(
+            return problems.classification(
                 data.images[half::2],
                 data.labels[half::2],
                 model,

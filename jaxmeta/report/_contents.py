@@ -4,14 +4,13 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxmeta import _json, recipes
-from jaxmeta.plots import _run
+from jaxmeta import _json, recipes, runs
 
 
 class Contents(NamedTuple):
     """What one run folder says."""
 
-    run: recipes.Run
+    run: runs.Run
     title: str  # the recipe's name, and the folder's where several runs share it
     settings: Mapping[str, Any]  # dotted names
     records: Sequence[Mapping[str, float]]
@@ -20,8 +19,8 @@ class Contents(NamedTuple):
 
 def read(directory: pathlib.Path) -> Contents:
     """Reads a run folder; raises ValueError where there is nothing to tell of."""
-    run = recipes.open_run(directory)
-    records, path = _run.read_records(run), directory / "summary.json"
+    run = runs.read(directory)
+    records, path = runs.read_records(run), directory / "summary.json"
     try:
         summary = _json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmeta import plots, recipes
-from jaxmeta.plots import _axes
+from jaxmeta import _axes, plots, recipes
 from jaxmeta.report import _contents
 
 

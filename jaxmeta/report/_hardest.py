@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmeta import base, plots, recipes
-from jaxmeta.plots import _axes, _run
+from jaxmeta import _axes, _pytrees, _task_axis, base, plots, recipes, runs
 
 NUM_TASKS = 100
 NUM_SHOWN = 3
@@ -19,7 +18,7 @@ class Hardest(NamedTuple):
     caption: str
 
 
-def hardest_tasks(run: recipes.Run) -> Hardest | None:
+def hardest_tasks(run: runs.Run) -> Hardest | None:
     """Looks for a run's worst test tasks; None where there are none to be drawn."""
     recipe = run.recipe
     is_saved = any((run.directory / "checkpoints").glob("*"))
@@ -27,25 +26,26 @@ def hardest_tasks(run: recipes.Run) -> Hardest | None:
         return None
     if isinstance(recipe.tasks, recipes.NavigationTasks):
         caption = "Walks to three test goals, before and after adaptation."
-        return Hardest(_run.draw_policy(run), caption)
+        return Hardest(runs.draw_walks(run), caption)
     if isinstance(recipe.tasks, recipes.PolicyTasks):
         return None
-    parts = recipes.build(recipe)
-    meta_params = recipes.best_meta_params(run, parts)
+    parts = runs.build(recipe)
+    meta_params = runs.best_meta_params(run, parts.like)
     inner_steps = recipe.learner.test_inner_steps
     learner = recipe.make_learner(inner_steps=inner_steps)
-    sampler = base.as_partial(recipe.tasks.splits().test)
+    sampler = _pytrees.as_partial(recipe.tasks.splits().test)
     keys = jax.random.split(jax.random.key(recipe.seed), NUM_TASKS)
 
     @jax.jit
     def losses(sampler, meta_params, keys):
-        def last_loss(key):
-            task = sampler(key)
+        def last_loss(shared, key):
+            sampler, meta_params = shared
             return learner.evaluate(
-                key, meta_params, task, inner_steps=inner_steps
+                key, meta_params, sampler(key), inner_steps=inner_steps
             ).loss[-1]
 
-        return jax.lax.map(last_loss, keys)
+        over_tasks = _task_axis.map_over_tasks(last_loss, chunk=1)
+        return over_tasks((sampler, meta_params), keys)
 
     @jax.jit
     def answer(sampler, meta_params, key):

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from jaxmeta import base, estimators
-from jaxmeta.estimators import _over_tasks, _task_axis
+from jaxmeta import _task_axis, base
 from jaxmeta.rl import _loop, _maml
 
 
@@ -76,7 +75,7 @@ class TaskBatch(NamedTuple):
 
     def _over_tasks(self, of_task, meta_params):
         num_devices = 1 if self.mesh is None else self.mesh.size
-        chunk = self.tasks_per_chunk or estimators.default_chunk(
+        chunk = self.tasks_per_chunk or _task_axis.default_chunk(
             meta_params, self.num_tasks // num_devices, self.mesh
         )
         return _task_axis.sum_over_tasks(of_task, chunk=chunk, mesh=self.mesh)
@@ -97,5 +96,5 @@ def task_batch(
             f"returns, got {type(learner).__name__}."
         )
     num_devices = 1 if mesh is None else mesh.size
-    _over_tasks.check_counts(num_tasks, tasks_per_chunk, num_devices)
+    _task_axis.check_counts(num_tasks, tasks_per_chunk, num_devices)
     return TaskBatch(learner, sampler, num_tasks, tasks_per_chunk, mesh)

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _pytrees, base
 from jaxmeta.rl import _batch, _maml
 
 
@@ -91,7 +91,7 @@ def ppo(
     _checks.check_positive("clip", clip)
     _checks.check_not_negative("kl_penalty", kl_penalty)
     _checks.check_plain_transformation("outer_tx", outer_tx)
-    sampler = base.as_partial(sample_task)
+    sampler = _pytrees.as_partial(sample_task)
     batch = _batch.task_batch(
         learner,
         sampler,

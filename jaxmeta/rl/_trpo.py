@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, _dtypes, base
+from jaxmeta import _checks, _dtypes, _pytrees, base
 from jaxmeta.rl import _batch, _maml
 
 
@@ -96,7 +96,7 @@ def trpo(
         _checks.check_positive(name, value)
     if not 0 < shrink < 1:
         raise ValueError(f"`shrink` must be between 0 and 1, got {shrink!r}.")
-    sampler = base.as_partial(sample_task)
+    sampler = _pytrees.as_partial(sample_task)
     batch = _batch.task_batch(
         learner,
         sampler,

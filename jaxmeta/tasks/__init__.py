@@ -6,9 +6,7 @@ from jaxmeta.tasks._cifar_fs import (
     load_cifar_fs,
     load_fc100,
 )
-from jaxmeta.tasks._classification import classification
 from jaxmeta.tasks._datasets import (
-    IMAGE_SUFFIXES,
     ImageClasses,
     Splits,
     image_classes,
@@ -27,20 +25,14 @@ from jaxmeta.tasks._labelled import (
     load_cifar10,
     load_mnist,
 )
-from jaxmeta.tasks._lake import (
+from jaxmeta.tasks._lake_runs import (
     load_lake_runs,
     make_lake_runs,
 )
 from jaxmeta.tasks._mini_imagenet import load_mini_imagenet
 from jaxmeta.tasks._omniglot import load_omniglot
-from jaxmeta.tasks._quadratics import quadratics
-from jaxmeta.tasks._scaling import random_scaling
 from jaxmeta.tasks._sinusoid import sinusoid
 from jaxmeta.tasks._stream import stream_few_shot
-from jaxmeta.tasks._synthetic import (
-    language_model,
-    softmax_regression,
-)
 from jaxmeta.tasks._zero_shot import (
     AttributeData,
     attribute_world,
@@ -49,19 +41,16 @@ from jaxmeta.tasks._zero_shot import (
 )
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "AttributeData",
     "ImageClasses",
     "LabelledImages",
     "LabelledSplits",
     "Splits",
     "attribute_world",
-    "classification",
     "few_shot",
     "glyphs",
     "image_attributes",
     "image_classes",
-    "language_model",
     "load_attributes",
     "load_cifar10",
     "load_cifar_fs",
@@ -74,11 +63,8 @@ __all__ = [
     "load_omniglot",
     "make_lake_runs",
     "omniglot_attributes",
-    "quadratics",
     "random_affine",
-    "random_scaling",
     "sinusoid",
-    "softmax_regression",
     "stream_few_shot",
     "zero_shot",
     "zero_shot_test",

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy import ndimage
 from jax.tree_util import Partial
 
-from jaxmeta import base
+from jaxmeta import _pytrees, base
 
 
 def random_affine(
@@ -102,7 +102,7 @@ def random_affine(
         )
 
     # With the sampler as argument, its data stay leaves.
-    return cast(base.SampleTask, Partial(sample, base.as_partial(sample_task)))
+    return cast(base.SampleTask, Partial(sample, _pytrees.as_partial(sample_task)))
 
 
 def warp(images: jax.Array, matrices: jax.Array, shifts: jax.Array) -> jax.Array:

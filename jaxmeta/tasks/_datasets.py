@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
+from jaxmeta import _images
 
 
 class ImageClasses(NamedTuple):
@@ -256,11 +256,11 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _load_class(folder: pathlib.Path, size: int, channels: int) -> np.ndarray:
-    paths = [path for path in _visible(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = _images.image_paths(folder)
     if not paths:
         raise ValueError(
-            f"The class {folder} has no images ({', '.join(IMAGE_SUFFIXES)}); add some "
-            "or remove the folder."
+            f"The class {folder} has no images ({', '.join(_images.IMAGE_SUFFIXES)}); "
+            "add some or remove the folder."
         )
     return np.stack([load_image(path, size=size, channels=channels) for path in paths])
 

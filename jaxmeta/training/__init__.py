@@ -12,22 +12,19 @@ from jaxmeta.training._evaluate import (
     evaluate,
     mean_with_interval,
 )
-from jaxmeta.training._lock import locked
-from jaxmeta.training._loop import (
-    DivergedError,
-    FitResult,
-    Report,
-    check_counts,
-    fit,
-)
-from jaxmeta.training._mesh import shard_params, task_mesh
-from jaxmeta.training._optimizers import (
+from jaxmeta.training._evaluate_optimizer import (
     LossCurves,
     Tuned,
     evaluate_optimizer,
     tune,
 )
-from jaxmeta.training._processes import is_main_process, wait_for_processes
+from jaxmeta.training._fit import (
+    DivergedError,
+    FitResult,
+    Report,
+    fit,
+)
+from jaxmeta.training._mesh import shard_params, task_mesh
 from jaxmeta.training._responses import (
     UpdateResponses,
     update_responses,
@@ -52,13 +49,10 @@ __all__ = [
     "Tuned",
     "UpdateResponses",
     "alternate",
-    "check_counts",
     "evaluate",
     "evaluate_optimizer",
     "fit",
-    "is_main_process",
     "load",
-    "locked",
     "make_train_step",
     "mean_with_interval",
     "open_checkpoints",
@@ -69,5 +63,4 @@ __all__ = [
     "tensorboard",
     "tune",
     "update_responses",
-    "wait_for_processes",
 ]

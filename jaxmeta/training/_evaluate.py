@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxmeta import _checks, _dtypes, base, estimators
+from jaxmeta import _checks, _dtypes, _pytrees, _task_axis, base
 from jaxmeta.training import _mesh
 
 
@@ -135,7 +135,7 @@ def evaluate(
         _checks.check_int("inner_steps", inner_steps)
     if tasks_per_chunk is not None:
         _checks.check_int("tasks_per_chunk", tasks_per_chunk)
-    sampler = base.as_partial(sample_task)
+    sampler = _pytrees.as_partial(sample_task)
     arrays = meta_params, sampler, key
     if mesh is not None:  # Restored parameters, say, are on one device.
         arrays = _mesh.replicate(arrays, mesh)
@@ -161,30 +161,16 @@ def _evaluate_tasks(
     init = lambda key: learner.init(key, sampler(key))
     _checks.check_like("meta_params", meta_params, jax.eval_shape(init, key))
     num_devices = 1 if mesh is None else mesh.size
-    on_one_device = -(-num_tasks // num_devices)
-    keys = jax.random.split(key, on_one_device * num_devices)
+    chunk = tasks_per_chunk or _task_axis.default_chunk(
+        meta_params, -(-num_tasks // num_devices), mesh
+    )
 
-    def one_task(sampler, key, meta_params):
+    def one_task(shared, key):
+        sampler, meta_params = shared
         task_key, learner_key = jax.random.split(key)
         return learner.evaluate(
             learner_key, meta_params, sampler(task_key), inner_steps=inner_steps
         )
 
-    def all_tasks(sampler, keys, meta_params):
-        chunk = tasks_per_chunk or estimators.default_chunk(
-            meta_params, on_one_device, mesh
-        )
-        batched = lambda key: one_task(sampler, key, meta_params)
-        return jax.lax.map(batched, keys, batch_size=chunk if chunk > 1 else None)
-
-    if mesh is not None:
-        everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names)
-        all_tasks = jax.shard_map(
-            all_tasks,
-            mesh=mesh,
-            in_specs=(everywhere, over, everywhere),
-            out_specs=over,
-            check_vma=False,
-        )
-    info = all_tasks(sampler, keys, meta_params)
-    return jax.tree.map(lambda x: x[:num_tasks], info)
+    all_tasks = _task_axis.map_over_tasks(one_task, chunk=chunk, mesh=mesh)
+    return all_tasks((sampler, meta_params), jax.random.split(key, num_tasks))

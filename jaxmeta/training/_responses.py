@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _pytrees, base
 from jaxmeta.estimators import _runs
 
 
@@ -57,7 +57,7 @@ def update_responses(
     Example:
       >>> import jax, optax, jaxmeta as jm
       >>> sgd = jm.optimizers.learned_rate(optax.sgd)
-      >>> found = update_responses(sgd, 0.5, jm.tasks.quadratics(2), steps=[0, 3],
+      >>> found = update_responses(sgd, 0.5, jm.problems.quadratics(2), steps=[0, 3],
       ...                          gradients=[-1.0, 2.0], num_problems=1,
       ...                          key=jax.random.key(0))
       >>> found.updates.tolist()
@@ -75,7 +75,7 @@ def update_responses(
             f"`gradients` must be of shape [G], not empty, got {gradients.shape}."
         )
     theta = jax.tree.map(jnp.asarray, theta)
-    arrays = theta, base.as_pytree(problem), gradients
+    arrays = theta, _pytrees.as_pytree(problem), gradients
     updates = _respond(lopt, steps, num_problems, key, *arrays)
     return UpdateResponses(jnp.array(steps), gradients, updates)
 

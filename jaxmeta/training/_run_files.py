@@ -6,8 +6,8 @@ import os
 import pathlib
 from typing import Any
 
-from jaxmeta import _json
-from jaxmeta.training import _checkpoint, _lock, _processes
+from jaxmeta import _json, _lock, _processes
+from jaxmeta.training import _checkpoint
 
 
 class RunFiles:

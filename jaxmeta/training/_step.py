@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from jaxmeta import base
+from jaxmeta import _pytrees, base
 
 
 class StepFn(Protocol):
@@ -123,7 +123,7 @@ def make_train_step(
         )
         return place(state), info
 
-    return TrainStep(init, Partial(step, base.as_partial(estimator.estimate)))
+    return TrainStep(init, Partial(step, _pytrees.as_partial(estimator.estimate)))
 
 
 def alternate(
@@ -145,7 +145,7 @@ def alternate(
 
     Example:
       >>> import jax, optax, jaxmeta as jm
-      >>> lopt, problem = jm.optimizers.lstm(4), jm.tasks.quadratics(dim=2)
+      >>> lopt, problem = jm.optimizers.lstm(4), jm.problems.quadratics(dim=2)
       >>> runs = {"unroll": 5, "horizon": 10, "num_problems": 3}
       >>> init, step = alternate(
       ...     [(jm.estimators.truncated_bptt(lopt, problem, **runs), optax.adam(1e-3)),

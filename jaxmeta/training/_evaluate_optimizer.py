@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _pytrees, _task_axis, base
 from jaxmeta.estimators import _runs
 from jaxmeta.training import _evaluate
 
@@ -82,8 +82,9 @@ def evaluate_optimizer(
     Example:
       >>> import jax, optax, jaxmeta as jm
       >>> lopt = jm.optimizers.learned_rate(optax.sgd)
-      >>> curves = evaluate_optimizer(lopt, 0.01, jm.tasks.quadratics(2), num_steps=5,
-      ...                             num_problems=3, key=jax.random.key(0))
+      >>> curves = evaluate_optimizer(lopt, 0.01, jm.problems.quadratics(2),
+      ...                             num_steps=5, num_problems=3,
+      ...                             key=jax.random.key(0))
       >>> curves.per_problem.shape
       (3, 6)
     """
@@ -91,7 +92,7 @@ def evaluate_optimizer(
     _checks.check_int("num_problems", num_problems)
     if problems_per_chunk is not None:
         _checks.check_int("problems_per_chunk", problems_per_chunk)
-    arrays = jax.tree.map(jnp.asarray, theta), base.as_pytree(problem), key
+    arrays = jax.tree.map(jnp.asarray, theta), _pytrees.as_pytree(problem), key
     if mesh is not None:
         arrays = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
     return LossCurves(
@@ -120,7 +121,7 @@ def tune(
     Example:
       >>> import jax, optax, jaxmeta as jm
       >>> lopt = jm.optimizers.learned_rate(optax.sgd)
-      >>> tuned = tune(lopt, [1e-4, 1e-2, 1e2], jm.tasks.quadratics(2), num_steps=20,
+      >>> tuned = tune(lopt, [1e-4, 1e-2, 1e2], jm.problems.quadratics(2), num_steps=20,
       ...              num_problems=9, key=jax.random.key(0))
       >>> tuned.rate
       0.01
@@ -139,28 +140,12 @@ def tune(
 def _run_all(lopt, theta, problem, key, num_steps, num_problems, chunk, mesh):
     """Returns losses [N, T + 1]."""
     advance = _runs.advance(lopt, order="constant", rematerialize=False)
-    num_devices = 1 if mesh is None else mesh.size
-    on_one_device = -(-num_problems // num_devices)
-    keys = jax.random.split(key, on_one_device * num_devices)
 
-    def one_run(theta, problem, key):
+    def one_run(shared, key):
+        theta, problem = shared
         start_key, run_key = jax.random.split(key)
         run = _runs.start(start_key, theta, lopt, problem, num_steps)
         return advance(run_key, problem, theta, run, num_steps)[1]
 
-    def all_runs(theta, problem, keys):
-        run = lambda key: one_run(theta, problem, key)
-        # One at a time without `vmap`, which is slower around convolutions.
-        size = None if chunk == 1 else chunk or on_one_device
-        return jax.lax.map(run, keys, batch_size=size)
-
-    if mesh is not None:
-        everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names)
-        all_runs = jax.shard_map(
-            all_runs,
-            mesh=mesh,
-            in_specs=(everywhere, everywhere, over),
-            out_specs=over,
-            check_vma=False,
-        )
-    return all_runs(theta, problem, keys)[:num_problems]
+    all_runs = _task_axis.map_over_tasks(one_run, chunk=chunk, mesh=mesh)
+    return all_runs((theta, problem), jax.random.split(key, num_problems))

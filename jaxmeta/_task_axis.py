@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmeta import base
+from jaxmeta import _checks, base
 
 
 def sum_over_tasks(
@@ -62,6 +62,47 @@ def sum_over_tasks(
     )
 
 
+def map_over_tasks(
+    of_task: Callable[[Any, Any], Any],
+    *,
+    chunk: int | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[[Any, Any], Any]:
+    """Returns `(shared, per_task) -> outs`, leaves of both [T, ...].
+
+    Args:
+      of_task: `(shared, one) -> out` of one task.
+      chunk: how many tasks of a device go through `vmap` at once; None is all of them.
+      mesh: shards the tasks over this mesh's devices; T need not divide by them.
+    """
+
+    def on_one_device(shared, per_task):
+        run = lambda one: of_task(shared, one)
+        size = chunk or jax.tree.leaves(per_task)[0].shape[0]
+        # One at a time without `vmap`, which is slower around convolutions.
+        return jax.lax.map(run, per_task, batch_size=None if size == 1 else size)
+
+    if mesh is None:
+        return on_one_device
+    everywhere, over = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    on_devices = jax.shard_map(
+        on_one_device,
+        mesh=mesh,
+        in_specs=(everywhere, over),
+        out_specs=over,
+        check_vma=False,  # As above.
+    )
+
+    def on_all(shared, per_task):
+        num_tasks = jax.tree.leaves(per_task)[0].shape[0]
+        num_padded = num_tasks + -num_tasks % mesh.size
+        repeated = jnp.minimum(jnp.arange(num_padded), num_tasks - 1)
+        outs = on_devices(shared, jax.tree.map(lambda x: x[repeated], per_task))
+        return jax.tree.map(lambda x: x[:num_tasks], outs)
+
+    return on_all
+
+
 def init_replicated(
     learner: Any, sampler: Callable[..., Any], key: jax.Array, mesh: Mesh | None
 ) -> base.Params:
@@ -73,3 +114,30 @@ def init_replicated(
     # Where the steps will leave them: that compiles the steps once.
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.lax.with_sharding_constraint(meta_params, replicated)
+
+
+def default_chunk(meta_params: base.Params, num_tasks: int, mesh: Mesh | None) -> int:
+    """How many of a device's `num_tasks` should go through `vmap` at once."""
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    num_params = sum(jnp.size(x) for x in jax.tree.leaves(meta_params))
+    # On a CPU batching buys nothing but less overhead for each operation.
+    return 1 if device.platform == "cpu" and num_params >= 10_000 else num_tasks
+
+
+def check_counts(num_tasks: int, tasks_per_chunk: int | None, num_devices: int) -> None:
+    """Raises unless the tasks divide into devices and chunks."""
+    _checks.check_int("num_tasks", num_tasks)
+    if num_tasks % num_devices:
+        raise ValueError(
+            f"`num_tasks` must be a multiple of the mesh's {num_devices} devices, got "
+            f"{num_tasks}."
+        )
+    if tasks_per_chunk is None:
+        return
+    _checks.check_int("tasks_per_chunk", tasks_per_chunk)
+    on_one_device = num_tasks // num_devices
+    if on_one_device % tasks_per_chunk:
+        raise ValueError(
+            f"`tasks_per_chunk` must divide the {on_one_device} tasks of each device, "
+            f"got {tasks_per_chunk}."
+        )

@@ -2,11 +2,11 @@
 
 import jax
 
-from jaxmeta import training
-from jaxmeta.recipes import _config, _parts
+from jaxmeta import recipes, training
+from jaxmeta.runs import _parts
 
 
-def build(recipe: _config.Recipe) -> _parts.Parts:
+def build(recipe: recipes.Recipe) -> _parts.Parts:
     """Builds a recipe; raises ValueError for settings that cannot be."""
     recipe.check()
     learner = recipe.make_learner()

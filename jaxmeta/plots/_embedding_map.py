@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxmeta.plots import _axes
+from jaxmeta import _axes
 
 if TYPE_CHECKING:
     import jax

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import optax
 
-from jaxmeta import estimators, optimizers, tasks, training
-from jaxmeta.recipes import _config, _parts
+from jaxmeta import estimators, optimizers, problems, recipes, training
+from jaxmeta.runs import _parts
 
 # Others that the test shows beside, each with the rate that suits it best.
 BASELINES = {
@@ -27,7 +27,7 @@ GRADIENTS = tuple(
 RATES = tuple(float(f"{rate:.2g}") for rate in 10 ** np.arange(-4, 1.01, 0.25))
 
 
-def build(recipe: _config.OptimizerRecipe) -> _parts.Parts:
+def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
     """Builds a recipe; raises ValueError for settings that cannot be."""
     recipe.check()
     lopt = recipe.optimizer.make()
@@ -96,7 +96,7 @@ def build(recipe: _config.OptimizerRecipe) -> _parts.Parts:
 def _make_train_step(recipe, lopt, problem, mesh):
     """On the loss; some of the time, if the recipe says so, by imitation."""
     if recipe.scaling is not None:
-        problem = tasks.random_scaling(problem, recipe.scaling)
+        problem = problems.random_scaling(problem, recipe.scaling)
     curriculum = recipe.horizon()
     estimator = recipe.estimator.make(lopt, problem, mesh, curriculum)
     if not recipe.imitation:

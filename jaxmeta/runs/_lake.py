@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import base, tasks, training
-from jaxmeta.recipes import _config, _run, _settings
+from jaxmeta import base, recipes, tasks, training
+from jaxmeta.runs import _build, _folder
 
 # Percent; Lake et al., "The Omniglot challenge: a 3-year progress report", 2019, Table
 # 1, where learners see the background alphabets alone; Koch et al. 2015, Table 2, on
@@ -20,7 +20,7 @@ PUBLISHED = {
 }
 
 
-def lake_run(
+def lake(
     directory: str | os.PathLike[str], archive: str | os.PathLike[str]
 ) -> dict[str, Any]:
     """Adapts a run's best checkpoint to each of Lake's runs and counts its errors.
@@ -38,10 +38,10 @@ def lake_run(
         is none.
       FileNotFoundError: if there is no archive.
     """
-    run = _run.open_run(directory)
+    run = _folder.read(directory)
     recipe = run.recipe
-    is_omniglot = isinstance(recipe, _config.Recipe) and isinstance(
-        recipe.tasks, _settings.OmniglotTasks
+    is_omniglot = isinstance(recipe, recipes.Recipe) and isinstance(
+        recipe.tasks, recipes.OmniglotTasks
     )
     if not is_omniglot:
         raise ValueError(f"{run.name} was not trained on Omniglot, which `lake` needs.")
@@ -52,7 +52,7 @@ def lake_run(
             f"{run.name} tells {recipe.tasks.num_outputs} classes apart, but Lake's "
             f"runs have {ways}. Train it with `--ways {ways}`."
         )
-    meta_params = _run.best_meta_params(run, _run.build(recipe))
+    meta_params = _folder.best_meta_params(run, _build.build(recipe).like)
     key = jax.random.key(recipe.seed)
 
     def errors(statistics):

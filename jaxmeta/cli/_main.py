@@ -12,7 +12,7 @@ import rich.console
 import rich.table
 import tyro
 
-from jaxmeta import _console, _parsing, _processes
+from jaxmeta.cli import _console, _joining, _parsing
 
 _HELP = """\
 jaxmeta: functional meta-learning in JAX.
@@ -149,7 +149,7 @@ def _list(argv: list[str]) -> None:
 
 
 def _train(argv: list[str]) -> None:
-    from jaxmeta import recipes, training
+    from jaxmeta import recipes, runs, training
 
     name = recipes.DEFAULT
     if argv and not argv[0].startswith("-"):
@@ -187,10 +187,10 @@ def _train(argv: list[str]) -> None:
         description=f"{recipe.summary}. Published: {recipe.published or 'nothing'}. "
         "Other recipes: `jaxmeta list`.",
     )
-    _processes.check_options(args.coordinator, args.num_processes, args.process_id)
+    _joining.check_options(args.coordinator, args.num_processes, args.process_id)
     _start_jax()
-    if not _processes.join(args.coordinator, args.num_processes, args.process_id):
-        recipes.train_run(name, args.recipe, args.out)
+    if not _joining.join(args.coordinator, args.num_processes, args.process_id):
+        runs.train(name, args.recipe, args.out)
         return
     print(f"{name}: {recipe.summary}. Run folder: {args.out}")
     reports: list[training.Report] = []
@@ -203,7 +203,7 @@ def _train(argv: list[str]) -> None:
 
     with _console.Progress(args.recipe.steps) as progress:
         reports.append(progress.report)
-        summary = recipes.train_run(name, args.recipe, args.out, report)
+        summary = runs.train(name, args.recipe, args.out, report)
     _console.print_test(summary["test"])
     if summary["published"]:
         print(f"published: {summary['published']}")
@@ -221,13 +221,13 @@ def _train(argv: list[str]) -> None:
 def _evaluate(argv: list[str]) -> None:
     args = _parsing.parse(EvaluateArgs, argv, "evaluate")
     _start_jax()
-    from jaxmeta import recipes
+    from jaxmeta import runs
 
     is_run = (args.run / "config.json").exists()
     if is_run and not (args.run / "summary.json").exists():
         print("training is not finished: this is the best checkpoint so far")
     _console.print_test(
-        recipes.evaluate_run(
+        runs.evaluate(
             args.run, num_tasks=args.tasks, inner_steps=args.inner_steps, seed=args.seed
         )
     )
@@ -236,18 +236,18 @@ def _evaluate(argv: list[str]) -> None:
 def _adapt(argv: list[str]) -> None:
     args = _parsing.parse(AdaptArgs, argv, "adapt")
     _start_jax()
-    from jaxmeta import recipes
+    from jaxmeta import runs
 
-    for found in recipes.adapt_run(args.run, args.folder, inner_steps=args.inner_steps):
+    for found in runs.adapt(args.run, args.folder, inner_steps=args.inner_steps):
         print(f"{found.path}  {found.label}  {found.probability:.3f}")
 
 
 def _lake(argv: list[str]) -> None:
     args = _parsing.parse(LakeArgs, argv, "lake")
     _start_jax()
-    from jaxmeta import recipes
+    from jaxmeta import runs
 
-    found = recipes.lake_run(args.run, args.archive)
+    found = runs.lake(args.run, args.archive)
     for name, result in {"": found, "inductive ": found.get("inductive")}.items():
         if result is not None:
             print(f"{name}error {result['error']:.1f} ± {result['interval']:.1f} %")
@@ -258,9 +258,9 @@ def _lake(argv: list[str]) -> None:
 def _plot(argv: list[str]) -> None:
     args = _parsing.parse(PlotArgs, argv, "plot")
     _start_jax()
-    from jaxmeta import plots
+    from jaxmeta import runs
 
-    for path in plots.plot_run(args.run):
+    for path in runs.plot(args.run):
         print(path)
 
 
@@ -279,9 +279,9 @@ def _draw(run: pathlib.Path) -> None:
     except ImportError:
         print("no plots: pip install matplotlib, then jaxmeta plot", run)
         return
-    from jaxmeta import plots
+    from jaxmeta import runs
 
-    plots.plot_run(run)
+    runs.plot(run)
 
 
 def _start_jax() -> None:

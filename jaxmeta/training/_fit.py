@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import _checks, base
-from jaxmeta.training import _run_files, _step, _stream
+from jaxmeta.training import _run_files, _step, _streamed_steps
 
 Validate = Callable[[base.Params], Mapping[str, float]]
 Report = Callable[[Mapping[str, Any]], None]
@@ -83,7 +83,7 @@ def fit(
       >>> int(result.state.step)
       20
     """
-    check_counts(num_steps, log_every, validate_every, patience)
+    _checks.check_intervals(num_steps, log_every, validate_every, patience)
     if patience is not None and validate is None:
         raise ValueError("`patience` needs `validate`: nothing else is watched.")
     with _run_files.RunFiles(directory) as files:
@@ -92,7 +92,7 @@ def fit(
         run_chunk = jax.jit(_run_chunk, donate_argnums=1)
         if stream is not None:
             summarize = lambda infos: _means(_totals(infos))
-            run_chunk = _stream.chunk_runner(stream, int(state.step), summarize)
+            run_chunk = _streamed_steps.chunk_runner(stream, int(state.step), summarize)
 
         def out_of_patience():
             if patience is None:
@@ -179,22 +179,6 @@ def _check_validation(found):
             f"{sorted(found)}."
         )
     return found
-
-
-def check_counts(
-    num_steps: int, log_every: int, validate_every: int, patience: int | None
-) -> None:
-    """Raises ValueError unless these arguments of `fit` go together."""
-    _checks.check_int("num_steps", num_steps)
-    _checks.check_int("log_every", log_every)
-    _checks.check_int("validate_every", validate_every)
-    if validate_every % log_every:
-        raise ValueError(
-            f"`validate_every` must be a multiple of `log_every`, {log_every}, got "
-            f"{validate_every}."
-        )
-    if patience is not None:
-        _checks.check_int("patience", patience)
 
 
 def _check_finite(numbers, step, files):

@@ -1,16 +1,21 @@
 """All the plots of a run folder."""
 
+import functools
 import os
 import pathlib
 import textwrap
+from typing import TYPE_CHECKING
 
 import jax
 
-from jaxmeta import _json, base, training
-from jaxmeta.plots import _axes, _curves, _optimizers, _sheet, _trajectories
+from jaxmeta import _axes, _json, _pytrees, base, plots, recipes, rl
+from jaxmeta.runs import _build, _folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
+def plot(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     """Draws a run folder's `learning_curve`, `adaptation_curve` and `tasks`.
 
     They go to its `plots/` as PNG, each whole or not at all. The adaptation curve needs
@@ -26,11 +31,9 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
       OSError: if it cannot be written.
       ImportError: without matplotlib.
     """
-    from jaxmeta import recipes  # Only here: recipes depend on the command line's tyro.
-
     _axes.figure()  # Without matplotlib, fail first.
-    run = recipes.open_run(directory)
-    records = read_records(run)
+    run = _folder.read(directory)
+    records = _folder.read_records(run)
     folder = run.directory / "plots"
     of_optimizer = isinstance(run.recipe, recipes.OptimizerRecipe)
     tasks = getattr(run.recipe, "tasks", None)
@@ -57,16 +60,16 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
         if not of_optimizer and len(test["loss"]["mean"]) == 1:
             return {}  # No inner steps, so nothing that would be a curve.
         if not of_optimizer:
-            return {"adaptation_curve": draw_panels(_curves.adaptation_curve, test)}
+            return {"adaptation_curve": draw_panels(plots.adaptation_curve, test)}
         curves = _axes.figure(width=7)
-        _optimizers.optimizer_curves(test["optimizers"], ax=curves.subplots())
+        plots.optimizer_curves(test["optimizers"], ax=curves.subplots())
         curves.suptitle(f"{run.name}, {test['num_problems']:,} problems")
         responses = _axes.figure(width=6)
-        _optimizers.update_against_gradient(test["responses"], ax=responses.subplots())
+        plots.update_against_gradient(test["responses"], ax=responses.subplots())
         responses.suptitle(f"{run.name}: the update of one parameter")
         return {"optimizer_curves": curves, "update_against_gradient": responses}
 
-    figures = {"learning_curve": draw_panels(_curves.learning_curve, records)}
+    figures = {"learning_curve": draw_panels(plots.learning_curve, records)}
     if (path := run.directory / "summary.json").exists():
         try:
             summary = _json.loads(path.read_text())
@@ -79,7 +82,7 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
             main.supxlabel(note, x=0.01, ha="left", fontsize="small", color="0.3")
         figures |= drawn
     if isinstance(tasks, recipes.NavigationTasks):
-        figures["trajectories"] = draw_policy(run)
+        figures["trajectories"] = draw_walks(run)
         figures["trajectories"].suptitle(f"{run.name}: three test tasks")
     elif not of_optimizer and not of_policy:
         figures["tasks"] = _draw_tasks(run.recipe)
@@ -87,45 +90,46 @@ def plot_run(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     return [_save(figure, folder / f"{name}.png") for name, figure in figures.items()]
 
 
-def read_records(run):
-    """Reads a run's metrics; raises ValueError where there are none yet."""
-    path = run.directory / "metrics.jsonl"
-    records = training.read_metrics(path) if path.exists() else []
-    if not records:
-        raise ValueError(
-            f"{run.directory} has no metrics yet: `jaxmeta train {run.name} --out "
-            f"{run.directory}` goes on with it."
-        )
-    return records
-
-
 def _draw_tasks(recipe):
     # A Partial's arrays are arguments of jit.
-    sample_task = base.as_partial(recipe.tasks.splits().test)
+    sample_task = _pytrees.as_partial(recipe.tasks.splits().test)
     sample = jax.jit(lambda sample_task, key: sample_task(key))
     figure = _axes.figure(width=12)
     axes = figure.subplots(1, 3)
     keys = jax.random.split(jax.random.key(recipe.seed), 3)
     for ax, key in zip(axes, keys, strict=True):
-        _sheet.task_sheet(sample(sample_task, key), ax=ax)
+        plots.task_sheet(sample(sample_task, key), ax=ax)
     if axes[0].images:
-        _sheet.fit_to_sheets(figure)
+        _axes.fit_to_sheets(figure)
     return figure
 
 
-def draw_policy(run):
+def draw_walks(run: _folder.Run) -> "Figure":
     """Draws walks to three test goals, before and after adaptation."""
-    from jaxmeta import recipes
-
-    parts = recipes.build(run.recipe)
-    meta_params = recipes.best_meta_params(run, parts)
-    learner = run.recipe.make_learner()
+    parts = _build.build(run.recipe)
+    meta_params = _folder.best_meta_params(run, parts.like)
+    env, learner = run.recipe.tasks.environment, run.recipe.make_learner()
     figure = _axes.figure(width=12)
     keys = jax.random.split(jax.random.key(run.recipe.seed), 3)
     for ax, key in zip(figure.subplots(1, 3), keys, strict=True):
-        environment = run.recipe.tasks.environment
-        _trajectories.draw_adaptation(environment, learner, meta_params, key, ax)
+        goal, rollouts = _walk(env, learner, meta_params, key)
+        plots.trajectories(rollouts, goal=goal, ax=ax)
     return figure
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _walk(env, learner, meta_params, key):
+    """A fresh task, and the rollouts before and after the learner's inner steps."""
+    task_key, adapt_key, *keys = jax.random.split(key, 4)
+    task = env.sample_task(task_key)
+    adapted, _ = learner.adapt(adapt_key, meta_params, task)
+    if isinstance(adapted, base.Adapted):  # The inner rule has state.
+        adapted = adapted.params
+    rollouts = [
+        rl.rollout(k, learner.loop.policy, params, env, task, num_episodes=5)
+        for k, params in zip(keys, (meta_params, adapted), strict=True)
+    ]
+    return task, rollouts
 
 
 def _save(figure, path):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _pytrees, base
 
 
 def random_scaling(
@@ -29,13 +29,13 @@ def random_scaling(
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
-      >>> problem = random_scaling(jm.tasks.quadratics(dim=2))
+      >>> problem = random_scaling(jm.problems.quadratics(dim=2))
       >>> instance, scales = problem.sample(jax.random.key(0))
       >>> scales.shape
       (2,)
     """
     _checks.check_positive("reach", reach)
-    problem = base.as_pytree(problem)
+    problem = _pytrees.as_pytree(problem)
 
     def sample(problem, key):
         instance_key, scale_key, init_key = jax.random.split(key, 3)

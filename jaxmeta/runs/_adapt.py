@@ -8,19 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import base, tasks
-from jaxmeta.recipes import _config, _policy_settings, _run, _settings
+from jaxmeta import _images, base, recipes, tasks
+from jaxmeta.runs import _build, _folder
 
 
 class Prediction(NamedTuple):
-    """What `adapt_run` says of one unlabelled image."""
+    """What `adapt` says of one unlabelled image."""
 
     path: pathlib.Path
     label: str
     probability: float
 
 
-def adapt_run(
+def adapt(
     directory: str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
@@ -40,10 +40,10 @@ def adapt_run(
       ValueError: if the run is not of images, there are no or too many labels, or no
         image to predict.
     """
-    run = _run.open_run(directory)
+    run = _folder.read(directory)
     recipe = run.recipe
-    if not isinstance(recipe, _config.Recipe) or isinstance(
-        recipe.tasks, _settings.SinusoidTasks | _policy_settings.PolicyTasks
+    if not isinstance(recipe, recipes.Recipe) or isinstance(
+        recipe.tasks, recipes.SinusoidTasks | recipes.PolicyTasks
     ):
         raise ValueError(f"{run.name} was not trained on images, which `adapt` needs.")
     ways = recipe.tasks.num_outputs
@@ -57,8 +57,8 @@ def adapt_run(
             f"{folder} has {len(labels)} labels, but {run.name} tells {ways} apart. "
             "Train with more `--ways`, or leave labels out."
         )
-    parts = _run.build(recipe)
-    meta_params = _run.best_meta_params(run, parts)
+    parts = _build.build(recipe)
+    meta_params = _folder.best_meta_params(run, parts.like)
     steps = recipe.learner.test_inner_steps if inner_steps is None else inner_steps
     # Statistics of the labelled images: what else is to be predicted changes nothing.
     learner = recipe.make_learner("support", inner_steps=steps)
@@ -87,11 +87,7 @@ def _read_images(folder, size):
         images[:count]
         for images, count in zip(classes.images, classes.num_examples, strict=True)
     ]
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in tasks.IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    paths = _images.image_paths(folder)
     if not paths:
         raise ValueError(
             f"{folder} has no image to predict: put unlabelled images beside the "

@@ -1,0 +1,17 @@
+"""Families of problems for optimizers to run on: `OptimizationProblem`s."""
+
+from jaxmeta.problems._classification import classification
+from jaxmeta.problems._quadratics import quadratics
+from jaxmeta.problems._scaling import random_scaling
+from jaxmeta.problems._synthetic import (
+    language_model,
+    softmax_regression,
+)
+
+__all__ = [
+    "classification",
+    "language_model",
+    "quadratics",
+    "random_scaling",
+    "softmax_regression",
+]

@@ -1,0 +1,139 @@
+"""The run folder: its configuration, checkpoints and records.
+
+A folder holds `config.json` (the recipe), `metrics.jsonl`, `checkpoints/`,
+`summary.json` once trained, and `plots/`.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jaxmeta import _json, _lock, _processes, base, recipes, training
+
+
+class Run(NamedTuple):
+    """A run folder and what its configuration says."""
+
+    directory: pathlib.Path
+    name: str
+    recipe: Any  # of `jaxmeta.recipes`
+
+
+def read(directory: str | os.PathLike[str]) -> Run:
+    """Reads the configuration of a run folder.
+
+    Raises:
+      ValueError: if it is none, or its configuration is damaged or of another version.
+    """
+    directory = pathlib.Path(directory)
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        return Run(directory, config["name"], recipes.from_json(config["recipe"]))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{directory} is no run folder: it has no config.json. `jaxmeta train` "
+            "makes one."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+
+
+def read_records(run: Run) -> list[dict[str, Any]]:
+    """Reads a run's metrics; raises ValueError where there are none yet."""
+    path = run.directory / "metrics.jsonl"
+    records = training.read_metrics(path) if path.exists() else []
+    if not records:
+        raise ValueError(
+            f"{run.directory} has no metrics yet: `jaxmeta train {run.name} --out "
+            f"{run.directory}` goes on with it."
+        )
+    return records
+
+
+def best_meta_params(run: Run, like: base.TrainState) -> base.Params:
+    """Restores what a run's best checkpoint holds; `like` is shaped like its state."""
+    path = run.directory / "checkpoints"
+    checkpoints = training.open_checkpoints(path) if path.is_dir() else None
+    last = None if checkpoints is None else checkpoints.last_step()
+    if checkpoints is None or last is None:
+        raise ValueError(
+            f"{run.directory} has no checkpoint yet: `jaxmeta train {run.name} --out "
+            f"{run.directory}` goes on with it."
+        )
+    best, _ = checkpoints.best()
+    state = checkpoints.restore(last if best is None else best, like)
+    checkpoints.close()
+    return state.meta_params
+
+
+def check_unclaimed(run: Run) -> None:
+    """Raises if the folder holds what another configuration saved."""
+    has_checkpoints = any((run.directory / "checkpoints").glob("*"))
+    if not (run.directory / "config.json").exists():
+        if has_checkpoints:
+            raise ValueError(
+                f"`--out` holds another run: {run.directory} has checkpoints, but no "
+                "config.json. Choose another."
+            )
+        return
+    found = read(run.directory)
+    if not has_checkpoints and not (run.directory / "summary.json").exists():
+        return  # It was stopped before anything was saved.
+    ours, theirs = (
+        _flatten({"recipe": r.name, **recipes.to_json(r.recipe)}) for r in (run, found)
+    )
+    # Words may be mended and data moved.
+    free = {"summary", "published", "protocol", "tasks.data_dir", "problem.data_dir"}
+    differing = [
+        f"`{field}` is {theirs.get(field)!r}, here {ours.get(field)!r}"
+        for field in sorted((ours | theirs).keys() - free)
+        if ours.get(field) != theirs.get(field)
+    ]
+    if differing:
+        raise ValueError(
+            f"`--out` holds another run: in {run.directory}, {'; '.join(differing)}. "
+            "Repeat its options to go on with it, or choose another."
+        )
+
+
+@contextlib.contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Makes the run folder, keeps others out and writes its configuration.
+
+    Of processes that train together, the first does so.
+    """
+    if not _processes.is_main_process():
+        yield
+        return
+    config = {"name": run.name, "recipe": recipes.to_json(run.recipe)}
+    with contextlib.ExitStack() as stack:
+        try:
+            run.directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(_lock.locked(run.directory))
+            check_unclaimed(run)  # Nobody may have been faster.
+            write_json(run.directory / "config.json", config)
+        except OSError as error:
+            raise OSError(
+                f"`--out` cannot be written: {run.directory} ({error.strerror}). "
+                "Choose another."
+            ) from error
+        yield
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}.{key}" if prefix else key
+        flat |= _flatten(value, path) if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes whole or not at all."""
+    new = path.with_suffix(".tmp")
+    new.write_text(_json.dumps(content, indent=1) + "\n")
+    os.replace(new, path)

@@ -1,0 +1,79 @@
+"""A recipe, trained and tested in a run folder."""
+
+import importlib.metadata
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+
+from jaxmeta import _json, _processes, recipes, training
+from jaxmeta.runs import _build, _folder, _parts
+
+
+def train(
+    name: str,
+    recipe: recipes.Training,
+    directory: str | os.PathLike[str],
+    report: training.Report | None = None,
+) -> dict[str, Any]:
+    """Trains and tests a recipe in `directory`, or goes on where it was interrupted.
+
+    Returns:
+      What `summary.json` says. A finished run is not touched again.
+
+    Raises:
+      ValueError: if the folder holds a run of another configuration, or another process
+        trains in it.
+      OSError: if it cannot be written.
+    """
+    run = _folder.Run(pathlib.Path(directory), name, recipe)
+    _folder.check_unclaimed(run)
+    path = run.directory / "summary.json"
+    if not path.exists():
+        parts = _build.build(
+            recipe
+        )  # Before the folder is made: wrong settings leave none.
+        with _folder.claimed(run):
+            summary = _train(run, parts, report)
+            if _processes.is_main_process():
+                _folder.write_json(path, summary)
+        _processes.wait_for_processes("summary.json is written")
+    return _json.loads(path.read_text())
+
+
+def _train(
+    run: _folder.Run, parts: _parts.Parts, report: training.Report | None
+) -> dict[str, Any]:
+    """Returns the summary."""
+    recipe = run.recipe
+    result = training.fit(
+        parts.train_step,
+        num_steps=recipe.steps,
+        key=parts.train_key,
+        directory=run.directory,
+        log_every=recipe.log_every,
+        validate=parts.validate,
+        validate_every=recipe.validate_every,
+        patience=recipe.patience,
+        report=report,
+    )
+    _processes.wait_for_processes("metrics.jsonl is written")
+    records = training.read_metrics(run.directory / "metrics.jsonl")
+    return {
+        "recipe": run.name,
+        "published": recipe.published,
+        "protocol": recipe.protocol,
+        "test": parts.test(result.best.meta_params),
+        "steps": int(result.state.step),
+        "best_step": int(result.best.step),
+        "stopped_early": result.stopped_early,
+        "train_seconds": round(sum(record["seconds"] for record in records), 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "versions": {
+            package: importlib.metadata.version(package)
+            for package in ("jaxmeta", "jax", "jaxlib", "flax", "optax")
+        },
+    }
