@@ -1,6 +1,7 @@
 """jaxmeta in `meta_step.py`: the public way to a training step, and its tasks."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -31,12 +32,14 @@ def save_tasks(setting, folder, cores):
     """Saves the tasks that jaxmeta's first step draws, for the others."""
 
     def report_the_task(learner):
+        told = lambda task: jm.MetaGradInfo(jnp.zeros(()), {}, task)
         return learner._replace(
-            meta_grad=lambda key, meta_params, task, **extra: (meta_params, task)
+            meta_grad=lambda key, meta_params, task, **_: (meta_params, told(task))
         )
 
     step, state = make_step(setting, folder, cores, change=report_the_task)
-    _, tasks = jax.jit(lambda step, state: step(state))(step, state)
+    _, info = jax.jit(lambda step, state: step(state))(step, state)
+    tasks = info.adapt
     np.savez(
         folder / "tasks.npz",
         support_inputs=tasks.support.inputs,

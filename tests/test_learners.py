@@ -138,7 +138,8 @@ def test_bfloat16_parameters_stay_bfloat16(row, key):
 
 def test_many_bfloat16_tasks_in_chunks():
     """A sum of 1,024 ones in bfloat16 would stop at 256."""
-    ones = lambda key, meta_params, task, **_: (jnp.ones_like(meta_params), None)
+    info = jm.MetaGradInfo(jnp.zeros(()), {}, None)
+    ones = lambda key, meta_params, task, **_: (jnp.ones_like(meta_params), info)
     learner = maml()._replace(meta_grad=ones)
     for chunk in (1, 1024):
         estimator = jm.estimators.over_tasks(
