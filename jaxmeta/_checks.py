@@ -191,8 +191,8 @@ def check_like(name: str, tree: Any, like: Any) -> None:
             for a, b in (shapes, reversed(shapes))
         )
         raise ValueError(
-            f"`{name}` is of another architecture: got {got}, expected {expected}. "
-            "Give the sizes that it was made with, or draw a new one by `init`."
+            f"`{name}` does not match this architecture: got {got}, expected "
+            f"{expected}. Give the sizes that it was made with, or draw a new one by `init`."
         )
 
 

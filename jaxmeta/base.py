@@ -375,7 +375,7 @@ class TaskStream(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """Everything a run needs to go on, and nothing else."""
+    """Everything required to resume a run, and nothing else."""
 
     step: jax.Array  # [] int32, meta-steps made
     meta_params: Params

@@ -71,7 +71,7 @@ def check_gradient_field(
     reversal, straight-through rounding, gradients clipped or made up inside the model.
     The Jacobian of such a gradient is not symmetric, u . J v differs from v . J u, and
     Hessian-vector products forward over reverse are wrong. Learners with hvp="auto"
-    find the redefined derivatives themselves; this tells you whether it was for a
+    find the redefined derivatives themselves; this reports whether it was for a
     reason, or whether hvp="forward-over-reverse" is right and cheaper.
 
     Args:

@@ -110,15 +110,15 @@ def test_one_truncation_is_the_whole_run(key):
         chex.assert_trees_all_close((grads, info), (expected, expected_info))
 
 
-def test_stretches_follow_one_another(key):
-    """Three stretches pass through the points of one whole run; then it starts anew."""
+def test_truncations_follow_one_another(key):
+    """Three truncations pass through one whole run's points; then it starts anew."""
     with jax.enable_x64(True):
         lopt, estimator = _lstm(), _truncated(num_problems=2)
         theta, runs = estimator.init(key)
         tx = lopt.transform(theta)
         grad_fn = jax.vmap(jax.grad(PROBLEM.loss), (0, 0, None))
         params, state = runs.params, jax.vmap(tx.init)(runs.params)
-        for stretch in range(1, 4):
+        for truncation in range(1, 4):
             grads, runs, info = estimator.estimate(key, theta, runs)
             losses = []
             for _ in range(2):
@@ -130,7 +130,7 @@ def test_stretches_follow_one_another(key):
                 )
             chex.assert_trees_all_close(runs.params, params, rtol=1e-10)
             chex.assert_trees_all_close(info.loss, jnp.mean(jnp.stack(losses), 0))
-            assert runs.step.tolist() == [2 * stretch] * 2
+            assert runs.step.tolist() == [2 * truncation] * 2
             assert optax.tree.norm(grads) > 0
         _, after, _ = estimator.estimate(key, theta, runs)
         assert after.step.tolist() == [2, 2]
@@ -138,7 +138,7 @@ def test_stretches_follow_one_another(key):
 
 
 def test_a_learned_initial_state_has_a_gradient(key):
-    """Through the start of a run, in the stretch that makes it."""
+    """Through the start of a run, in the truncation that makes it."""
 
     def transform(theta):
         def update(updates, state, params=None, **extra_args):
@@ -206,7 +206,7 @@ def test_horizons_are_log_uniform(key):
     horizons = np.asarray(runs.horizon)
     assert set(horizons % 4) == {0}
     assert (horizons.min(), horizons.max()) == (4, 64)
-    # Of s = 1 ... 16 stretches each has the share log((s + 1) / s) / log(17).
+    # Truncation s = 1 ... 16 has the share log((s + 1) / s) / log(17).
     for s in (1, 2, 16):
         expected = np.log((s + 1) / s) / np.log(17)
         deviation = np.sqrt(expected * (1 - expected) / 4000)
@@ -231,7 +231,7 @@ def test_staggered_runs_are_of_every_age(key):
 
 
 def test_weights_are_those_of_the_steps(key):
-    """A weight on the last of six steps alone, over three stretches."""
+    """A weight on the last of six steps alone, over three truncations."""
     with jax.enable_x64(True):
         estimator = _truncated(weight=lambda t: jnp.where(t == 6, 1.0, 0.0))
         theta, runs = estimator.init(key)

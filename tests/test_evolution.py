@@ -47,19 +47,19 @@ def _assert_unbiased(draws, expected, most_error):
     assert (standard_error < most_error * np.abs(expected)).all()
 
 
-def _sum_over_a_run(estimator, theta, key, num_stretches):
-    """Gradients of fresh runs summed over their stretches, one draw for each key."""
+def _sum_over_a_run(estimator, theta, key, num_truncations):
+    """Gradients of fresh runs summed over their truncations, one draw for each key."""
     _, carry = estimator.init(key)
     is_over = carry.runs._replace(step=carry.runs.horizon)
     carry, total = carry._replace(runs=is_over), 0.0
-    for stretch_key in jax.random.split(key, num_stretches):
-        grads, carry, _ = estimator.estimate(stretch_key, theta, carry)
+    for truncation_key in jax.random.split(key, num_truncations):
+        grads, carry, _ = estimator.estimate(truncation_key, theta, carry)
         total = total + grads
     return total
 
 
 @pytest.mark.parametrize("noise", ["persistent", "shared"])
-def test_stretches_sum_to_the_whole_gradient(noise, key):
+def test_truncations_sum_to_the_whole_gradient(noise, key):
     """With little noise the smoothed loss is the loss."""
     with jax.enable_x64(True):
         theta = jnp.array([0.1, 0.2])
@@ -87,8 +87,8 @@ def test_fresh_noise_is_biased(key):
         def truncated_run(key):
             _, runs = truncated.init(key)
             total = 0.0
-            for stretch_key in jax.random.split(key, 3):
-                grads, runs, _ = truncated.estimate(stretch_key, theta, runs)
+            for truncation_key in jax.random.split(key, 3):
+                grads, runs, _ = truncated.estimate(truncation_key, theta, runs)
                 total = total + grads
             return total
 
@@ -110,7 +110,7 @@ def test_es_is_the_whole_gradient(key):
 
 
 def test_one_pair_by_hand(key):
-    """The estimate of one pair over two stretches, from the carry's own noise."""
+    """The estimate of one pair over two truncations, from the carry's own noise."""
     theta, sigma = jnp.array([0.1, 0.2]), 0.05
     estimator = jm.estimators.pes(
         _rates(), PROBLEM, unroll=1, horizon=2, num_problems=1, sigma=sigma

@@ -18,7 +18,7 @@ def _imitation(lopt, **options):
 
 
 def test_gradient_agrees_with_a_plain_loop(key):
-    """Two stretches along Adam's path, the state carried and detached between them."""
+    """Two truncations along Adam's path, the state carried, detached between them."""
     with jax.enable_x64(True):
         lopt = jm.optimizers.lstm(4)
         estimator = _imitation(lopt)

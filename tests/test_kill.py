@@ -1,4 +1,4 @@
-"""A run killed by the system goes on as if it had not been."""
+"""A run killed by the system resumes with identical results."""
 
 import json
 import os

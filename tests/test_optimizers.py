@@ -877,7 +877,9 @@ def test_learned_sgd_takes_the_rate_of_its_step(key):
 
 def test_learned_rate_names_a_theta_that_is_no_rate():
     lopt = jm.optimizers.learned_rate(optax.sgd)
-    with pytest.raises(ValueError, match=r"`theta` is of another architecture.*init"):
+    with pytest.raises(
+        ValueError, match=r"`theta` does not match this architecture.*init"
+    ):
         lopt.transform(jnp.ones(2))
 
 

@@ -179,5 +179,7 @@ def test_lake_names_runs_that_do_not_fit(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="was not trained on Omniglot"):
         runs.lake(other, "all_runs.zip")
     few = start("anil-omniglot-5w1s", _in_small("anil-omniglot-5w1s"))
-    with pytest.raises(ValueError, match="tells 3 classes apart, but Lake's runs have"):
+    with pytest.raises(
+        ValueError, match="distinguishes 3 classes, but Lake's runs have"
+    ):
         runs.lake(few, "all_runs.zip")

@@ -199,7 +199,7 @@ class TestEvaluate:
 
     def test_parameters_of_another_model_are_named(self, key):
         with pytest.raises(
-            ValueError, match="`meta_params` is of another architecture"
+            ValueError, match="`meta_params` does not match this architecture"
         ):
             jm.training.evaluate(maml(), {}, regression_task, num_tasks=2, key=key)
 

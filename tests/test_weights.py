@@ -80,7 +80,7 @@ def test_weights_of_another_architecture(key, tmp_path):
     path = tmp_path / "mine.safetensors"
     jm.optimizers.save(path, _lopt().init(key))
     like = jm.optimizers.lstm(4).init(key)
-    with pytest.raises(ValueError, match="`path` is of another architecture"):
+    with pytest.raises(ValueError, match="`path` does not match this architecture"):
         jm.optimizers.load(path, like=like)
 
 

@@ -46,7 +46,7 @@ def join(
             )
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             mend = (
-                "No cluster tells who trains: give HOST:PORT"
+                "No cluster environment detected: give HOST:PORT"
                 if address is None
                 else "Is the address right, and every process's id another?"
             )

@@ -25,7 +25,7 @@ jaxmeta: functional meta-learning in JAX.
   jaxmeta plot RUN                      draw learning and adaptation curves
   jaxmeta report RUN...                 one HTML page about a run, or several
 
-`jaxmeta COMMAND --help` tells more; `jaxmeta train RECIPE --help` lists all settings.
+`jaxmeta COMMAND --help` says more; `jaxmeta train RECIPE --help` lists all settings.
 """
 
 
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxmeta: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\njaxmeta: interrupted; the same command goes on.", file=sys.stderr)
+        print("\njaxmeta: interrupted; rerun the command to resume.", file=sys.stderr)
         return 130
     return 0
 
@@ -167,10 +167,10 @@ def _train(argv: list[str]) -> None:
     class TrainArgs:
         recipe: recipes.Recipe | recipes.OptimizerRecipe
         out: pathlib.Path = pathlib.Path("runs") / name
-        """The run folder; an interrupted run in it is gone on with."""
+        """The run folder; resumed if interrupted."""
         coordinator: str | None = None
         """HOST:PORT of the first process, when several train together, on one machine
-        or on many that share the run folder; "auto" where the cluster tells (Slurm,
+        or on many that share the run folder; "auto" in a cluster environment (Slurm,
         GKE, TPU pods)."""
         num_processes: int | None = None
         """How many train together."""
@@ -297,7 +297,7 @@ def _start_jax() -> None:
 
 
 def _count_cores() -> int:
-    """Those that this process may use, where the system tells."""
+    """Those that this process may use, where the system reports them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -101,7 +101,7 @@ def pes(
 ) -> base.GradientEstimator:
     r"""Persistent evolution strategies: unbiased though truncated.
 
-    Each pair of runs goes on between meta-steps under its own perturbations, which add
+    Each pair of runs continues across meta-steps under its own perturbations, which add
     up to :math:`\xi_t = \sum_{\tau \le t} \epsilon_\tau`:
 
     .. math::
@@ -172,7 +172,7 @@ def pes(
         grads, after, info = pair_gradient(
             run_key, problem, theta, perturbation, total, runs
         )
-        if noise == "fresh":  # All go on where the unperturbed run is.
+        if noise == "fresh":  # All continue from the unperturbed run.
             after = jax.tree.map(lambda x: jnp.broadcast_to(x[2], x.shape), after)
         return grads, (EvolutionCarry(after, total), info)
 

@@ -112,7 +112,7 @@ def start(
     unroll: int = 1,
     meta_step: Any = 0,
 ) -> Run:
-    """Draws an instance, where to start, and how long to go on."""
+    """Draws an instance, where to start, and for how long to run."""
     sample_key, init_key, horizon_key = jax.random.split(key, 3)
     instance = problem.sample(sample_key)
     params = _dtypes.as_arrays(problem.init(init_key, instance))

@@ -295,7 +295,7 @@ class _LearnerFunctions(NamedTuple):
 def _draw(key, examples, batch_size, loss):
     """Draws a minibatch of at most `batch_size` distinct examples.
 
-    Padding comes last. Only the loss tells whether rows of zeros are that.
+    Padding comes last. Only the loss knows whether rows of zeros are padding.
     """
     num_examples = jax.tree.leaves(examples)[0].shape[0]
     if batch_size >= num_examples:

@@ -57,7 +57,7 @@ def maml_plus_plus(
       and not adapted; statistics are those of the set that passes, at each step anew,
       so that no running mean is shared between steps.
 
-    The paper's cosine annealing of the outer rate (CA) belongs into the outer chain.
+    The paper's cosine annealing of the outer rate (CA) belongs in the outer chain.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
@@ -76,7 +76,7 @@ def maml_plus_plus(
     Returns:
       A `MetaLearner` with meta-parameters `MamlPlusPlusParams(params, rates)`. The two
       annealings go by `meta_grad`'s `step`, which `jaxmeta.training.make_train_step`
-      passes; without it they are over. More inner steps in `evaluate` go on with the
+      passes; without it they are over. More inner steps in `evaluate` repeat the
       last rates and scales.
 
     Raises:
@@ -125,7 +125,7 @@ def maml_plus_plus(
         del key, support
         _checks.check_type("meta_params", meta_params, MamlPlusPlusParams)
         adapted, per_step = _partial.split(meta_params.params, is_adapted)
-        # As many as were learned; other numbers of steps go on with the last.
+        # As many as were learned; further steps repeat the last.
         num_steps = jax.tree.leaves(meta_params.rates)[0].shape[0]
 
         def to_params(variables, step):

@@ -63,7 +63,7 @@ class LogitsFn(Protocol):
 
 
 class Head(NamedTuple):
-    """What stands on the embeddings, which are `Examples`: [N, D] beside [N, W].
+    """Classifier head on the embeddings, which are `Examples`: [N, D] beside [N, W].
 
     Rows of zeros in targets are padding, columns of zeros in the support's targets are
     classes without examples; a head leaves both out. All but `init` and `regularizer`

@@ -51,7 +51,7 @@ def reptile(
       inner_steps: K. Static.
       batch_size: support examples of an inner step, drawn anew for each, without
         replacement; None is all of them. A smaller support set is taken whole. Static.
-      keep_inner_state: go on with the inner rule's state from task to task, as the
+      keep_inner_state: carry the inner rule's state from task to task, as the
         released code does with Adam's. The outer rule must then be
         `jaxmeta.learners.reptile_outer_tx(outer_tx)`: any other one spoils the state,
         and the loss turns NaN after some steps. Static.

@@ -32,7 +32,7 @@ def ridge(
     loss: base.LossFn = losses.cross_entropy,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an embedding on which ridge regression tells the classes apart.
+    r"""Learns an embedding on which ridge regression separates the classes.
 
     With the N support embeddings X and their one-hot targets Y,
 

@@ -39,7 +39,7 @@ def svm(
     loss: base.LossFn = losses.cross_entropy,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an embedding on which a support vector machine tells the classes apart.
+    r"""Learns an embedding on which a support vector machine separates the classes.
 
     The machine is Crammer and Singer's, on the support embeddings :math:`x_n` of class
     :math:`y_n`:

@@ -56,8 +56,8 @@ def lstm(
 
     Raises:
       ValueError: if a size is not a positive int, or `preprocess` adds no axis; from
-        `transform`, if `theta` is of another architecture; from the transformation's
-        `init`, if parameters are complex.
+        `transform`, if `theta` does not match this architecture; from the
+        transformation's `init`, if parameters are complex.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

@@ -65,8 +65,8 @@ def ntm_bfgs(
 
     Raises:
       ValueError: if a size is not a positive int or `num_averaged` is more than
-        `hidden_size`; from the transformation, if `theta` is of another architecture,
-        or parameters are complex.
+        `hidden_size`; from the transformation, if `theta` does not match this
+        architecture, or parameters are complex.
 
     Differs from the paper:
       Which leaves open where the matrix starts: here, as BFGS, at the identity; how it

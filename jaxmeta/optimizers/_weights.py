@@ -65,7 +65,7 @@ def pretrained(name: str) -> optax.GradientTransformationExtraArgs:
       name: "lstm-mlp", for some hundred updates of small networks;
         "rnnprop-mlp", slower at first, which lasts, with ReLU too; or
         "lstm-quadratic", for quadratics of ten dimensions.
-        `load_pretrained(name).card` tells how they were trained, and where they fail.
+        `load_pretrained(name).card` says how they were trained, and where they fail.
 
     Raises:
       ValueError: if `name` is unknown.
@@ -163,7 +163,8 @@ def load(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mapping[str, 
       Theta, in the types of `like`, and the card.
 
     Raises:
-      ValueError: if there is no such file, or it is damaged or of another architecture.
+      ValueError: if there is no such file, or it is damaged or does not match this
+        architecture.
     """
     reading = path = _checked(path)
     try:
@@ -182,7 +183,7 @@ def load(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mapping[str, 
     found = {name: describe(array) for name, array in arrays.items()}
     if found != expected:
         raise ValueError(
-            f"`path` is of another architecture: {path} has {found}, expected "
+            f"`path` does not match this architecture: {path} has {found}, expected "
             f"{expected}."
         )
     leaves = [jnp.asarray(arrays[name], jnp.result_type(leaf)) for name, leaf in named]

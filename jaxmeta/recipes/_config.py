@@ -54,7 +54,7 @@ class Training:
     """Decides everything random."""
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot be."""
+        """Raises ValueError for invalid settings."""
         _checks.check_intervals(
             num_steps=self.steps,
             log_every=self.log_every,
@@ -99,7 +99,7 @@ class Recipe(Training):
     """What the model computes in; meta-parameters stay as they are."""
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot be."""
+        """Raises ValueError for invalid settings."""
         super().check()
         for name in ("num_tasks", "validation_tasks", "test_tasks"):
             _checks.check_int(name, getattr(self, name))
@@ -171,7 +171,7 @@ class OptimizerRecipe(Training):
     """Meta-train on randomly scaled problems, factors up to exp of this."""
 
     def check(self) -> None:
-        """Raises ValueError for settings that cannot be."""
+        """Raises ValueError for invalid settings."""
         super().check()
         for name in ("validation_problems", "test_problems", "test_steps"):
             _checks.check_int(name, getattr(self, name))

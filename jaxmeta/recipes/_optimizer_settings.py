@@ -25,7 +25,7 @@ class QuadraticProblem:
     dim: int = 10
     """Parameters."""
     distribution: Literal["uniform", "gaussian"] = "uniform"
-    """Of the entries of W and y: that of the paper's figure, or of its text."""
+    """Distribution of W and y: uniform (the paper's figure) or Gaussian (its text)."""
 
     def splits(self) -> ProblemSplits:
         """Builds the problems; train and test differ in their keys."""
@@ -216,7 +216,7 @@ Curriculum: TypeAlias = Callable[[jax.Array], jax.Array]  # of the meta-step
 
 @dataclasses.dataclass(frozen=True)
 class _Stretches:
-    """Runs that meta-steps advance a stretch at a time."""
+    """Runs that each meta-step advances by one truncation."""
 
     unroll: int = 20
     """Updates a meta-step."""
@@ -236,7 +236,7 @@ class _Stretches:
 
 @dataclasses.dataclass(frozen=True)
 class TruncatedBptt(_Stretches):
-    """Back-propagation through stretches of runs."""
+    """Truncated back-propagation through runs."""
 
     second_order: bool = True
     """Differentiate the gradients that the optimizer sees."""

@@ -90,7 +90,7 @@ class PolicyMamlLearner(_learner_settings.Learner):
     surrogate: Literal["loaded-dice", "dice", "low-variance", "log-likelihood"] = (
         "low-variance"
     )
-    """What inner gradients are gradients of."""
+    """Inner surrogate objective."""
     sampling_term: float = 0.0
     """Weight of the meta-gradient of where inner episodes go: E-MAML."""
     first_order: bool = False

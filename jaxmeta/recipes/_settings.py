@@ -172,7 +172,7 @@ class Conv4Model:
     """Four blocks of 3x3 convolution, batch normalisation and ReLU."""
 
     filters: int = 64
-    """Of every convolution."""
+    """Filters per convolution."""
     strided: bool = True
     """Halve the image by strides (MAML on Omniglot) rather than by pooling."""
     norm: Literal["batch"] | None = "batch"
@@ -194,7 +194,7 @@ class FilmConv4Model:
     """Conv4 with a layer that CAVIA's context scales and shifts."""
 
     filters: int = 64
-    """Of every convolution."""
+    """Filters per convolution."""
     strided: bool = True
     """Halve the image by strides rather than by pooling."""
     norm: Literal["batch"] | None = "batch"
@@ -216,7 +216,7 @@ class RelationModel:
     """The embedding of relation networks, which keeps maps."""
 
     filters: int = 64
-    """Of every convolution."""
+    """Filters per convolution."""
     norm: Literal["batch"] | None = "batch"
     """Batch normalisation, or none."""
 

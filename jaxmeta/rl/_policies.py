@@ -139,7 +139,7 @@ def categorical_policy(model: base.ModelLike) -> Policy:
 
     def apply(params, observations):
         logits = net.apply(params, observations)
-        # Finite, for 0 * inf is not a number: entropies and divergences have such.
+        # Finite, because 0 * inf, which occurs in entropies and divergences, is NaN.
         return Categorical(jnp.maximum(logits, jnp.finfo(logits.dtype).min / 4))
 
     def sample(key, p):

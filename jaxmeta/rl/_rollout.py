@@ -32,7 +32,7 @@ def rollout(
     """Draws episodes.
 
     Actions out of a `Box` reach the environment clipped to it; the rollout keeps them
-    as they were drawn, so that their probabilities are right, and tells how many.
+    as they were drawn, so that their probabilities are right, and reports how many.
 
     Args:
       key: draws everything: resets, actions, steps.
@@ -94,7 +94,7 @@ def rollout(
     observations, *made, mask, is_clipped = made
 
     def until_done(x):
-        # An environment may go anywhere after its end, and 0 * inf is not a number.
+        # An environment may go anywhere after its end, and 0 * inf is NaN.
         shape = mask.shape + (1,) * (x.ndim - 2)
         return jnp.where(mask.reshape(shape), x, jnp.zeros_like(x))
 

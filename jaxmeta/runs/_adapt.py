@@ -54,7 +54,7 @@ def adapt(
         ways = len(labels)
     if len(labels) > ways:
         raise ValueError(
-            f"{folder} has {len(labels)} labels, but {run.name} tells {ways} apart. "
+            f"{folder} has {len(labels)} labels, but {run.name} distinguishes {ways}. "
             "Train with more `--ways`, or leave labels out."
         )
     parts = _build.build(recipe)

@@ -49,7 +49,7 @@ def read_records(run: Run) -> list[dict[str, Any]]:
     if not records:
         raise ValueError(
             f"{run.directory} has no metrics yet: `jaxmeta train {run.name} --out "
-            f"{run.directory}` goes on with it."
+            f"{run.directory}` resumes it."
         )
     return records
 
@@ -62,7 +62,7 @@ def best_meta_params(run: Run, like: base.TrainState) -> base.Params:
     if checkpoints is None or last is None:
         raise ValueError(
             f"{run.directory} has no checkpoint yet: `jaxmeta train {run.name} --out "
-            f"{run.directory}` goes on with it."
+            f"{run.directory}` resumes it."
         )
     best, _ = checkpoints.best()
     state = checkpoints.restore(last if best is None else best, like)
@@ -96,7 +96,7 @@ def check_unclaimed(run: Run) -> None:
     if differing:
         raise ValueError(
             f"`--out` holds another run: in {run.directory}, {'; '.join(differing)}. "
-            "Repeat its options to go on with it, or choose another."
+            "Repeat its options to resume it, or choose another."
         )
 
 

@@ -26,7 +26,7 @@ def lake(
     """Adapts a run's best checkpoint to each of Lake's runs and counts its errors.
 
     Args:
-      directory: of a run on Omniglot that tells 20 classes apart.
+      directory: of a run on Omniglot that distinguishes 20 classes.
       archive: `all_runs.zip`, as `jaxmeta.tasks.load_lake_runs` reads it.
 
     Returns:
@@ -49,7 +49,7 @@ def lake(
     ways = lake_tasks[0].support.targets.shape[1]
     if not recipe.learner.embeds and recipe.tasks.num_outputs != ways:
         raise ValueError(
-            f"{run.name} tells {recipe.tasks.num_outputs} classes apart, but Lake's "
+            f"{run.name} distinguishes {recipe.tasks.num_outputs} classes, but Lake's "
             f"runs have {ways}. Train it with `--ways {ways}`."
         )
     meta_params = _folder.best_meta_params(run, _build.build(recipe).like)

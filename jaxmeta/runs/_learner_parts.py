@@ -7,7 +7,7 @@ from jaxmeta.runs import _parts
 
 
 def build(recipe: recipes.Recipe) -> _parts.Parts:
-    """Builds a recipe; raises ValueError for settings that cannot be."""
+    """Builds a recipe; raises ValueError for invalid settings."""
     recipe.check()
     learner = recipe.make_learner()
     splits = recipe.tasks.splits()

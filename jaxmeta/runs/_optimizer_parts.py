@@ -28,7 +28,7 @@ RATES = tuple(float(f"{rate:.2g}") for rate in 10 ** np.arange(-4, 1.01, 0.25))
 
 
 def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
-    """Builds a recipe; raises ValueError for settings that cannot be."""
+    """Builds a recipe; raises ValueError for invalid settings."""
     recipe.check()
     lopt = recipe.optimizer.make()
     splits = recipe.problem.splits()

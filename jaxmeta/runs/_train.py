@@ -18,7 +18,7 @@ def train(
     directory: str | os.PathLike[str],
     report: training.Report | None = None,
 ) -> dict[str, Any]:
-    """Trains and tests a recipe in `directory`, or goes on where it was interrupted.
+    """Trains and tests a recipe in `directory`, or resumes an interrupted run.
 
     Returns:
       What `summary.json` says. A finished run is not touched again.

@@ -66,7 +66,7 @@ def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
     """Summarises one number (or array) per task, `per_task` [T, ...].
 
     The interval is normal, 1.96 standard errors (ddof = 1), and over *tasks*: it says
-    nothing of the spread over training seeds. Of one task it is not a number.
+    nothing of the spread over training seeds. For a single task it is NaN.
 
     Raises:
       ValueError: if `per_task` has no task axis.
@@ -82,7 +82,7 @@ def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
     per_task = _dtypes.widen(per_task)
     mean = jnp.mean(per_task, 0)
     squares = jnp.sum(jnp.square(per_task - mean[None]), 0)
-    # 0 / 0 for one task: not a number, without NumPy's warning.
+    # 0 / 0 for one task: NaN, without NumPy's warning.
     standard_error = jnp.sqrt(squares / jnp.float32(num_tasks - 1) / num_tasks)
     return MeanWithInterval(mean, 1.96 * standard_error, per_task)
 

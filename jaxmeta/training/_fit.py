@@ -26,7 +26,7 @@ class FitResult(NamedTuple):
 
 
 class DivergedError(RuntimeError):
-    """Training went astray: something is not finite. Earlier checkpoints are kept."""
+    """A loss or meta-gradient is not finite. Earlier checkpoints are kept."""
 
 
 def fit(
@@ -42,10 +42,10 @@ def fit(
     report: Report | None = None,
     stream: base.TaskStream | None = None,
 ) -> FitResult:
-    """Meta-trains for `num_steps`, or goes on with a run that was interrupted.
+    """Meta-trains for `num_steps`, or resumes an interrupted run.
 
     Steps run `log_every` at a time inside one compiled loop with donated state; the
-    first record is of the first step alone, so that it comes soon. With a `directory`,
+    first record is of the first step alone, for early feedback. With a `directory`,
     `metrics.jsonl` gets a line for each and `checkpoints/` the best and last states;
     called again with the same arguments, the run resumes from its last checkpoint and
     ends with the same parameters and metrics (their wall-clock field `seconds` apart)

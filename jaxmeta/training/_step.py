@@ -24,7 +24,7 @@ class StepFn(Protocol):
 
 
 class TrainStep(NamedTuple):
-    """How a run starts and goes on.
+    """How a run starts and continues.
 
     Attributes:
       init: `(key) -> TrainState`.
