@@ -192,7 +192,8 @@ def check_like(name: str, tree: Any, like: Any) -> None:
         )
         raise ValueError(
             f"`{name}` does not match this architecture: got {got}, expected "
-            f"{expected}. Give the sizes that it was made with, or draw a new one by `init`."
+            f"{expected}. Give the sizes that it was made with, or draw a new one by "
+            "`init`."
         )
 
 
