@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jaxmeta as jm
-from tests._metric_problems import METRIC_LEARNERS, classification_task
+from tests._metric_learners import METRIC_LEARNERS, classification_task
 
 SGD = {"inner_tx": optax.sgd(0.1), "inner_steps": 1}
 CROSS_ENTROPY = jm.losses.cross_entropy

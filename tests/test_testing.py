@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 import jaxmeta as jm
-from tests._problems import maml, regression_task
+from tests._learners import maml, regression_task
 
 
 def _scaled(factor):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jaxmeta as jm
-from tests._problems import maml, regression_task, tanh_model
+from tests._learners import maml, regression_task, tanh_model
 
 MODES = ("forward-over-reverse", "reverse-over-reverse")
 

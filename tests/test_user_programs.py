@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import jaxmeta as jm
-from tests._metric_problems import classification_task, vector_task
+from tests._metric_learners import classification_task, vector_task
 
 SGD = {"inner_tx": optax.sgd(0.1), "inner_steps": 2}
 RATE = {"learning_rate": 0.1, "inner_steps": 2}
