@@ -158,7 +158,7 @@ def _check_reference(site):
 def _check_pages(site):
     """They have what they include."""
     for page, text in {
-        "index": "a few copies of the parameters",
+        "index": "faster than the",
         "choosing": "choose it for",
         "results": "97.65 ± 0.05 %",
         "command_line": "--coordinator",

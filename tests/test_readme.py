@@ -6,6 +6,8 @@ import re
 import jax
 import pytest
 
+from benchmarks import results_page
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -28,8 +30,20 @@ def test_the_example_runs_and_adaptation_helps(tmp_path, monkeypatch):
     assert (tmp_path / "adaptation.png").stat().st_size > 0
 
 
-def test_the_table_names_files_and_recipes_that_exist():
-    files = re.findall(r"\]\(((?:jaxmeta|docs|notebooks|benchmarks)[^)#]*)\)", README)
+def test_it_is_a_front_page():
+    lines = README.splitlines()
+    assert len(lines) <= 130
+    assert next(i for i, line in enumerate(lines) if "pip install" in line) < 25
+
+
+def test_pages_show_what_was_measured():
+    """If this fails: `python -m benchmarks.results_page`."""
+    assert (ROOT / "docs" / "results.md").read_text() == results_page.page()
+    assert results_page.readme(README) == README
+
+
+def test_links_lead_to_files_that_exist():
+    files = re.findall(r"\]\(((?:jaxmeta|docs|notebooks|benchmarks)[^)#\\s]*)\)", README)
     assert files
     assert all((ROOT / path).exists() for path in files)
 

@@ -14,7 +14,7 @@ def check_options(
     missing = [option for option, value in given.items() if value is None]
     if coordinator is None and len(missing) < len(given):
         raise _parsing.UsageError(
-            "`--coordinator` HOST:PORT is missing: of the first process."
+            "`--coordinator` HOST:PORT of the first process is required."
         )
     if coordinator in (None, "auto"):
         return

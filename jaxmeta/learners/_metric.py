@@ -22,7 +22,7 @@ class MetricParams(NamedTuple):
 
     params: base.Params  # of the model
     support_params: base.Params = ()  # of `support_model`
-    head_params: Any = ()  # of what stands on the embeddings
+    head_params: Any = ()  # of the head on the embeddings
 
 
 class MetricTaskParams(NamedTuple):

@@ -58,8 +58,8 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
       the derivatives of gradients and losses: both are the learner's business.
 
     Raises:
-      ValueError: if a size is not positive; from `transform`, if `theta` is of another
-        architecture; from the transformation, if parameters are complex, or `params`
+      ValueError: if a size is not positive; from `transform`, if `theta` does not
+        match this architecture; from the transformation, if parameters are complex, or `params`
         or `value` is missing.
 
     Differs from the paper:

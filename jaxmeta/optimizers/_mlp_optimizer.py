@@ -57,8 +57,8 @@ def mlp(
       parameters.
 
     Raises:
-      ValueError: if a size is not positive; from `transform`, if `theta` is of another
-        architecture; from the transformation, if parameters are complex, or `params`
+      ValueError: if a size is not positive; from `transform`, if `theta` does not
+        match this architecture; from the transformation, if parameters are complex, or `params`
         is missing.
 
     Differs from the reference:

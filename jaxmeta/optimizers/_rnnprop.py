@@ -72,8 +72,8 @@ def rnnprop(
       A `LearnedOptimizer`. Its state is 2 + 2 H num_layers numbers a parameter.
 
     Raises:
-      ValueError: if a size is not a positive int; from `transform`, if `theta` is of
-        another architecture; from the transformation's `init`, if parameters are
+      ValueError: if a size is not a positive int; from `transform`, if `theta` does not
+        match this architecture; from the transformation's `init`, if parameters are
         complex.
 
     Example:

@@ -114,7 +114,7 @@ class ReptileLearner(Learner):
     test_inner_steps: int = 50  # pyright: ignore
     """Inner steps in validation and test."""
     keep_inner_state: bool = True
-    """Go on with Adam's state from task to task."""
+    """Carry Adam's state from task to task."""
 
     def make(self, model, loss):
         """Builds the learner."""

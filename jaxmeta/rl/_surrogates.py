@@ -1,4 +1,4 @@
-"""Objectives whose gradient is the policy's, and whose Hessian is as right as they say.
+"""Objectives with the policy's gradient, and with documented Hessian bias.
 
 All have the same gradient (in expectation); they differ in what differentiating that
 gradient again gives, which is what the meta-gradient is made of.
