@@ -2,8 +2,8 @@
 
     python -m benchmarks.results_page
 
-Ours are read from `results/`: rerun a benchmark, then this. A test fails where the pages
-and the results differ.
+Ours are read from `results/`: rerun a benchmark, then this. A test fails where the
+pages and the results differ.
 """
 
 import json
@@ -73,7 +73,9 @@ def sinusoid(names, shots: str) -> Callable[[], str]:
     def ours():
         found = read("sinusoids")["results"]
         seeds = [found[name]["test_shots"][shots]["seeds"] for name in names]
-        means, intervals = zip(*(_over_seeds(s, lambda s: s) for s in seeds), strict=True)
+        means, intervals = zip(
+            *(_over_seeds(s, lambda s: s) for s in seeds), strict=True
+        )
         return _numbers((means, intervals), range(len(names)), 2)
 
     return ours
@@ -185,7 +187,8 @@ ROWS = [
     Row("maml(first_order=True)", _5W1S, "98.3 ± 0.5 %",
         accuracy("fomaml-omniglot-5w1s"), "", True),
     Row("maml(first_order=True)", "sinusoid, as above", "–", errors("fomaml-sinusoid")),
-    Row("reptile", _5W1S, "97.68 ± 0.04 %", accuracy("reptile-omniglot-5w1s"), "", True),
+    Row("reptile", _5W1S, "97.68 ± 0.04 %", accuracy("reptile-omniglot-5w1s"), "",
+        True),
     Row("reptile", _20W1S, "89.43 ± 0.14 %", accuracy("reptile-omniglot-20w1s")),
     Row("meta_sgd", _5W1S, "99.53 ± 0.26 %", accuracy("meta-sgd-omniglot-5w1s"), "",
         True),
@@ -269,13 +272,13 @@ PAGE = """\
 
 <!-- Written by `python -m benchmarks.results_page`: change that, or `results/`. -->
 
-Published numbers, what others got when they ran the papers' code again (as they report in
-issues and READMEs), and ours. Minutes are of meta-training on one CPU core. ± is the 95 %
-interval over test tasks, the mean over seeds where there are several. Accuracies on
-Omniglot are transductive (a set is normalised by its own batch), as most published ones;
-[Benchmarks](benchmarks.md) has the inductive numbers, every protocol (split, rotations,
-queries, seeds), and what explains results that we do not match. `jaxmeta train RECIPE`
-repeats a run.
+Published numbers, what others got when they ran the papers' code again (as they report
+in issues and READMEs), and ours. Minutes are of meta-training on one CPU core. ± is the
+95 % interval over test tasks, the mean over seeds where there are several. Accuracies
+on Omniglot are transductive (a set is normalised by its own batch), as most published
+ones; [Benchmarks](benchmarks.md) has the inductive numbers, every protocol (split,
+rotations, queries, seeds), and what explains results that we do not match. `jaxmeta
+train RECIPE` repeats a run.
 
 | algorithm | experiment | published | reruns | ours |
 |---|---|---|---|---|

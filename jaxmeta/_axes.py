@@ -19,7 +19,7 @@ def figure(width: float = 5.0) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install matplotlib") from error
+        raise ImportError("Plots require matplotlib: pip install matplotlib") from error
     return Figure((width, 3.5), layout="constrained")
 
 

@@ -71,6 +71,7 @@ class Progress:
             rich.progress.TextColumn("{task.completed}/{task.total}"),
             rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.description}"),
+            rich.progress.TimeElapsedColumn(),
             rich.progress.TimeRemainingColumn(),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -79,6 +80,8 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._bar.start()
+        if not self._console.is_terminal:
+            print("compiling", flush=True)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,12 +1,13 @@
-"""The command line, `jaxmeta`: list, train, evaluate, adapt, lake, plot, report."""
+"""The command line, `jaxmeta`: list, train, resume, evaluate, adapt, lake, plot, report."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import rich.console
 import rich.table
@@ -17,8 +18,9 @@ from jaxmeta.cli import _console, _joining, _parsing
 _HELP = """\
 jaxmeta: functional meta-learning in JAX.
 
-  jaxmeta list                          recipes, what they are and the published number
+  jaxmeta list [FILTER]                 recipes, what they are and the published number
   jaxmeta train [RECIPE] [--out RUN]    train and test a recipe; resumes by itself
+  jaxmeta resume RUN [--steps N]        resume a run, or train a finished one further
   jaxmeta evaluate RUN                  test a run on fresh tasks
   jaxmeta adapt RUN FOLDER              adapt a run to your own images
   jaxmeta lake RUN --archive ZIP        Lake's one-shot challenge on Omniglot
@@ -30,14 +32,40 @@ jaxmeta: functional meta-learning in JAX.
 
 
 _Path = tyro.conf.Positional[pathlib.Path]
-_Run = Annotated[_Path, tyro.conf.arg(metavar="RUN")]
+_RunFolder = Annotated[_Path, tyro.conf.arg(metavar="RUN")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _RunOptions:
+    """How a run is trained, beside its recipe."""
+
+    coordinator: str | None = None
+    """HOST:PORT of the first process, when several train together, on one machine or
+    on many that share the run folder; "auto" in a cluster environment (Slurm, GKE, TPU
+    pods)."""
+    num_processes: int | None = None
+    """How many train together."""
+    process_id: int | None = None
+    """Which of them this is; 0 is the first."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, to RUN/tensorboard."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResumeArgs(_RunOptions):
+    """Resumes an interrupted run, or trains a finished one for more meta-steps."""
+
+    run: _RunFolder
+    """The run folder, which knows its recipe."""
+    steps: int | None = None
+    """Meta-steps in all; the recipe's when left out. Schedules are then over these."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateArgs:
     """Tests a run's best checkpoint on fresh tasks, after each inner step."""
 
-    run: _Run
+    run: _RunFolder
     """The run folder."""
     tasks: int | None = None
     """How many tasks; the recipe's when left out."""
@@ -55,7 +83,7 @@ class AdaptArgs:
     the unlabelled ones.
     """
 
-    run: _Run
+    run: _RunFolder
     """The run folder."""
     folder: Annotated[_Path, tyro.conf.arg(metavar="FOLDER")]
     """Of the images."""
@@ -70,7 +98,7 @@ class LakeArgs:
     That is 20 runs of 20-way one-shot classification within an alphabet.
     """
 
-    run: _Run
+    run: _RunFolder
     """The run folder."""
     archive: pathlib.Path
     """`all_runs.zip`, from python/one-shot-classification in brendenlake/omniglot on
@@ -81,7 +109,7 @@ class LakeArgs:
 class PlotArgs:
     """Draws a run: learning curve, adaptation curve, sampled tasks."""
 
-    run: _Run
+    run: _RunFolder
     """The run folder."""
 
 
@@ -103,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands: dict[str, Callable[[list[str]], None]] = {
         "list": _list,
         "train": _train,
+        "resume": _resume,
         "evaluate": _evaluate,
         "adapt": _adapt,
         "lake": _lake,
@@ -136,20 +165,35 @@ def _list(argv: list[str]) -> None:
     if argv and argv[0] in ("-h", "--help"):
         print(_HELP, end="")
         return
-    if argv:
+    if len(argv) > 1:
         raise _parsing.UsageError(
-            f"`jaxmeta list` takes no arguments, got {argv[0]!r}."
+            f"`jaxmeta list` takes one filter, got {' '.join(argv)}."
         )
+    word = argv[0].lower() if argv else ""
+    found = {
+        name: recipe
+        for name, recipe in recipes.RECIPES.items()
+        if word in f"{name} {recipe.summary}".lower()
+    }
+    if not found:
+        raise _parsing.UsageError(f"No recipe matches {argv[0]!r}: see `jaxmeta list`.")
+    marks = {recipes.DEFAULT: " (default)"}
+    console = rich.console.Console()
+    if not console.is_terminal:  # One line each, for `grep` and `cut`.
+        for name, recipe in found.items():
+            print(
+                name + marks.get(name, ""), recipe.summary, recipe.published, sep="\t"
+            )
+        return
     name_column = rich.table.Column("recipe", no_wrap=True)
     table = rich.table.Table(name_column, "what", "published", box=None, pad_edge=False)
-    for name, recipe in recipes.RECIPES.items():
-        mark = " (default)" if name == recipes.DEFAULT else ""
-        table.add_row(name + mark, recipe.summary, recipe.published)
-    rich.console.Console().print(table)
+    for name, recipe in found.items():
+        table.add_row(name + marks.get(name, ""), recipe.summary, recipe.published)
+    console.print(table)
 
 
 def _train(argv: list[str]) -> None:
-    from jaxmeta import recipes, runs, training
+    from jaxmeta import recipes, runs
 
     name = recipes.DEFAULT
     if argv and not argv[0].startswith("-"):
@@ -163,59 +207,69 @@ def _train(argv: list[str]) -> None:
     recipe = recipes.RECIPES[name]
 
     # Made here, so that the help lists the recipe's own defaults beside `--out`.
-    @dataclasses.dataclass(frozen=True)
-    class TrainArgs:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class TrainArgs(_RunOptions):
         recipe: recipes.Recipe | recipes.OptimizerRecipe
         out: pathlib.Path = pathlib.Path("runs") / name
         """The run folder; resumed if interrupted."""
-        coordinator: str | None = None
-        """HOST:PORT of the first process, when several train together, on one machine
-        or on many that share the run folder; "auto" in a cluster environment (Slurm,
-        GKE, TPU pods)."""
-        num_processes: int | None = None
-        """How many train together."""
-        process_id: int | None = None
-        """Which of them this is; 0 is the first."""
-        tensorboard: bool = False
-        """Write the metrics for TensorBoard too, to RUN/tensorboard."""
 
     args = _parsing.parse(
         tyro.conf.AvoidSubcommands[tyro.conf.OmitArgPrefixes[TrainArgs]],
         argv,
         f"train {name}",
-        default=TrainArgs(recipe),
+        default=TrainArgs(recipe=recipe),
         description=f"{recipe.summary}. Published: {recipe.published or 'nothing'}. "
         "Other recipes: `jaxmeta list`.",
     )
-    _joining.check_options(args.coordinator, args.num_processes, args.process_id)
+    train = functools.partial(runs.train, name, args.recipe, args.out)
+    _run(train, runs.Run(args.out, name, args.recipe), args)
+
+
+def _resume(argv: list[str]) -> None:
+    from jaxmeta import runs
+
+    args = _parsing.parse(ResumeArgs, argv, "resume")
+    run = runs.read(args.run)
+    steps = run.recipe.steps if args.steps is None else args.steps
+    recipe = dataclasses.replace(run.recipe, steps=steps)
+    resume = functools.partial(runs.resume, args.run, steps=args.steps)
+    _run(resume, run._replace(recipe=recipe), args)
+
+
+def _run(train: Callable[..., Any], run: Any, options: _RunOptions) -> None:
+    """Trains, shows how far it is, and what came out."""
+    from jaxmeta import training
+
+    processes = options.coordinator, options.num_processes, options.process_id
+    _joining.check_options(*processes)
     _start_jax()
-    if not _joining.join(args.coordinator, args.num_processes, args.process_id):
-        runs.train(name, args.recipe, args.out)
+    if not _joining.join(*processes):
+        train()
         return
-    print(f"{name}: {recipe.summary}. Run folder: {args.out}")
+    print(f"{run.name}: {run.recipe.summary}. Run folder: {run.directory}")
     reports: list[training.Report] = []
-    if args.tensorboard:
-        reports.append(training.tensorboard(args.out / "tensorboard"))
+    if options.tensorboard:
+        reports.append(training.tensorboard(run.directory / "tensorboard"))
 
     def report(record):
         for each in reports:
             each(record)
 
-    with _console.Progress(args.recipe.steps) as progress:
+    with _console.Progress(run.recipe.steps) as progress:
         reports.append(progress.report)
-        summary = runs.train(name, args.recipe, args.out, report)
+        summary = train(report=report)
     _console.print_test(summary["test"])
     if summary["published"]:
         print(f"published: {summary['published']}")
     print(f"{summary['steps']} meta-steps in {summary['train_seconds']:.0f} s")
-    _draw(args.out)
-    for path in sorted(args.out.rglob("*")):
+    _draw(run.directory)
+    for path in sorted(run.directory.rglob("*")):
         if (
             path.suffix in (".json", ".jsonl", ".png")
             and "checkpoints" not in path.parts
         ):
             print(path)
-    print(args.out / "checkpoints")
+    print(run.directory / "checkpoints")
 
 
 def _evaluate(argv: list[str]) -> None:

@@ -34,7 +34,7 @@ def write_report(
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "Reports need matplotlib and jinja2: pip install 'jaxmeta[report]'"
+            "Reports require matplotlib and jinja2: pip install matplotlib jinja2"
         ) from error
     if not directories:
         raise ValueError("`directories` must be at least one run folder, got none.")

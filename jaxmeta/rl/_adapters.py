@@ -174,7 +174,7 @@ def _brax(name, backend):
     try:
         from brax import envs  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError("Locomotion needs brax: pip install 'jaxmeta[rl]'") from error
+        raise ImportError("Locomotion requires brax: pip install brax") from error
     return envs.get_environment(name, backend=backend)
 
 

@@ -11,7 +11,7 @@ from jaxmeta.runs._folder import Run, best_meta_params, read, read_records
 from jaxmeta.runs._lake import lake
 from jaxmeta.runs._parts import Parts
 from jaxmeta.runs._plot import draw_walks, plot
-from jaxmeta.runs._train import train
+from jaxmeta.runs._train import resume, train
 
 __all__ = [
     "Parts",
@@ -26,5 +26,6 @@ __all__ = [
     "plot",
     "read",
     "read_records",
+    "resume",
     "train",
 ]

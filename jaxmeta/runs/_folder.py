@@ -5,13 +5,14 @@ A folder holds `config.json` (the recipe), `metrics.jsonl`, `checkpoints/`,
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jaxmeta import _json, _lock, _processes, base, recipes, training
+from jaxmeta import _checks, _json, _lock, _processes, base, recipes, training
 
 
 class Run(NamedTuple):
@@ -52,6 +53,24 @@ def read_records(run: Run) -> list[dict[str, Any]]:
             f"{run.directory}` resumes it."
         )
     return records
+
+
+def extend(run: Run, steps: int) -> Run:
+    """The run with more meta-steps, also in its folder."""
+    before = run.recipe.steps
+    _checks.check_int("steps", steps)
+    if steps < before:
+        raise ValueError(
+            f"`steps` must be at least the {before} of {run.directory}, got {steps}."
+        )
+    longer = run._replace(recipe=dataclasses.replace(run.recipe, steps=steps))
+    if _processes.is_main_process():
+        with _lock.locked(run.directory):
+            if (summary := run.directory / "summary.json").exists():
+                summary.rename(run.directory / f"summary-{before}.json")
+            _write_config(longer)
+    _processes.wait_for_processes("config.json is written")
+    return longer
 
 
 def best_meta_params(run: Run, like: base.TrainState) -> base.Params:
@@ -109,19 +128,23 @@ def claimed(run: Run) -> Iterator[None]:
     if not _processes.is_main_process():
         yield
         return
-    config = {"name": run.name, "recipe": recipes.to_json(run.recipe)}
     with contextlib.ExitStack() as stack:
         try:
             run.directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock.locked(run.directory))
             check_unclaimed(run)  # Nobody may have been faster.
-            write_json(run.directory / "config.json", config)
+            _write_config(run)
         except OSError as error:
             raise OSError(
                 f"`--out` cannot be written: {run.directory} ({error.strerror}). "
                 "Choose another."
             ) from error
         yield
+
+
+def _write_config(run: Run) -> None:
+    config = {"name": run.name, "recipe": recipes.to_json(run.recipe)}
+    write_json(run.directory / "config.json", config)
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -43,6 +43,35 @@ def train(
     return _json.loads(path.read_text())
 
 
+def resume(
+    directory: str | os.PathLike[str],
+    *,
+    steps: int | None = None,
+    report: training.Report | None = None,
+) -> dict[str, Any]:
+    """Resumes an interrupted run, or trains a finished one for more meta-steps.
+
+    Args:
+      directory: the run's, which knows its recipe.
+      steps: meta-steps in all; None is the recipe's. Schedules over the meta-steps
+        (`cosine`, `curriculum`) are then those of this number.
+      report: as in `train`.
+
+    Returns:
+      What `summary.json` says. That of the shorter run is kept, as
+      `summary-STEPS.json`.
+
+    Raises:
+      ValueError: if the folder holds no run, another process trains in it, or `steps`
+        is fewer than it has.
+      OSError: if it cannot be written.
+    """
+    run = _folder.read(directory)
+    if steps is not None and steps != run.recipe.steps:
+        run = _folder.extend(run, steps)
+    return train(run.name, run.recipe, run.directory, report)
+
+
 def _train(
     run: _folder.Run, parts: _parts.Parts, report: training.Report | None
 ) -> dict[str, Any]:

@@ -186,7 +186,5 @@ def _import_grain():
     try:
         import grain
     except ImportError as error:
-        raise ImportError(
-            "Streams need grain: pip install 'jaxmeta[stream]'"
-        ) from error
+        raise ImportError("Streams require grain: pip install grain") from error
     return grain

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
-from jaxmeta import base
+from jaxmeta import _processes, base
 from jaxmeta._names import named_leaves
 
 # Orbax speaks of every file at INFO and WARNING; what matters is raised.
@@ -111,12 +112,20 @@ def open_checkpoints(directory: str | os.PathLike[str]) -> Checkpoints:
     return Checkpoints(ocp.CheckpointManager(directory, options=options), directory)
 
 
-def save(path: str | os.PathLike[str], meta_params: base.Params) -> None:
-    """Saves meta-parameters (any pytree of arrays) in a new folder `path`.
+def save(
+    path: str | os.PathLike[str], meta_params: base.Params, *, overwrite: bool = False
+) -> None:
+    """Saves meta-parameters (any pytree of arrays) in a folder `path`.
+
+    Args:
+      path: the folder; its parents are made.
+      meta_params: what to save.
+      overwrite: replace what `save` wrote to `path` before, once the new is written.
 
     Raises:
-      ValueError: if `path` exists; nothing is ever overwritten. Also if a leaf has no
-        elements, is of a type that orbax does not save, or has the name of another.
+      ValueError: if `path` exists and `overwrite` is false, or it is not what `save`
+        writes. Also if a leaf has no elements, is of a type that orbax does not save,
+        or has the name of another.
       OSError: if it cannot be written.
 
     Example:
@@ -127,13 +136,24 @@ def save(path: str | os.PathLike[str], meta_params: base.Params) -> None:
       [1. 1.]
     """
     path = pathlib.Path(path).absolute()
-    if path.exists():
-        raise ValueError(f"`path` exists already, choose another: {path}.")
+    exists = path.exists()
+    if exists and not overwrite:
+        raise ValueError(
+            f"`path` exists already: {path}. Choose another, or say `overwrite=True`."
+        )
+    if exists and not (path / "_CHECKPOINT_METADATA").is_file():
+        raise ValueError(f"`path` is not what `save` writes, choose another: {path}.")
     _check_savable(meta_params)
     path.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (path.with_name(f"{path.name}.{x}") for x in ("new", "old"))
     with ocp.StandardCheckpointer() as checkpointer:
         # Orbax takes no bare array.
-        checkpointer.save(path, _without_collisions({"meta_params": meta_params}))
+        tree = _without_collisions({"meta_params": meta_params})
+        checkpointer.save(new if exists else path, tree, force=exists)
+    if exists and _processes.is_main_process():
+        path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old)
 
 
 def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:

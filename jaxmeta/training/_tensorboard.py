@@ -31,7 +31,7 @@ def tensorboard(
         import tensorboardX
     except ImportError as error:
         raise ImportError(
-            "TensorBoard needs tensorboardX: pip install 'jaxmeta[tensorboard]'"
+            "TensorBoard requires tensorboardX: pip install tensorboardX"
         ) from error
     writers: list[Any] = []
 

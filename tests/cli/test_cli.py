@@ -80,6 +80,26 @@ def test_a_finished_run_is_printed_again_and_not_trained(run, capsys):
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
+def test_resume_knows_the_recipe_and_trains_further(run, tmp_path, capsys):
+    longer, resumed = tmp_path / "longer", tmp_path / "resumed"
+    assert cli.main(["train", "--out", str(longer), *TINY, "--steps", "6"]) == 0
+    shutil.copytree(run, resumed)
+    assert cli.main(["resume", str(resumed)]) == 0
+    assert not (resumed / "summary-4.json").exists()
+    assert "test over 6 tasks" in capsys.readouterr().out
+    assert cli.main(["resume", str(resumed), "--steps", "6"]) == 0
+    assert json.loads((resumed / "summary-4.json").read_text())["steps"] == 4
+    (summary, expected) = (
+        json.loads((folder / "summary.json").read_text())
+        for folder in (resumed, longer)
+    )
+    assert summary["steps"] == expected["steps"] == 6
+    assert runs.read(resumed).recipe == runs.read(longer).recipe
+    said = _said(capsys, ["resume", resumed, "--steps", "5"])
+    assert "`steps` must be at least the 6" in said
+    assert "no run folder" in _said(capsys, ["resume", tmp_path])
+
+
 def test_evaluate_repeats_the_test_of_the_run(run, capsys):
     summary = json.loads((run / "summary.json").read_text())
     result = runs.evaluate(run)
@@ -166,6 +186,12 @@ def test_list_names_every_recipe_and_the_default(capsys):
     out = capsys.readouterr().out
     assert all(name in out for name in recipes.RECIPES)
     assert f"{recipes.DEFAULT} (default)" in out
+    assert len(out.splitlines()) == len(recipes.RECIPES)
+    assert cli.main(["list", "Reptile"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [
+        name for name in recipes.RECIPES if name.startswith("reptile")
+    ]
 
 
 def test_help_lists_all_settings(capsys):
@@ -215,7 +241,9 @@ BAD_COMMANDS = {
         ["train", "maml-omniglot-5w1s", "--split", "x"],
         "invalid choice 'x' for argument '--split'",
     ),
-    "arguments to list": (["list", "all"], "takes no arguments, got 'all'"),
+    "arguments to list": (["list", "a", "b"], "takes one filter, got a b"),
+    "a filter that nothing matches": (["list", "xyz"], "No recipe matches 'xyz'"),
+    "resume without a run": (["resume"], "resume --help"),
     "no run named": (["evaluate"], "evaluate --help"),
 }
 

@@ -70,7 +70,10 @@ def test_two_processes_train_as_one_and_one_goes_on(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--process-id 0", "`--coordinator` HOST:PORT of the first process is required"),
+        (
+            "--process-id 0",
+            "`--coordinator` HOST:PORT of the first process is required",
+        ),
         ("--coordinator h:1", "also needs --num-processes and --process-id"),
         ("--coordinator h:1 --process-id 0", "also needs --num-processes"),
         ("--coordinator h --num-processes 1 --process-id 0", "must be HOST:PORT"),

@@ -508,6 +508,17 @@ class TestDamage:
         kept = jm.training.load(tmp_path / "saved", like={"w": jnp.zeros(2)})
         np.testing.assert_array_equal(kept["w"], 1.0)
 
+    def test_save_overwrites_what_it_wrote_if_told(self, tmp_path):
+        path = tmp_path / "saved"
+        for value in (1.0, 2.0):
+            jm.training.save(path, {"w": jnp.full(2, value)}, overwrite=True)
+        kept = jm.training.load(path, like={"w": jnp.zeros(2)})
+        np.testing.assert_array_equal(kept["w"], 2.0)
+        assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+        (tmp_path / "mine").mkdir()
+        with pytest.raises(ValueError, match="`path` is not what `save` writes"):
+            jm.training.save(tmp_path / "mine", {"w": jnp.ones(2)}, overwrite=True)
+
     def test_load_names_what_is_not_there(self, tmp_path):
         with pytest.raises(ValueError, match="`path` holds no saved parameters"):
             jm.training.load(tmp_path / "nothing", like={"w": jnp.zeros(2)})
