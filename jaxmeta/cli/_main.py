@@ -1,4 +1,4 @@
-"""The command line, `jaxmeta`: list, train, resume, evaluate, adapt, lake, plot, report."""
+"""The commands of `jaxmeta`: their options, and what they print."""
 
 import dataclasses
 import functools

@@ -59,8 +59,8 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
 
     Raises:
       ValueError: if a size is not positive; from `transform`, if `theta` does not
-        match this architecture; from the transformation, if parameters are complex, or `params`
-        or `value` is missing.
+        match this architecture; from the transformation, if parameters are complex, or
+        `params` or `value` is missing.
 
     Differs from the paper:
       As in the released code, the gates see the LSTM's output, not the raw gradient

@@ -58,8 +58,8 @@ def mlp(
 
     Raises:
       ValueError: if a size is not positive; from `transform`, if `theta` does not
-        match this architecture; from the transformation, if parameters are complex, or `params`
-        is missing.
+        match this architecture; from the transformation, if parameters are complex, or
+        `params` is missing.
 
     Differs from the reference:
       The output is added, not subtracted; 1e-10 is added to mean squares instead of

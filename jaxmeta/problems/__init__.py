@@ -1,4 +1,4 @@
-"""Families of problems for optimizers to run on: `OptimizationProblem`s."""
+"""Families of problems for optimizers, each an `OptimizationProblem`."""
 
 from jaxmeta.problems._classification import classification
 from jaxmeta.problems._quadratics import quadratics

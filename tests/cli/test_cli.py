@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 import jaxmeta as jm
-from jaxmeta import cli, recipes, runs
+from jaxmeta import _lock, cli, recipes, runs
+from jaxmeta.cli import _main
 
 TINY = shlex.split(
     "--steps 4 --log-every 2 --validate-every 2 --num-tasks 4 --filters 4 --size 16 "
@@ -155,7 +156,7 @@ def test_a_test_of_one_task_leaves_strict_json(tmp_path, capsys):
 
 def test_systems_that_do_not_tell_which_cores(monkeypatch):
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    assert cli._count_cores() == os.cpu_count()
+    assert _main._count_cores() == os.cpu_count()
 
 
 def test_adapt_predicts_the_unlabelled(run, images, capsys):
@@ -294,7 +295,7 @@ def test_out_that_is_a_file(capsys, tmp_path):
 def test_out_that_holds_another_run(run, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said = _said(capsys, ["train", "--out", run, *TINY, "--inner-steps", "2"])
-    assert "`learner.inner_steps` is 1, here 2. Repeat its options to go on" in said
+    assert "`learner.inner_steps` is 1, here 2. Repeat its options to resume" in said
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert after == before
 
@@ -315,7 +316,7 @@ def test_checkpoints_of_nobody_knows_what(run, capsys, tmp_path):
 
 
 def test_a_run_folder_in_use(capsys, tmp_path):
-    with jm.training.locked(tmp_path):
+    with _lock.locked(tmp_path):
         said = _said(capsys, ["train", "--out", tmp_path, *TINY])
     assert "another process trains in" in said
     assert not list(tmp_path.iterdir())
