@@ -11,20 +11,19 @@ from jaxmeta.recipes._learner_settings import (
     AnilLearner,
     BoilLearner,
     CaviaLearner,
+    FeatLearner,
     ImamlLearner,
     MamlLearner,
     MamlPlusPlusLearner,
+    MatchingLearner,
     MetaCurvatureLearner,
     MetaLstmLearner,
     MetaSgdLearner,
+    PolicyMamlLearner,
     ProtoMamlLearner,
-    ReptileLearner,
-)
-from jaxmeta.recipes._metric_settings import (
-    FeatLearner,
-    MatchingLearner,
     PrototypicalLearner,
     RelationLearner,
+    ReptileLearner,
     RidgeLearner,
     SiameseLearner,
     SubspaceLearner,
@@ -41,24 +40,21 @@ from jaxmeta.recipes._optimizer_settings import (
     RnnpropOptimizer,
     TruncatedBptt,
 )
-from jaxmeta.recipes._policy_settings import (
-    LocomotionTasks,
-    NavigationTasks,
-    PolicyMamlLearner,
-    PolicyTasks,
-)
-from jaxmeta.recipes._settings import (
+from jaxmeta.recipes._table import DEFAULT, RECIPES
+from jaxmeta.recipes._task_settings import (
     Conv4Model,
     FilmConv4Model,
     GlyphTasks,
+    LocomotionTasks,
     MlpModel,
+    NavigationTasks,
     OmniglotTasks,
+    PolicyTasks,
     RelationModel,
     SinusoidTasks,
     Tasks,
     TaskSplits,
 )
-from jaxmeta.recipes._table import DEFAULT, RECIPES
 
 __all__ = [
     "DEFAULT",

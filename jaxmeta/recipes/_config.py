@@ -16,13 +16,7 @@ import tyro
 from jax.sharding import Mesh
 
 from jaxmeta import _checks, base, models
-from jaxmeta.recipes import (
-    _learner_settings,
-    _metric_settings,
-    _optimizer_settings,
-    _policy_settings,
-    _settings,
-)
+from jaxmeta.recipes import _learner_settings, _optimizer_settings, _task_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,13 +74,9 @@ class Training:
 class Recipe(Training):
     """A named experiment: a learner over tasks."""
 
-    tasks: _settings.Tasks | _policy_settings.PolicyTasks
-    model: _settings.ModelSettings
-    learner: (
-        _learner_settings.InnerLoopLearner
-        | _metric_settings.MetricLearner
-        | _policy_settings.PolicyMamlLearner
-    )
+    tasks: _task_settings.Tasks | _task_settings.PolicyTasks
+    model: _task_settings.ModelSettings
+    learner: _learner_settings.AnyLearner
     num_tasks: int = 32
     """Tasks a meta-step (the meta-batch)."""
     tasks_per_chunk: int | None = None
@@ -105,7 +95,12 @@ class Recipe(Training):
             _checks.check_int(name, getattr(self, name))
         if self.learner.test_inner_steps is not None:
             _checks.check_int("test_inner_steps", self.learner.test_inner_steps)
-        _policy_settings.check_match(self.tasks, self.learner)
+        is_policy = isinstance(self.learner, _learner_settings.PolicyMamlLearner)
+        if is_policy != isinstance(self.tasks, _task_settings.PolicyTasks):
+            raise ValueError(
+                f"`learner` must suit the tasks, got {type(self.learner).__name__} for "
+                f"{type(self.tasks).__name__}: policies are for environments."
+            )
 
     def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
         """Builds the outer update."""
@@ -113,7 +108,7 @@ class Recipe(Training):
 
     def make_learner(
         self,
-        statistics: _settings.Statistics = "batch",
+        statistics: _task_settings.Statistics = "batch",
         inner_steps: int | None = None,
     ) -> base.MetaLearner:
         """Builds the learner.
@@ -127,8 +122,8 @@ class Recipe(Training):
         if self.compute_dtype == "bfloat16":
             model = models.with_compute_dtype(model)
         learner = self.learner.with_inner_steps(inner_steps)
-        if isinstance(self.tasks, _policy_settings.PolicyTasks):
-            return learner.make(model, self.tasks.environment)  # pyright: ignore
+        if isinstance(self.tasks, _task_settings.PolicyTasks):
+            return learner.make_policy(model, self.tasks.environment)
         return learner.make(model, self.tasks.loss)
 
     def make_estimator(
@@ -206,12 +201,10 @@ class OptimizerRecipe(Training):
 _KINDS = {
     part.__name__: part
     for part in (
-        *typing.get_args(_settings.Tasks),
-        *typing.get_args(_settings.ModelSettings),
-        *typing.get_args(_learner_settings.InnerLoopLearner),
-        *typing.get_args(_metric_settings.MetricLearner),
-        *typing.get_args(_policy_settings.PolicyTasks),
-        _policy_settings.PolicyMamlLearner,
+        *typing.get_args(_task_settings.Tasks),
+        *typing.get_args(_task_settings.PolicyTasks),
+        *typing.get_args(_task_settings.ModelSettings),
+        *typing.get_args(_learner_settings.AnyLearner),
         *typing.get_args(_optimizer_settings.Problem),
         *typing.get_args(_optimizer_settings.Optimizer),
         *typing.get_args(_optimizer_settings.Estimator),

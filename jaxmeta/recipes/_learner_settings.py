@@ -1,32 +1,39 @@
-"""Settings of learners with an inner loop: dataclasses that build their learner."""
+"""Settings of learners."""
 
 import dataclasses
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, base, estimators, learners, optimizers
+from jaxmeta import _checks, base, estimators, learners, optimizers, rl
+from jaxmeta.recipes._settings import Settings, settings
 
 
-@dataclasses.dataclass(frozen=True)
-class Learner:
+class Learner(Settings):
     """What the settings of all learners have."""
 
     embeds: ClassVar[bool] = False  # takes a model without a head
-    inner_steps: ClassVar[int | None] = None  # a field, where there are some
-    test_inner_steps: ClassVar[int | None] = None
-    updates_per_step: ClassVar[int] = 1  # of the outer optimizer, as schedules count
+    inner_steps = None  # a field, where there are some
+    test_inner_steps = None
+    updates_per_step = 1  # of the outer optimizer, as schedules count
+    own_loss: ClassVar[bool] = False
 
     def make(self, model: base.ModelLike, loss: base.LossFn) -> base.MetaLearner:
         """Builds the learner."""
-        raise NotImplementedError
+        losses = {} if self.own_loss else {"loss": loss}
+        return self.build(model, **losses, **self.inner())
+
+    def inner(self) -> dict[str, Any]:
+        """What the factory takes beside its options."""
+        return {}
 
     def with_inner_steps(self, inner_steps: int | None) -> "Learner":
         """The same with other inner steps, if it makes any; None changes nothing."""
         if inner_steps is None or self.inner_steps is None:
             return self
-        return dataclasses.replace(self, inner_steps=inner_steps)  # pyright: ignore
+        return dataclasses.replace(self, inner_steps=inner_steps)
 
     def outer_tx(self, outer_tx: optax.GradientTransformation):
         """The outer update for all the meta-parameters."""
@@ -48,19 +55,28 @@ class Learner:
         return estimators.over_tasks(learner, sample_task, **over)
 
 
-@dataclasses.dataclass(frozen=True)
-class _InnerLoop(Learner):
-    inner_learning_rate: float = 0.01
-    """Of an inner step."""
-    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    """What makes an inner step."""
-    inner_steps: int = 1  # pyright: ignore
+# With an inner loop.
+
+
+@settings()
+class _Steps(Learner):
+    inner_steps: int = 1
     """Inner steps in training."""
-    test_inner_steps: int = 10  # pyright: ignore
+    test_inner_steps: int = 10
     """Inner steps in validation and test; all before it are reported too."""
 
     def inner(self):
-        """What the factories take."""
+        return {"inner_steps": self.inner_steps}
+
+
+@settings()
+class _InnerLoop(_Steps):
+    inner_learning_rate: float = 0.01
+    """Learning rate of an inner step."""
+    inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    """What makes an inner step."""
+
+    def inner(self):
         _checks.check_positive("inner_learning_rate", self.inner_learning_rate)
         make = {
             "sgd": optax.sgd,
@@ -71,62 +87,38 @@ class _InnerLoop(Learner):
         return {"inner_tx": inner_tx, "inner_steps": self.inner_steps}
 
 
-@dataclasses.dataclass(frozen=True)
+@settings(learners.maml, "first_order")
 class MamlLearner(_InnerLoop):
     """Model-agnostic meta-learning."""
 
-    first_order: bool = False
-    """Treat inner gradients as constants: FOMAML."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.maml(model, loss, first_order=self.first_order, **self.inner())
-
-
-@dataclasses.dataclass(frozen=True)
+@settings(learners.anil)
 class AnilLearner(_InnerLoop):
     """MAML whose inner loop moves the head alone."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.anil(model, loss, **self.inner())
 
-
-@dataclasses.dataclass(frozen=True)
+@settings(learners.boil)
 class BoilLearner(_InnerLoop):
     """MAML whose inner loop moves all but the head."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.boil(model, loss, **self.inner())
 
-
-@dataclasses.dataclass(frozen=True)
-class ReptileLearner(Learner):
+@settings(
+    learners.reptile,
+    batch_size=10,
+    keep_inner_state=True,
+    inner_steps=5,
+    test_inner_steps=50,
+)
+class ReptileLearner(_Steps):
     """Reptile, with Adam inside as in the paper."""
 
     inner_learning_rate: float = 1e-3
-    """Of the inner Adam, which has no momentum."""
-    batch_size: int = 10
-    """Support examples of an inner step."""
-    inner_steps: int = 5  # pyright: ignore
-    """Inner steps in training."""
-    test_inner_steps: int = 50  # pyright: ignore
-    """Inner steps in validation and test."""
-    keep_inner_state: bool = True
-    """Carry Adam's state from task to task."""
+    """Learning rate of the inner Adam, which has no momentum."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
+    def inner(self):
         _checks.check_positive("inner_learning_rate", self.inner_learning_rate)
-        return learners.reptile(
-            model,
-            loss,
-            inner_tx=optax.adam(self.inner_learning_rate, b1=0.0),
-            inner_steps=self.inner_steps,
-            batch_size=self.batch_size,
-            keep_inner_state=self.keep_inner_state,
-        )
+        inner_tx = optax.adam(self.inner_learning_rate, b1=0.0)
+        return {"inner_tx": inner_tx, "inner_steps": self.inner_steps}
 
     def outer_tx(self, outer_tx):
         """The kept state is the mean over the tasks."""
@@ -135,152 +127,184 @@ class ReptileLearner(Learner):
         return learners.reptile_outer_tx(outer_tx)
 
 
-@dataclasses.dataclass(frozen=True)
-class MetaSgdLearner(Learner):
+@settings(learners.meta_sgd, test_inner_steps=1)
+class MetaSgdLearner(_Steps):
     """MAML with a learned rate for every parameter."""
 
     low: float = 0.005
-    """The least of the rates at first."""
+    """Lowest initial rate."""
     high: float = 0.1
-    """The largest of them."""
-    inner_steps: int = 1  # pyright: ignore
-    """Inner steps in training."""
-    test_inner_steps: int = 1  # pyright: ignore
-    """Inner steps in validation and test."""
+    """Highest initial rate."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        rates = (self.low, self.high)
-        return learners.meta_sgd(
-            model, loss, learning_rate=rates, inner_steps=self.inner_steps
-        )
+    def inner(self):
+        return super().inner() | {"learning_rate": (self.low, self.high)}
 
 
-@dataclasses.dataclass(frozen=True)
-class MamlPlusPlusLearner(Learner):
+@settings(
+    learners.maml_plus_plus,
+    "learning_rate",
+    "multi_step_until",
+    "first_order_until",
+    inner_steps=5,
+    test_inner_steps=5,
+)
+class MamlPlusPlusLearner(_Steps):
     """MAML++."""
 
-    learning_rate: float = 0.1
-    """What the rates of all layers and steps start from."""
-    multi_step_until: int = 0
-    """Meta-steps over which the losses of earlier steps fade out."""
-    first_order_until: int = 0
-    """Meta-steps of first order in the beginning."""
-    inner_steps: int = 5  # pyright: ignore
-    """Inner steps in training."""
-    test_inner_steps: int = 5  # pyright: ignore
-    """Inner steps in validation and test."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.maml_plus_plus(
-            model,
-            loss,
-            learning_rate=self.learning_rate,
-            inner_steps=self.inner_steps,
-            multi_step_until=self.multi_step_until,
-            first_order_until=self.first_order_until,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
+@settings(learners.cavia, "context", num_context=5)
 class CaviaLearner(_InnerLoop):
     """Adaptation by context parameters alone."""
 
-    num_context: int = 5
-    """Context parameters."""
-    context: Literal["input", "model"] = "input"
-    """Beside the inputs, or in a FiLM layer of the model."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.cavia(
-            model,
-            loss,
-            num_context=self.num_context,
-            context=self.context,
-            **self.inner(),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
+@settings(learners.imaml, "regularization", "damping", "cg_steps")
 class ImamlLearner(_InnerLoop):
     """Implicit MAML."""
 
-    regularization: float = 2.0
-    """Of the distance to the initialisation."""
-    damping: float = 0.0
-    """Of the Hessian."""
-    cg_steps: int = 5
-    """Conjugate-gradient steps."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.imaml(
-            model,
-            loss,
-            regularization=self.regularization,
-            damping=self.damping,
-            cg_steps=self.cg_steps,
-            **self.inner(),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class MetaCurvatureLearner(Learner):
+@settings(learners.meta_curvature, test_inner_steps=3)
+class MetaCurvatureLearner(_Steps):
     """MAML along learned transformations of the gradient."""
 
     inner_learning_rate: float = 0.1
-    """Of an inner step."""
-    inner_steps: int = 1  # pyright: ignore
-    """Inner steps in training."""
-    test_inner_steps: int = 3  # pyright: ignore
-    """Inner steps in validation and test."""
+    """Learning rate of an inner step."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.meta_curvature(
-            model,
-            loss,
-            learning_rate=self.inner_learning_rate,
-            inner_steps=self.inner_steps,
-        )
+    def inner(self):
+        return super().inner() | {"learning_rate": self.inner_learning_rate}
 
 
-@dataclasses.dataclass(frozen=True)
-class MetaLstmLearner(Learner):
+@settings(learners.meta_lstm, "hidden_size", inner_steps=5, test_inner_steps=5)
+class MetaLstmLearner(_Steps):
     """The meta-learner LSTM."""
 
-    hidden_size: int = 20
-    """Units of the LSTM."""
-    inner_steps: int = 5  # pyright: ignore
-    """Updates of a task in training."""
-    test_inner_steps: int = 5  # pyright: ignore
-    """The same in validation and test."""
 
-    def make(self, model, loss):
-        """Builds the learner."""
-        return learners.meta_lstm(
-            model, loss, inner_steps=self.inner_steps, hidden_size=self.hidden_size
-        )
-
-
-@dataclasses.dataclass(frozen=True)
+@settings(learners.proto_maml, "first_order")
 class ProtoMamlLearner(_InnerLoop):
     """MAML whose head starts from the prototypes."""
 
     embeds: ClassVar[bool] = True
-    first_order: bool = False
-    """Treat inner gradients as constants."""
 
-    def make(self, model, loss):
+
+# On embeddings.
+
+
+class _Metric(Learner):
+    embeds: ClassVar[bool] = True
+
+
+@settings(learners.prototypical, "distance")
+class PrototypicalLearner(_Metric):
+    """Prototypical network."""
+
+
+@settings(learners.matching, "similarity", "full_context")
+class MatchingLearner(_Metric):
+    """Matching network."""
+
+
+@settings(learners.siamese)
+class SiameseLearner(_Metric):
+    """Siamese network, trained by verification."""
+
+    own_loss: ClassVar[bool] = True
+
+
+@settings(learners.relation)
+class RelationLearner(_Metric):
+    """Relation network, trained by the squared error of its relations."""
+
+    own_loss: ClassVar[bool] = True
+
+    def probabilities(self, outputs):
+        """Relations are between 0 and 1 each."""
+        return outputs / jnp.maximum(jnp.sum(outputs, -1, keepdims=True), 1e-12)
+
+
+@settings(learners.ridge)
+class RidgeLearner(_Metric):
+    """Ridge regression on embeddings: R2-D2."""
+
+
+@settings(learners.svm)
+class SvmLearner(_Metric):
+    """A support vector machine on embeddings: MetaOptNet."""
+
+
+@settings(learners.subspace, flip=True)
+class SubspaceLearner(_Metric):
+    """Adaptive subspaces: DSN."""
+
+
+@settings(learners.feat, "temperature")
+class FeatLearner(_Metric):
+    """Prototypes that a transformer adapts to each other: FEAT."""
+
+
+# Of policies.
+
+
+@settings(
+    rl.maml,
+    "num_episodes",
+    "sampling_term",
+    "first_order",
+    "discount",
+    "gae_lambda",
+    surrogate="low-variance",
+    test_episodes=40,
+    test_inner_steps=4,
+)
+class PolicyMamlLearner(_Steps):
+    """MAML of a policy."""
+
+    inner_learning_rate: float = 0.5
+    """Learning rate of the first inner step."""
+    later_learning_rate: float = 0.25
+    """Learning rate of the inner steps after it."""
+    std: float = 1.0
+    """Initial standard deviation of the actions."""
+    outer: Literal["ppo", "trpo", "gradient"] = "ppo"
+    """The outer update: clipped epochs by the outer optimizer, a trust region, or one
+    step by the outer optimizer."""
+    num_epochs: int = 5
+    """PPO: epochs on the same episodes."""
+    clip_ratio: float = 0.3
+    """PPO: where the ratio is clipped."""
+    kl_penalty: float = 5e-4
+    """PPO: weight of the divergence before adaptation."""
+    max_kl: float = 0.01
+    """TRPO: size of the trust region."""
+
+    def make_policy(self, model: base.ModelLike, env: rl.Environment) -> Any:
         """Builds the learner."""
-        return learners.proto_maml(
-            model, loss=loss, first_order=self.first_order, **self.inner()
-        )
+        for name in ("inner_learning_rate", "later_learning_rate"):
+            _checks.check_positive(name, getattr(self, name))
+        first, later = self.inner_learning_rate, self.later_learning_rate
+        rate = lambda count: jnp.where(count == 0, first, later)
+        policy = rl.gaussian_policy(model, std=self.std)
+        return self.build(env, policy, inner_tx=optax.sgd(rate), **self.inner())
+
+    @property
+    def updates_per_step(self) -> int:
+        """By the outer optimizer: what its schedule counts."""
+        return self.num_epochs if self.outer == "ppo" else 1
+
+    def estimator(self, learner: Any, sample_task, outer_tx, **over):
+        """Builds the estimator that the outer update requires."""
+        if self.outer == "trpo":
+            return rl.trpo(learner, sample_task, max_kl=self.max_kl, **over)
+        if self.outer == "ppo":
+            over |= {"num_epochs": self.num_epochs, "kl_penalty": self.kl_penalty}
+            clip = self.clip_ratio
+            return rl.ppo(learner, sample_task, outer_tx=outer_tx, clip=clip, **over)
+        return super().estimator(learner, sample_task, outer_tx, **over)
+
+    def outer_tx(self, outer_tx):
+        """PPO and TRPO have made the update already."""
+        return outer_tx if self.outer == "gradient" else optax.sgd(1.0)
 
 
-InnerLoopLearner: TypeAlias = (
+AnyLearner: TypeAlias = (
     MamlLearner
     | AnilLearner
     | BoilLearner
@@ -292,4 +316,13 @@ InnerLoopLearner: TypeAlias = (
     | MetaCurvatureLearner
     | MetaLstmLearner
     | ProtoMamlLearner
+    | PrototypicalLearner
+    | MatchingLearner
+    | SiameseLearner
+    | RelationLearner
+    | RidgeLearner
+    | SvmLearner
+    | SubspaceLearner
+    | FeatLearner
+    | PolicyMamlLearner
 )

@@ -16,7 +16,7 @@ from jaxmeta.recipes._learner_settings import (
     ReptileLearner,
 )
 from jaxmeta.recipes._maml_table import OMNIGLOT_PROTOCOL
-from jaxmeta.recipes._settings import (
+from jaxmeta.recipes._task_settings import (
     Conv4Model,
     FilmConv4Model,
     MlpModel,

@@ -4,7 +4,7 @@ import dataclasses
 
 from jaxmeta.recipes._config import Recipe
 from jaxmeta.recipes._learner_settings import MamlLearner
-from jaxmeta.recipes._settings import (
+from jaxmeta.recipes._task_settings import (
     Conv4Model,
     GlyphTasks,
     MlpModel,

@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxmeta.recipes._config import Recipe
-from jaxmeta.recipes._metric_settings import (
+from jaxmeta.recipes._learner_settings import (
     FeatLearner,
     MatchingLearner,
     PrototypicalLearner,
@@ -13,7 +13,7 @@ from jaxmeta.recipes._metric_settings import (
     SubspaceLearner,
     SvmLearner,
 )
-from jaxmeta.recipes._settings import Conv4Model, OmniglotTasks, RelationModel
+from jaxmeta.recipes._task_settings import Conv4Model, OmniglotTasks, RelationModel
 
 
 def _vinyals(train_ways):

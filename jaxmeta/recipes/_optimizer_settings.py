@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxmeta import base, estimators, models, optimizers, problems, tasks
+from jaxmeta.recipes._settings import Settings, settings
 
 
 class ProblemSplits(NamedTuple):
@@ -18,23 +19,18 @@ class ProblemSplits(NamedTuple):
     test: base.OptimizationProblem
 
 
-@dataclasses.dataclass(frozen=True)
-class QuadraticProblem:
+@settings(problems.quadratics, "dim", "distribution")
+class QuadraticProblem(Settings):
     """Random quadratics."""
-
-    dim: int = 10
-    """Parameters."""
-    distribution: Literal["uniform", "gaussian"] = "uniform"
-    """Distribution of W and y: uniform (the paper's figure) or Gaussian (its text)."""
 
     def splits(self) -> ProblemSplits:
         """Builds the problems; train and test differ in their keys."""
-        problem = problems.quadratics(self.dim, distribution=self.distribution)
+        problem = self.build()
         return ProblemSplits(problem, problem)
 
 
-@dataclasses.dataclass(frozen=True)
-class MnistProblem:
+@settings()
+class MnistProblem(Settings):
     """Training small perceptrons on MNIST."""
 
     data_dir: pathlib.Path | None = None
@@ -68,8 +64,8 @@ class MnistProblem:
         return ProblemSplits(problem(0), problem(1))
 
 
-@dataclasses.dataclass(frozen=True)
-class Cifar10Problem:
+@settings()
+class Cifar10Problem(Settings):
     """Training a small convolutional network on CIFAR-10, or on some of its classes."""
 
     data_dir: pathlib.Path | None = None
@@ -98,23 +94,15 @@ class Cifar10Problem:
 Problem: TypeAlias = QuadraticProblem | MnistProblem | Cifar10Problem
 
 
-@dataclasses.dataclass(frozen=True)
-class _Lstm:
+@settings(optimizers.lstm, "hidden_size", "num_layers", "output_scale", "init_scale")
+class _Lstm(Settings):
     """What LSTMs have, one or several."""
 
-    hidden_size: int = 20
-    """Units of a layer."""
-    num_layers: int = 2
-    """Layers."""
     p: float = 10.0
     """Of the gradient's logarithm: gradients under exp(-p) count as small."""
-    output_scale: float = 0.1
-    """Of the update."""
-    init_scale: float = 0.1
-    """Of the weights that read the network out, at first."""
 
 
-@dataclasses.dataclass(frozen=True)
+@settings()
 class LstmOptimizer(_Lstm):
     """The coordinatewise LSTM, with averaging cells or without."""
 
@@ -123,78 +111,52 @@ class LstmOptimizer(_Lstm):
     preprocess: Literal["log", "scale"] = "log"
     """What it sees of a gradient: logarithm and sign, or the gradient times --scale."""
     scale: float = 1.0
-    """Of the gradient."""
+    """Factor of the gradient."""
 
     def make(self) -> base.LearnedOptimizer:
         """Builds the optimizer."""
-        log, scale = optimizers.log_gradient, optimizers.scaled_gradient
-        settings = {
-            "preprocess": log(self.p)
-            if self.preprocess == "log"
-            else scale(self.scale),
-            "output_scale": self.output_scale,
-            "init_scale": self.init_scale,
+        sees = {
+            "log": optimizers.log_gradient(self.p),
+            "scale": optimizers.scaled_gradient(self.scale),
         }
-        sizes = self.hidden_size, self.num_layers
+        preprocess = sees[self.preprocess]
         if not self.num_averaged:
-            return optimizers.lstm(*sizes, **settings)
-        return optimizers.lstm_gac(*sizes, num_averaged=self.num_averaged, **settings)
+            return self.build(preprocess=preprocess)
+        averaged = {"num_averaged": self.num_averaged, **self.chosen()}
+        return optimizers.lstm_gac(preprocess=preprocess, **averaged)
 
 
-@dataclasses.dataclass(frozen=True)
-class NtmBfgsOptimizer:
+@settings(
+    optimizers.ntm_bfgs,
+    "hidden_size",
+    "num_layers",
+    "num_averaged",
+    "num_reads",
+    "num_writes",
+    "window",
+    output_scale=1.0,
+)
+class NtmBfgsOptimizer(Settings):
     """The LSTM with an external memory."""
 
-    hidden_size: int = 20
-    """Units of a layer."""
-    num_layers: int = 2
-    """Layers."""
-    num_averaged: int = 2
-    """Global averaging cells of each layer."""
-    num_reads: int = 1
-    """Read heads."""
-    num_writes: int = 3
-    """Write heads."""
-    window: int | None = None
-    """Steps that the memory goes back; the whole matrix when left out."""
     scale: float = 1.0
-    """Of the gradient and of what is read, as the network sees them."""
-    output_scale: float = 1.0
-    """Of the update."""
+    """Factor of the gradient and of what is read, as the network sees them."""
 
     def make(self) -> base.LearnedOptimizer:
         """Builds the optimizer."""
-        return optimizers.ntm_bfgs(
-            self.hidden_size,
-            self.num_layers,
-            num_reads=self.num_reads,
-            num_writes=self.num_writes,
-            num_averaged=self.num_averaged,
-            window=self.window,
-            preprocess=optimizers.scaled_gradient(self.scale),
-            output_scale=self.output_scale,
-        )
+        return self.build(preprocess=optimizers.scaled_gradient(self.scale))
 
 
-@dataclasses.dataclass(frozen=True)
-class RnnpropOptimizer:
+@settings(optimizers.rnnprop, "hidden_size", "num_layers", "output_scale")
+class RnnpropOptimizer(Settings):
     """The LSTM over normalised gradients."""
 
-    hidden_size: int = 20
-    """Units of a layer."""
-    num_layers: int = 2
-    """Layers."""
-    output_scale: float = 0.1
-    """The largest update."""
-
     def make(self) -> base.LearnedOptimizer:
         """Builds the optimizer."""
-        return optimizers.rnnprop(
-            self.hidden_size, self.num_layers, output_scale=self.output_scale
-        )
+        return self.build()
 
 
-@dataclasses.dataclass(frozen=True)
+@settings()
 class ConvFcLstmOptimizer(_Lstm):
     """Two LSTMs: one for convolutions' kernels, one for all other parameters."""
 
@@ -214,33 +176,17 @@ Optimizer: TypeAlias = (
 Curriculum: TypeAlias = Callable[[jax.Array], jax.Array]  # of the meta-step
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stretches:
+@settings()
+class _Truncated(Settings):
     """Runs that each meta-step advances by one truncation."""
 
     unroll: int = 20
-    """Updates a meta-step."""
+    """Updates per meta-step."""
     horizon: int = 100
-    """Updates a run."""
+    """Updates per run."""
     num_problems: int = 16
     """Runs side by side; pairs of them where they are perturbed."""
 
-    def _options(self, mesh: Mesh, curriculum: Curriculum | None) -> dict[str, Any]:
-        return {
-            "unroll": self.unroll,
-            "horizon": self.horizon if curriculum is None else curriculum,
-            "num_problems": self.num_problems,
-            "mesh": mesh,
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class TruncatedBptt(_Stretches):
-    """Truncated back-propagation through runs."""
-
-    second_order: bool = True
-    """Differentiate the gradients that the optimizer sees."""
-
     def make(
         self,
         lopt: base.LearnedOptimizer,
@@ -249,38 +195,28 @@ class TruncatedBptt(_Stretches):
         curriculum: Curriculum | None = None,
     ) -> base.GradientEstimator:
         """Builds the estimator."""
-        options = self._options(mesh, curriculum)
-        return estimators.truncated_bptt(
-            lopt, problem, second_order=self.second_order, **options
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Pes(_Stretches):
-    """Persistent evolution strategies."""
-
-    sigma: float = 0.01
-    """Standard deviation of the noise."""
-    noise: Literal["persistent", "shared", "fresh"] = "persistent"
-    """Which perturbations."""
-
-    def make(
-        self,
-        lopt: base.LearnedOptimizer,
-        problem: base.OptimizationProblem,
-        mesh: Mesh,
-        curriculum: Curriculum | None = None,
-    ) -> base.GradientEstimator:
-        """Builds the estimator."""
-        options = self._options(mesh, curriculum)
-        return estimators.pes(
+        return self.build(
             lopt,
             problem,
-            sigma=self.sigma,
-            noise=self.noise,
-            staggered=True,
-            **options,
+            unroll=self.unroll,
+            horizon=self.horizon if curriculum is None else curriculum,
+            num_problems=self.num_problems,
+            mesh=mesh,
         )
+
+
+@settings(estimators.truncated_bptt, "second_order")
+class TruncatedBptt(_Truncated):
+    """Truncated back-propagation through runs."""
+
+
+@settings(estimators.pes, "sigma", "noise")
+class Pes(_Truncated):
+    """Persistent evolution strategies."""
+
+    def build(self, *args: Any, **more: Any) -> Any:
+        """Calls the factory; the first runs end one after the other."""
+        return super().build(*args, staggered=True, **more)
 
 
 Estimator: TypeAlias = TruncatedBptt | Pes

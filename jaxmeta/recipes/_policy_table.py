@@ -1,12 +1,8 @@
 """The recipes of policies."""
 
 from jaxmeta.recipes._config import Recipe
-from jaxmeta.recipes._policy_settings import (
-    LocomotionTasks,
-    NavigationTasks,
-    PolicyMamlLearner,
-)
-from jaxmeta.recipes._settings import MlpModel
+from jaxmeta.recipes._learner_settings import PolicyMamlLearner
+from jaxmeta.recipes._task_settings import LocomotionTasks, MlpModel, NavigationTasks
 
 
 def _locomotion(summary, published, tasks):
