@@ -203,6 +203,9 @@ def _align(runs, name):
 
 
 def _running_mean(values, reach):
-    """Averages `reach` neighbours on either side, fewer (equally many) at the ends."""
-    reaches = [min(reach, k, len(values) - 1 - k) for k in range(len(values))]
+    """Averages `reach` neighbors on either side; at the ends, as many as there are.
+
+    At the beginning equally many on both: losses fall steeply there.
+    """
+    reaches = [min(reach, k) for k in range(len(values))]
     return np.array([values[k - n : k + n + 1].mean() for k, n in enumerate(reaches)])
