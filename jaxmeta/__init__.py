@@ -1,8 +1,9 @@
 """jaxmeta: functional meta-learning in JAX.
 
   maml, reptile, anil, boil, meta_sgd, maml_plus_plus, cavia, imaml, meta_curvature,
-  meta_lstm, proto_maml; prototypical, matching, siamese, relation, ridge, svm,
-  subspace, feat      learners: `MetaLearner`, five pure functions of one task
+  meta_lstm, proto_maml; prototypical, matching, siamese, relation, ridge (r2d2),
+  svm (metaoptnet), subspace (dsn), feat
+                      learners: `MetaLearner`, five pure functions of one task
   losses, models      what learners are made of
   optimizers          rules for inner loops, and learned optimizers: `LearnedOptimizer`
   tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...
@@ -72,6 +73,7 @@ from jaxmeta.learners import (
     anil as anil,
     boil as boil,
     cavia as cavia,
+    dsn as dsn,
     feat as feat,
     imaml as imaml,
     maml as maml,
@@ -80,8 +82,10 @@ from jaxmeta.learners import (
     meta_curvature as meta_curvature,
     meta_lstm as meta_lstm,
     meta_sgd as meta_sgd,
+    metaoptnet as metaoptnet,
     proto_maml as proto_maml,
     prototypical as prototypical,
+    r2d2 as r2d2,
     relation as relation,
     reptile as reptile,
     ridge as ridge,

@@ -34,6 +34,9 @@ from jaxmeta.learners._subspace import (
 )
 from jaxmeta.learners._svm import SvmInfo, SvmParams, svm
 
+# The names of the papers' methods.
+r2d2, metaoptnet, dsn = ridge, svm, subspace
+
 __all__ = [
     "CaviaParams",
     "FeatParams",
@@ -51,6 +54,7 @@ __all__ = [
     "anil",
     "boil",
     "cavia",
+    "dsn",
     "feat",
     "imaml",
     "maml",
@@ -59,8 +63,10 @@ __all__ = [
     "meta_curvature",
     "meta_lstm",
     "meta_sgd",
+    "metaoptnet",
     "proto_maml",
     "prototypical",
+    "r2d2",
     "relation",
     "reptile",
     "reptile_outer_tx",
