@@ -210,7 +210,7 @@ CALLS = {
         _zero_shot([8, 1], "evaluate"),
         "`support_model` must make",
     ),
-    "no support model": (_zero_shot([8]), "give a `support_model`"),
+    "no support model": (_zero_shot([8]), "pass a `support_model`"),
     "a class as model": (
         lambda key: jm.maml(jm.models.MLP, CROSS_ENTROPY, **SGD),
         r"the class MLP: `MLP\(...\)`",
@@ -256,7 +256,7 @@ CALLS = {
     ),
     "everything adapted": (
         _init(lambda: jm.boil(jm.models.MLP([4, 3]), CROSS_ENTROPY, **SGD)),
-        "names all of the parameters",
+        "selects all parameters",
     ),
     "images alone": (
         _init(

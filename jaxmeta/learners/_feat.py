@@ -115,6 +115,7 @@ def feat(
     def fit(head_params, support, **options):
         del options
         present = jnp.sum(support.targets, 0) > 0
+        # [W, W]: each prototype attends to those of all classes present.
         everyone = jnp.broadcast_to(present[None], 2 * present.shape)
         return _transform(head_params, _embeddings.class_means(support), everyone), None
 
@@ -123,12 +124,12 @@ def feat(
         return -_embeddings.squared_distances(embeddings, prototypes) / temperature
 
     def contrast(head_params, prototypes, support, query):
-        """Examples should lie near the transformed ones of their class."""
+        """Pulls examples towards the transformed centre of their class (eq. 7)."""
         del prototypes
         inputs, targets = (
             jnp.concatenate(both) for both in zip(support, query, strict=True)
         )
-        of_one_class = targets @ targets.T > 0
+        of_one_class = targets @ targets.T > 0  # attention within each class only
         transformed = _transform(head_params, inputs, of_one_class)
         centres = _embeddings.class_means(base.Examples(transformed, targets))
         outputs = (
@@ -148,7 +149,7 @@ def feat(
 
 
 def _transform(params, x, mask):
-    """The set-to-set function: [M, D] -> [M, D]; row i reads where mask[i] [M]."""
+    """Set-to-set function T: [M, D] -> [M, D]; row i attends where mask[i] [M]."""
     project = lambda kernel: jnp.einsum("md,hde->hme", x, kernel)
     queries, keys, values = map(project, (params.query, params.key, params.value))
     scores = jnp.einsum("hme,hne->hmn", queries, keys) * x.shape[1] ** -0.5
