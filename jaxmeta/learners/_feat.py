@@ -38,10 +38,10 @@ def feat(
     loss: base.LossFn = losses.cross_entropy,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an embedding, and how to adapt the prototypes of a task to each other.
+    r"""Learns an embedding, and to adapt the prototypes of a task to each other.
 
     A set-to-set function, one layer of self-attention with a residual connection and
-    layer normalisation, transforms the class means together:
+    layer normalisation, transforms the class means jointly:
 
     .. math::
       T(p) &= \operatorname{LayerNorm}\Big(p + \sum_h
@@ -51,11 +51,11 @@ def feat(
 
     Meta-training adds :math:`\lambda` times the cross-entropy of
     :math:`-\|f(x) - m_c\|^2 / \tau'` over support and query examples, where
-    :math:`m_c` is the mean of :math:`T` of all the examples of class :math:`c`.
+    :math:`m_c` is the mean of :math:`T` over all examples of class :math:`c`.
 
     Args:
       model: the embedding, anything with `init(key, inputs)` and
-        `apply(params, inputs)`; what it makes is flattened to [N, D].
+        `apply(params, inputs)`; its output is flattened to [N, D].
       num_heads: H. Static.
       temperature: tau.
       contrastive: lambda.
@@ -74,8 +74,8 @@ def feat(
         `contrastive` negative; while tracing, if targets are not one-hot, support and
         query differ in classes, a set is ragged or empty, or parameters are not floats.
 
-    Differs from the paper: no dropout in the transformer. The paper starts from an
-    embedding pre-trained to classify; train one with a head, and put its parameters
+    Differs from the paper: no dropout in the transformer. The paper starts from a
+    pretrained classifier's embedding; train one with a head, and put its parameters
     into `MetricParams.params`.
 
     Example:

@@ -187,7 +187,9 @@ def test_a_state_that_has_no_mean_is_named(key):
         inner_steps=1,
         keep_inner_state=True,
     )
-    with pytest.raises(ValueError, match=r"`keep_inner_state` averages the inner.*key<"):
+    with pytest.raises(
+        ValueError, match=r"`keep_inner_state` averages the inner.*key<"
+    ):
         learner.init(key, regression_task(key))
 
 

@@ -203,8 +203,8 @@ REFUSED = {
         lambda: eqx.nn.BatchNorm(3, "batch", mode="batch"),
         "keeps state",
     ),
-    "no call": (lambda: Plain(jnp.ones(1)), "that can be called, got Plain"),
-    "another": (lambda: lambda key: jnp.tanh, "must construct an eqx.Module"),
+    "no call": (lambda: Plain(jnp.ones(1)), "callable eqx.Module, got Plain"),
+    "another": (lambda: lambda key: jnp.tanh, "must construct a callable eqx.Module"),
     "no function": (lambda: 3, "or a constructor `key -> eqx.Module`, got 3"),
 }
 
