@@ -164,7 +164,7 @@ def test_weights_are_cast_to_another_float_but_not_to_integers(tmp_path):
 
 def test_cards_that_are_none_are_named(tmp_path):
     path = tmp_path / "mine.safetensors"
-    with pytest.raises(ValueError, match="`card` must be of plain JSON values"):
+    with pytest.raises(ValueError, match="`card` must hold plain JSON values"):
         jm.optimizers.save(path, {"w": jnp.ones(2)}, {"theta": jnp.ones(2)})
     assert not list(tmp_path.iterdir())
     jm.optimizers.save(path, {"w": jnp.ones(2)})

@@ -222,7 +222,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(
 ):
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setitem(sys.modules, module, None)
-    message = rf"needs '{module}'.*pip install '\.\[data\]'"
+    message = rf"requires '{module}'.*pip install '\.\[data\]'"
     with pytest.raises(ImportError, match=message):
         _omniglot.load_omniglot(tmp_path)
 

@@ -398,7 +398,7 @@ def test_splits_and_names_have_defaults_and_images_stay_bytes(tmp_path):
         ),
         (
             {"features": np.zeros((2, 5))},
-            r"must be \[5, \.\.\.\] .* got shape \(2, 5\)",
+            r"must be \[5, \.\.\.\].* got shape \(2, 5\)",
         ),
         ({"features": np.zeros(5)}, r"must be \[5, \.\.\.\]"),
         ({"features": np.full((5, 2), np.nan)}, "`features` has non-finite values"),
