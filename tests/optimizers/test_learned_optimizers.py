@@ -853,7 +853,7 @@ def test_mlp_does_not_know_the_scale(key):
 def test_mlp_needs_the_parameters(key):
     lopt = jm.optimizers.mlp(4)
     tx = lopt.transform(lopt.init(key))
-    with pytest.raises(ValueError, match="The update of `.*` requires `params`"):
+    with pytest.raises(ValueError, match=r"The update of `.*` requires `params`"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 

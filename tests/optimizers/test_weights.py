@@ -97,7 +97,7 @@ def test_a_damaged_file(content, key, tmp_path):
 def test_nothing_is_overwritten(key, tmp_path):
     path = tmp_path / "mine.safetensors"
     jm.optimizers.save(path, _lopt().init(key))
-    with pytest.raises(ValueError, match="`path` exists already"):
+    with pytest.raises(ValueError, match="`path` already exists"):
         jm.optimizers.save(path, {})
 
 

@@ -190,10 +190,10 @@ def test_a_wrong_batch_and_a_stream_that_ends_are_named(key):
     _, train_step = _train_step(stream)
     (batch,) = _some(stream, 0, 1)
     fewer = jax.tree.map(lambda x: x[:3], batch)
-    with pytest.raises(ValueError, match="`tasks` must be a batch of the stream's"):
+    with pytest.raises(ValueError, match="`tasks` must be a batch like the"):
         train_step.step(train_step.init(key), tasks=fewer)
     short = stream._replace(read=lambda step: iter([batch] * 3))
-    with pytest.raises(ValueError, match="`over_stream` needs `tasks`"):
+    with pytest.raises(ValueError, match="`over_stream` requires `tasks`"):
         train_step.step(train_step.init(key))
     own = jm.estimators.over_tasks(
         jm.prototypical(jm.models.Conv4(2, head=None, strided=True)),
