@@ -27,6 +27,7 @@ def sum_over_tasks(
     """
 
     def on_one_device(shared, per_task):
+        # [T, ...] -> [T / chunk, chunk, ...]: a scan over chunks, `vmap` within them.
         one = jax.tree.map(lambda x: x[0], per_task)
         terms, _ = jax.eval_shape(of_task, shared, one)
         chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), per_task)

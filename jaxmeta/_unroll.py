@@ -89,6 +89,7 @@ def unroll(
         params, state = carry
         (value, aux), grads = gradient(params, key, step, data)
         grads = checkpoint_name(grads, _SAVED)
+        # First order: the loss as a rule's input is constant, like its gradients.
         seen = jax.lax.stop_gradient(value) if order == "first-order" else value
         with _messages.explain_update():
             updates, state = tx.update(grads, state, params, value=seen)
@@ -112,6 +113,7 @@ def unroll(
         carry, (losses, aux, probed) = jax.lax.scan(body, carry, (keys, steps))
     params, state = carry
     if probe is not None:
+        # K probes before the updates and one after the last: [K + 1, ...].
         last = probe(params, jnp.asarray(first_step + len(keys), jnp.int32))
         probed = jax.tree.map(lambda x, y: jnp.append(x, y[None], 0), probed, last)
     return Unrolled(params, state, losses, aux, probed)
@@ -177,6 +179,7 @@ def _first_order(loss):
         return (found, grads), (grads, [None] * len(rest))
 
     def backward(kept, cotangents):
+        # bar params = bar L * g; the cotangents of g and aux are dropped.
         grads, rest_bar = kept
         (value_bar, _), _ = cotangents
         return jax.tree.map(lambda g: (value_bar * g).astype(g.dtype), grads), *rest_bar
@@ -223,6 +226,7 @@ def _forward_over_reverse(loss):
             pairs = zip(others, is_float, strict=True)
             return treedef.unflatten([next(floats) if use else x for x, use in pairs])
 
+        # (dL/dparams, dL/dfloats) as a function of the parameters alone.
         def all_grads(params):
             value = lambda params, floats: loss(params, *merge(floats, leaves))[0]
             return jax.grad(value, argnums=(0, 1))(params, floats)

@@ -158,6 +158,7 @@ def check_inner_tx(
         return moved
 
     names = [name for name, _ in _named(params)]
+    # All gradients zero, then those of one leaf at a time.
     for zero in (names, *([name] for name in names)):
         one = [0.0 if name in zero else 1.0 for name in names]
         grads = jax.tree.map(

@@ -156,6 +156,7 @@ def pes(
     def one_run(theta, problem, meta_step, key, carry):
         start_key, noise_key, run_key = jax.random.split(key, 3)
         drawn = _draw_noise(noise_key, theta, sigma)
+        # The runs of a pair, [2] or [3], share step and horizon.
         is_over = carry.runs.step[0] >= carry.runs.horizon[0]
         none = optax.tree.zeros_like(theta)
         kept = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), none, carry.noise)
@@ -216,6 +217,7 @@ def _pairs(lopt, length, horizon, sigma, weight, signs=(1, -1)):
             return run, *_runs.meta_loss(losses, run, weight)
 
         runs, losses, info = jax.vmap(one)(signs, runs)
+        # xi (L(theta + eps) - L(theta - eps)) / (2 sigma^2); xi is `total`.
         grads = optax.tree.scale((losses[0] - losses[1]) / (2 * sigma**2), total)
         # A run that diverged is at its horizon; then the others of its pair are too.
         runs = runs._replace(step=jnp.full_like(runs.step, jnp.max(runs.step)))

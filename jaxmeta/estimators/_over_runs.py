@@ -48,6 +48,7 @@ def over_runs(
 
         def add(g):
             kept = is_valid.reshape(-1, *[1] * (g.ndim - 1))
+            # `where`, not a product: 0 * NaN is NaN.
             return jnp.sum(jnp.where(kept, g, 0), 0)
 
         loss = jnp.where(is_valid, info.loss, jnp.nan)

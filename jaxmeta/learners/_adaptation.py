@@ -266,6 +266,8 @@ class _LearnerFunctions(NamedTuple):
         adds_statistics = jax.tree.structure(predicting) != jax.tree.structure(params)
         if can_start and not adds_statistics and not jax.tree.leaves(result.state):
             return params
+        # If the parameters can be the next start, they take the meta-parameters' place;
+        # otherwise keep the meta-parameters and the variables that adapt.
         origin = (params,) if can_start else (meta_params, result.params)
         step = jnp.asarray(step, jnp.int32)
         return base.Adapted(predicting, result.state, step, *origin)

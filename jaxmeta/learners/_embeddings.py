@@ -23,6 +23,7 @@ def class_means(examples: base.Examples) -> jax.Array:
     """
     counts = jnp.sum(examples.targets, 0)  # [W]
     sums = jnp.matmul(examples.targets.T, examples.inputs, precision="highest")
+    # Absent classes divide 0 by 1.
     return sums / jnp.where(counts > 0, counts, 1)[:, None]
 
 
@@ -31,7 +32,7 @@ def unit(vectors: jax.Array) -> jax.Array:
     squares = jnp.sum(jnp.square(vectors), -1, keepdims=True)
     # Two `where`s: the derivative of the branch not taken must be finite too, since
     # autodiff multiplies it by 0, and 0 * inf is NaN.
-    is_zero = squares < 1e-12
+    is_zero = squares < 1e-12  # length < 1e-6
     length = jnp.sqrt(jnp.where(is_zero, 1, squares))
     return jnp.where(is_zero, 0, vectors / length)
 
@@ -54,5 +55,7 @@ def without_absent(logits: jax.Array, present: jax.Array) -> jax.Array:
 
     They stay finite, so that 0 times them is 0.
     """
+    # Relative to the lowest logit, which may itself be far below 0; a constant, so
+    # absent classes have no gradient.
     lowest = jnp.min(jax.lax.stop_gradient(logits), -1, keepdims=True)
     return jnp.where(present[None], logits, lowest - 1e9)

@@ -107,6 +107,7 @@ def feat(
         size, dtype = support.inputs.shape[1], jnp.result_type(float)
         *keys, output_key = jax.random.split(key, 4)
         draw = lambda key: jax.random.normal(key, (num_heads, size, size), dtype)
+        # Xavier normal: W^Q, W^K, W^V are [D, D] per head, W^O is [H D, D].
         query, key, value = (draw(k) * size**-0.5 for k in keys)
         output = draw(output_key) * (2 / (size * (num_heads + 1))) ** 0.5
         zeros, ones = jnp.zeros(size, dtype), jnp.ones(size, dtype)

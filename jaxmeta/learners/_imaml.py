@@ -145,6 +145,7 @@ def imaml(
             matvec, _dtypes.widen(target), cg_steps, cg_tolerance, is_symmetric
         )
         grads = jax.tree.map(lambda s, p: s.astype(p.dtype), solution, meta_params)
+        # Gradient of the inner objective: grad L_s(phi) + lambda (phi - theta).
         slope = optax.tree.add_scale(
             _dtypes.widen(jax.grad(support_loss)(phi)),
             regularization,

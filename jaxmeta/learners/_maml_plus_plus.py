@@ -129,7 +129,7 @@ def maml_plus_plus(
         num_steps = jax.tree.leaves(meta_params.rates)[0].shape[0]
 
         def to_params(variables, step):
-            own = lambda x: x[jnp.minimum(step, num_steps)]
+            own = lambda x: x[jnp.minimum(step, num_steps)]  # [K + 1, ...] -> [...]
             return _partial.merge(variables, jax.tree.map(own, per_step))
 
         return _adaptation.Adaptation(
@@ -151,6 +151,7 @@ def maml_plus_plus(
         )
         if step is None or not first_order_until:
             return gradient(exact)(meta_params)
+        # `cond` runs only one of the two, unless `step` is batched by `vmap`.
         branches = gradient(first_order), gradient(exact)
         return jax.lax.cond(step < first_order_until, *branches, meta_params)
 

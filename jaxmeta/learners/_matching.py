@@ -126,6 +126,7 @@ def matching(
 
     def init(key, support):
         size, dtype = support.inputs.shape[1], jnp.result_type(float)
+        # Hidden sizes H; the attention LSTM feeds back [h, r], so H = 2 D.
         sizes = MatchingParams(forward=size, backward=size, attention=2 * size)
         keys = MatchingParams(*jax.random.split(key, len(sizes)))
         cell = lambda key, hidden: _init_lstm(key, size, hidden, dtype)

@@ -212,6 +212,7 @@ class _Parts(NamedTuple):
         query = self.embed(self.net, task_params.params, task.query)
         check_widths(support, query)
         found = self.evaluate_query(task_params, query)
+        # K = 0 inner steps: leaves [K + 1] = [1].
         return base.EvalInfo(*jax.tree.map(lambda x: x[None], found))
 
     @property

@@ -83,6 +83,7 @@ def split(params: Any, is_adapted: IsAdapted) -> tuple[Any, Any]:
 
 def merge(adapted: Any, kept: Any) -> Any:
     """Undoes `split`."""
+    # JAX treats None as an empty subtree, so `is_leaf` must make it a leaf here.
     choose = lambda x, y: y if x is None else x
     return jax.tree.map(choose, adapted, kept, is_leaf=lambda x: x is None)
 

@@ -104,6 +104,7 @@ def reptile(
             return _adaptation.Adaptation(meta_params, to_params, inner_tx)
         _checks.check_type("meta_params", meta_params, ReptileParams)
         params, state = meta_params
+        # Averaged counts are floats: round them back to the rule's own dtypes.
         like = jax.eval_shape(inner_tx.init, params)
         state = jax.tree.map(_like, state, like)
         return _adaptation.Adaptation(params, to_params, inner_tx, state)

@@ -107,6 +107,7 @@ def siamese(
         # [Q, N] weights; both are 0 for padding, whose targets sum to 0.
         same = query.targets @ support.targets.T
         of_some = [jnp.sum(x.targets, 1) for x in (query, support)]
+        # 1 for two examples minus 1 if they share the class.
         different = of_some[0][:, None] * of_some[1][None] - same
         loss = _balanced(
             jax.nn.softplus(-pairs), jax.nn.softplus(pairs), same, different

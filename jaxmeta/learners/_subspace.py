@@ -123,6 +123,8 @@ def subspace(
         """The regularizer over pairs of classes: |P_i^T P_j|_F = |B_i B_j^T|_F."""
         del head_params, support, query
         ways, num_examples, size = subspaces.bases.shape
+        # Squared inner products of all basis vectors, [W N, W N], summed over each pair
+        # of classes, [W, W]; the diagonal i = j is excluded.
         bases = subspaces.bases.reshape(-1, size)
         products = jnp.square(jnp.matmul(bases, bases.T, precision="highest"))
         blocks = products.reshape(ways, num_examples, ways, num_examples).sum((1, 3))
@@ -149,6 +151,7 @@ def _damping(support):
     squares = jnp.sum(jnp.square(support.inputs), -1)
     largest = jnp.max(jnp.where(is_example, squares, 0))
     num_examples = jnp.sum(is_example).astype(squares.dtype)
+    # About N eps max |x|^2; 10 is margin, and 1e-12 serves embeddings of zeros.
     return 10 * num_examples * jnp.finfo(squares.dtype).eps * largest + 1e-12
 
 
@@ -159,6 +162,7 @@ def _basis(embeddings, mean, weights, damping):
     """
     dtype, num_examples = embeddings.dtype, embeddings.shape[0]
     # Zero rows for the examples of other classes.
+    # `_or_one`: the derivative of sqrt is infinite at the zeros that `where` drops.
     centred = jnp.sqrt(_or_one(weights))[:, None] * (embeddings - mean[None])
     centred = jnp.where((weights > 0)[:, None], centred, 0)  # [N, D]
     # A A^T is always singular: the centred rows sum to zero.

@@ -159,6 +159,8 @@ def solve_dual(
     is_class, is_example = jnp.any(bounds != 0, 1), jnp.any(bounds != 0, 0)
     is_free = is_class[:, None] & is_example[None]  # A is zero elsewhere
     kernel, margin = _well_scaled(kernel, is_example)
+    # The solution as a constant, then one differentiable Newton step from it: the step
+    # is almost zero, its derivative that of the solution.
     fixed = jax.lax.stop_gradient((kernel, bounds, margin))
     shares, slopes = _interior_point(*fixed, is_free, num_steps)
     alpha = jnp.where(is_free, bounds - shares, 0)
@@ -174,7 +176,7 @@ def solve_dual(
     slopes = margin * bounds - alpha @ kernel + multipliers[None]
     violations = jnp.abs(jnp.minimum(bounds - alpha, slopes / margin))
     residual = jax.lax.stop_gradient(jnp.max(jnp.where(is_free, violations, 0)))
-    return alpha.T, SvmInfo(residual, residual < 1e-2)
+    return alpha.T, SvmInfo(residual, residual < 1e-2)  # 1 % of the margin
 
 
 def _well_scaled(kernel, is_example):
@@ -207,6 +209,7 @@ def _interior_point(kernel, bounds, margin, is_free, num_steps):
 
     def newton_step(carry, _):
         shares, slopes = carry  # both positive
+        # Eliminating the slopes leaves K + diag(slopes / shares) per class, [W, N, N].
         barriers = slopes / shares
         hessians = kernel[None] + jax.vmap(jnp.diag)(barriers)
         slope = margin * bounds - jnp.where(is_free, bounds - shares, 0) @ kernel
@@ -233,6 +236,7 @@ def _interior_point(kernel, bounds, margin, is_free, num_steps):
         return (shares + length * d_shares, slopes + length * d_slopes), None
 
     num_classes = jnp.maximum(jnp.sum(jnp.any(is_free, 1)), 1).astype(bounds.dtype)
+    # Feasible: the shares of every example sum to 1 over its classes.
     ones = jnp.ones_like(bounds)
     start = (jnp.where(is_free, 1 / num_classes, ones), ones)
     return jax.lax.scan(newton_step, start, length=num_steps)[0]
@@ -274,6 +278,7 @@ def _solve_blocks(hessians, constants, is_free, refinements=0):
     x, multipliers = jnp.zeros_like(constants), jnp.zeros_like(constants[0])
     for _ in range(1 + refinements):
         left = constants - apply(hessians, x) + multipliers[None]
+        # x_c + H_c^-1 (left_c + change) must sum to 0 over classes: solve for `change`.
         excess = jnp.sum(x + apply(inverses, left), 0)
         change = -jnp.linalg.solve(sum_of_inverses, excess)
         x = x + apply(inverses, left + change[None])

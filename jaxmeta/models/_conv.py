@@ -78,6 +78,7 @@ def im2col_conv(
         for i in range(height)
         for j in range(width)
     ]
+    # In the order of the kernel's axes h, w, I, so that it needs only a reshape.
     patches = jnp.concatenate(patches, axis=-1)  # [N, H', W', h * w * I]
     kernel = kernel.reshape(height * width * channels, features)
     outputs = product(patches.reshape(-1, len(kernel)), kernel)

@@ -56,6 +56,7 @@ class FilmConv4(nn.Module):
             _checks.check_int(name, getattr(self, name))
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
         film = nn.Dense(2 * self.filters, param_dtype=dtype, name="film")
+        # [2 F] -> scale and shift [1, 1, 1, F], broadcast over [N, H, W, F].
         scale, shift = jnp.split(film(context).reshape(1, 1, 1, -1), 2, -1)
         modulate = lambda x: x * (1 + scale) + shift
         for i in range(4):

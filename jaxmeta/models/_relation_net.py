@@ -153,6 +153,7 @@ def _conv_of_pairs(sets, kernel, **options):
     if len(parts) == 1:
         return parts[0]
     a, b = parts
+    # [1, A, ...] + [B, 1, ...]: the linear parts of all pairs, without concatenating.
     return (a[None] + b[:, None]).reshape(-1, *a.shape[1:])
 
 

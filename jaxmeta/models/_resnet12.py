@@ -176,6 +176,7 @@ def drop_block(
     examples, height, width, channels = inputs.shape
     rows, columns = min(size, height), min(size, width)
     starts = (height - rows + 1, width - columns + 1)
+    # gamma, for blocks of `rows` x `columns`.
     share = rate / (rows * columns) * (height * width) / (starts[0] * starts[1])
     starting = jax.random.bernoulli(key, share, (examples, *starts, channels))
     # A unit is dropped if a square starts in the `rows` x `columns` window that ends at

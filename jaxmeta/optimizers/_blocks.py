@@ -52,6 +52,7 @@ def at_coordinates(
             return step
         return functools.partial(_in_blocks_on_one_device, step, block)
 
+    # Only for large leaves, of 16 blocks or more.
     on_cpu = in_blocks_of(_CPU_BLOCK) if size >= 16 * _CPU_BLOCK else step
     others = in_blocks_of(block_size)
     if on_cpu is others:
@@ -120,7 +121,7 @@ def _in_blocks(step, block, theta, inputs, state):
     carry = jax.lax.fori_loop(
         0, count, lambda i, c: advance(c, i * block, block), carry
     )
-    if rest:
+    if rest:  # The last, shorter block has its own static size.
         carry = advance(carry, count * block, rest)
     outputs, bits = carry
     new_state = jax.lax.bitcast_convert_type(bits, state.dtype)

@@ -113,6 +113,7 @@ def normalize(
     # A double where: the branch not taken must have a finite derivative too, and that
     # of sqrt is infinite at 0.
     root = jnp.sqrt(jnp.where(smooth, second_moment, 1))
+    # Below the floor: the same value, but constant.
     root_of_constant = jnp.sqrt(jax.lax.stop_gradient(second_moment))
     constant = jax.lax.stop_gradient(values) / (root_of_constant + eps)
     return jnp.where(smooth, values / (root + eps), constant)
@@ -171,6 +172,7 @@ def init_stack(
 
 def init_stack_state(params: Any, theta: LstmTheta, dtype: DTypeLike) -> LstmState:
     """Zeros for every coordinate of `params`."""
+    # Hidden vector and cell per layer; the bias [4 H] holds four gates.
     size = 2 * sum(layer.bias.size // 4 for layer in theta.layers)
     return LstmState(hidden_like(params, size, dtype))
 

@@ -82,6 +82,7 @@ def curvature_sgd(
                         "parameters."
                     )
                 turned = grads.reshape(shape)
+                # The mode products commute: one axis after the other.
                 for axis, matrix in enumerate(matrices):
                     turned = _multiply(matrix.astype(grads.dtype), turned, axis)
                 return (-learning_rate * turned.reshape(grads.shape)).astype(

@@ -55,6 +55,7 @@ def dense() -> Memory:
     def write(matrix, a, b):
         if not matrix.size:
             return matrix
+        # [n, W] @ [W, n]: the outer products of all W pairs at once.
         return matrix + _ravel(a, 1) @ _ravel(b, 1).T
 
     return Memory(init, read, write)
@@ -71,6 +72,7 @@ def sliding(window: int, num_pairs: int) -> Memory:
         return Pairs(count=jnp.zeros((), jnp.int32), a=empty(), b=empty())
 
     def read(pairs, vector):
+        # (I + A B^T) r = r + A (B^T r), with the sum over coordinates across leaves.
         def product(b, r):  # [M * W]
             return jnp.sum(b * r[..., None], tuple(range(r.ndim)))
 

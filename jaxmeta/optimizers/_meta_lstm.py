@@ -82,6 +82,8 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
 
     def init(key):
         lstm_key, forget_key, input_key = jax.random.split(key, 3)
+        # sigmoid(4 ... 5) > 0.98 keeps the parameters; sigmoid(-5 ... -4), about 0.01,
+        # is the initial learning rate.
         return MetaLstmTheta(
             lstm=_uniform(lstm_key, 4 + hidden_size, 4 * hidden_size),
             forget_gate=_uniform(forget_key, hidden_size + 2, 1, (4.0, 5.0)),

@@ -123,6 +123,7 @@ def _normalized(features: jax.Array) -> jax.Array:
         return features
     axes = tuple(range(features.ndim - 1))
     mean_square = jnp.mean(jnp.square(features), axes, keepdims=True)
+    # 1e-10 inside the root bounds its derivative for a leaf of zeros.
     return features * jax.lax.rsqrt(
         jnp.broadcast_to(mean_square, features.shape) + 1e-10
     )

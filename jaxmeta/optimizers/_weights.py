@@ -146,6 +146,7 @@ def save(
             (path, safetensors.numpy.save(arrays)),
             (card_path, told.encode()),
         ):
+            # Renaming is atomic: a crash leaves no half-written file.
             new = pathlib.Path(partial) / target.name
             new.write_bytes(content)
             os.replace(new, target)

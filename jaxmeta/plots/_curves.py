@@ -67,6 +67,7 @@ def learning_curve(
     ):
         if not steps:
             continue
+        # A window of about 4 % of the records; none below 50.
         reach = len(steps) // 50 if name == "training" and not of_runs else 0
         if reach:
             ax.plot(steps, values[0], color="0.7", linewidth=1, label=name)

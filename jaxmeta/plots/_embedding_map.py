@@ -68,6 +68,7 @@ def embedding_map(
     ax = _axes.figure().subplots() if ax is None else ax
     spread = centers if len(centers) > 2 else np.concatenate([points, centers])
     middle = spread.mean(0)
+    # The first two right singular vectors are the principal axes.
     axes = np.linalg.svd(spread - middle, full_matrices=False)[2][:2]  # [2, D]
     points, centers = (points - middle) @ axes.T, (centers - middle) @ axes.T
     if points.shape[1] == 1:  # A single feature: points on a line.

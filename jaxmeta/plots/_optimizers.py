@@ -103,6 +103,7 @@ def horizon_sweep(
     drawn = []
     for i, (name, found) in enumerate(curves.items()):
         mean, _, _ = _numbers(found)
+        # 60 points, evenly spaced on the log axis; integers repeat at its start.
         ends = np.unique(np.geomspace(1, len(mean) - 1, 60).astype(int))
         smooth = np.array([mean[end - end // 10 : end + 1].mean() for end in ends])
         color, style = _look(i, len(curves))

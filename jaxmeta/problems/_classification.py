@@ -59,6 +59,7 @@ def classification(
             f"got shapes {inputs.shape} and {labels.shape}."
         )
     net = _model.normalize(model)
+    # One example of zeros in the dtype the model will see, to initialise it.
     first = jnp.zeros((1, *inputs.shape[1:]), _to_float(inputs[:0]).dtype)
 
     def sample(key):

@@ -42,7 +42,7 @@ def random_scaling(
         instance = problem.sample(instance_key)
         like = jax.eval_shape(problem.init, init_key, instance)
         leaves, treedef = jax.tree.flatten(like)
-        keys = jax.random.split(scale_key, max(1, len(leaves)))
+        keys = jax.random.split(scale_key, max(1, len(leaves)))  # at least one key
 
         def draw(key, leaf):
             uniform = jax.random.uniform(

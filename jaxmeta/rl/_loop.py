@@ -199,6 +199,7 @@ class PolicyLoop(NamedTuple):
         if settings.standardize:
             advantages = _returns.standardize(advantages, values, found.mask)
         log_probs = policy.log_prob(found.distributions, found.actions)
+        # Masked log-probabilities are 0: their ratio is 1 and their gradient 0.
         batch = _surrogates.Batch(
             observations=found.observations,
             actions=found.actions,

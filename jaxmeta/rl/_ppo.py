@@ -127,6 +127,7 @@ def ppo(
             epoch, start, length=num_epochs
         )
         info = info._replace(is_valid=jnp.all(is_valid, 0))
+        # theta - theta': an outer `optax.sgd(1.0)` then lands on the new parameters.
         difference = jax.tree.map(jnp.subtract, meta_params, params)
         return difference, carry, PpoInfo(*info, *found)
 

@@ -48,7 +48,7 @@ def generalized_advantages(
       Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage
       Estimation", ICLR 2016, Equation 16. https://arxiv.org/abs/1506.02438
     """
-    following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+    following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))  # V_{t+1}, 0 at the end
     errors = rewards + discount * following - values
     return discounted_sums(errors, discount * gae_lambda)
 

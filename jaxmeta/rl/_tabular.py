@@ -103,7 +103,7 @@ def action_values(
         return jnp.sum(policy * q, -1), q
 
     _, q = jax.lax.scan(back, jnp.zeros_like(task.start), length=horizon)
-    return q[::-1]
+    return q[::-1]  # The scan goes backwards from the last step.
 
 
 def expected_return(

@@ -128,6 +128,7 @@ def trpo(
             return (kl <= max_kl) & (after < before), before - after, kl
 
         grads = _dtypes.widen(grads)  # Conjugate gradients require the precision.
+        # tol=1e-10: all `cg_steps` are made, unless the residual vanishes.
         solution, _ = jax.scipy.sparse.linalg.cg(
             curvature, grads, maxiter=cg_steps, tol=1e-10
         )
@@ -171,6 +172,7 @@ def _line_search(evaluate, params, direction, shrink, max_shrinks):
         return shrinks + 1, *evaluate(candidate(shrinks + 1))
 
     _, improvement, kl = jax.eval_shape(evaluate, params)
+    # From -1, so that the first attempt is j = 0, the full step.
     start = (
         jnp.full((), -1, jnp.int32),
         jnp.zeros((), bool),

@@ -76,6 +76,7 @@ def random_affine(
         )
         parts *= jax.random.bernoulli(coin_key, probability, (7,))
         angle, shear_y, shear_x, scale_y, scale_x, *_ = parts
+        # R(theta) times the shear matrix; its columns are then scaled.
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         matrix = [
             [cos - sin * shear_x, cos * shear_y - sin],

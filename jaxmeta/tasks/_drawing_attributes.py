@@ -145,6 +145,7 @@ def _of_drawings(ink: np.ndarray) -> np.ndarray:
     height, width = ink.shape[1:]
     rows = np.linspace(-1, 1, height)[None, :, None]
     columns = np.linspace(-1, 1, width)[None, None, :]
+    # 1e-9: blank drawings have statistics 0 instead of 0 / 0.
     total = np.maximum(ink.sum((1, 2), keepdims=True), 1e-9)
     mean = lambda x: (ink * x).sum((1, 2), keepdims=True) / total
     r, c = rows - mean(rows), columns - mean(columns)
@@ -166,6 +167,7 @@ def _of_drawings(ink: np.ndarray) -> np.ndarray:
 
 def _crossings(inked: np.ndarray) -> np.ndarray:
     """Mean number of runs of ink over the rows that have any: [E, H, W] -> [E]."""
+    # A run starts at each ink pixel whose left neighbour has no ink.
     before = np.pad(inked, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
     runs = (inked & ~before).sum(2)  # [E, H]
     return runs.sum(1) / np.maximum((runs > 0).sum(1), 1)

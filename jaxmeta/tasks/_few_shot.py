@@ -113,6 +113,7 @@ def few_shot(
         is_allowed = jnp.ones(num_classes, bool)
         if groups is not None:
             group_key, class_key = jax.random.split(class_key)
+            # Groups are numbered 0, 1, ...; -1, a small one, is never drawn.
             group = jax.random.randint(group_key, (), 0, jnp.max(groups) + 1)
             is_allowed = groups == group
         classes = _random.draw_distinct(class_key, is_allowed, ways.highest)
@@ -127,6 +128,7 @@ def few_shot(
         chosen = as_inputs(chosen, chosen.ndim - 2)
         num_shots = None
         if size_key is not None:
+            # At most the classes of the group; those drawn beyond it become padding.
             most = jnp.minimum(ways.highest, jnp.sum(is_allowed))
             num_shots = _draw_shots(size_key, ways, most, shots, balanced)
         return _as_task(chosen, shots.highest, num_shots)
@@ -267,6 +269,7 @@ def _group_classes(dataset, images, ways, num_turns):
 
 def _turn(images, turns):
     """Rotates [N, H, W, c] anticlockwise by `turns` (0 to 3) quarter turns."""
+    # All four, then a gather: `rot90` by a traced number is not possible.
     quarters = [jnp.rot90(images, k, axes=(1, 2)) for k in range(4)]
     return jnp.stack(quarters)[turns]
 

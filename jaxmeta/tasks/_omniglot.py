@@ -177,6 +177,7 @@ def _assign(split: str, characters: _Characters) -> np.ndarray:
     if split == "random":
         # Only NumPy's raw bits are guaranteed never to change.
         order = np.argsort(np.random.PCG64(0).random_raw(len(names)))
+        # The second assignment overwrites the first 1100: 1100 / 100 / 423.
         parts = np.full(len(names), 2)
         parts[order[:1200]] = 1
         parts[order[:1100]] = 0

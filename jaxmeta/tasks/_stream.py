@@ -97,6 +97,7 @@ def stream_few_shot(
         return array
 
     def episode(step, place):
+        # A generator per task: no state to save, so any process can draw any episode.
         rng = np.random.default_rng((seed, step, place))
         drawn = _draw_episode(rng, classes, ways, shots, queries, balanced)
         is_real = drawn >= 0

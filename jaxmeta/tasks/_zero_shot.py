@@ -93,6 +93,7 @@ def zero_shot(
             f"`queries` must be at most {counts.min()}, the examples of the smallest "
             f"class ({data.names[fewest]!r}), got {queries}."
         )
+    # Rows of each class's examples, [C, most], zero-padded; `counts` masks the padding.
     table = np.zeros((len(classes), counts.max()), np.int32)
     for padded, mine in zip(table, rows, strict=True):
         padded[: len(mine)] = mine

@@ -150,6 +150,7 @@ def save(
         # In a dict, since orbax does not support a bare array.
         tree = _without_collisions({"meta_params": meta_params})
         checkpointer.save(new if exists else path, tree, force=exists)
+    # The old folder is removed only once the new one is in its place.
     if exists and _processes.is_main_process():
         path.rename(old)
         new.rename(path)

@@ -84,6 +84,7 @@ def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
     squares = jnp.sum(jnp.square(per_task - mean[None]), 0)
     # 0 / 0 for one task: NaN, without NumPy's warning.
     standard_error = jnp.sqrt(squares / jnp.float32(num_tasks - 1) / num_tasks)
+    # 1.96: the 97.5 % quantile of the normal distribution.
     return MeanWithInterval(mean, 1.96 * standard_error, per_task)
 
 

@@ -41,6 +41,7 @@ def chunk_runner(
 
 def on_device(stream: base.TaskStream, step: int) -> Iterator[base.Task]:
     """Yields the batches from `step` on, transferring `AHEAD` batches in advance."""
+    # Device transfers are asynchronous: they overlap with the running meta-step.
     waiting = collections.deque()
     for batch in stream.read(step):
         waiting.append(_put(batch, stream.mesh))
