@@ -141,7 +141,7 @@ def solve_ridge(x: jax.Array, y: jax.Array, regularizer: jax.Array) -> jax.Array
     def solve(gram, right):
         # Duplicate examples make the Gram matrix singular up to the regularizer, which
         # must therefore exceed the rounding error.
-        # The error is about n eps max_i G_ii for the Gram matrix G [n, n]; 10 is margin.
+        # About n eps max_i G_ii for the Gram matrix G [n, n]; 10 is margin.
         rounding = 10 * len(gram) * jnp.finfo(x.dtype).eps * jnp.max(jnp.diag(gram))
         least = jnp.maximum(regularizer, jax.lax.stop_gradient(rounding))
         system = gram + least * jnp.eye(len(gram), dtype=x.dtype)

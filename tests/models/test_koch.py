@@ -73,7 +73,7 @@ def test_weights_start_as_in_the_paper(key):
     [
         ({}, (105, 105, 1), r"takes images.*got shape \(105, 105, 1\)"),
         ({}, (1, 28, 28, 1), r"images of at least 65x65, got shape \(1, 28, 28, 1\)"),
-        (SMALL, (1, 11, 12, 1), "images of 12x12 at least"),
+        (SMALL, (1, 11, 12, 1), "at least 12x12"),
         ({"filters": (2,)}, (1, 105, 105, 1), "must have the same length"),
         (
             {"filters": (), "kernel_sizes": ()},

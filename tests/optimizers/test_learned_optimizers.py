@@ -484,7 +484,8 @@ def test_second_derivatives_are_finite_at_zero_gradients(lopt, key):
 def test_theta_of_another_architecture_is_named(lopt, key):
     other = jm.optimizers.lstm(7).init(key)
     with pytest.raises(
-        ValueError, match=r"`theta` (is of another arch|must have (rates|the groups))"
+        ValueError,
+        match=r"`theta` (does not match this arch|must have (rates|the groups))",
     ):
         _run(lopt.transform(other), _params())
 

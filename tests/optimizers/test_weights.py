@@ -158,7 +158,7 @@ def test_weights_are_cast_to_another_float_but_not_to_integers(tmp_path):
     jm.optimizers.save(path, {"w": jnp.full(2, 0.5)})
     narrow, _ = jm.optimizers.load(path, like={"w": jnp.ones(2, jnp.bfloat16)})
     assert narrow["w"].dtype == jnp.bfloat16 and narrow["w"][0] == 0.5
-    with pytest.raises(ValueError, match=r"`path` is of another arch.*integer"):
+    with pytest.raises(ValueError, match=r"`path` does not match this arch.*integer"):
         jm.optimizers.load(path, like={"w": jnp.ones(2, int)})
 
 

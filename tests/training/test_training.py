@@ -364,7 +364,7 @@ class TestFit:
 
     def test_one_process_at_a_time(self, tmp_path):
         def second(record):
-            with pytest.raises(ValueError, match="another process trains in"):
+            with pytest.raises(ValueError, match="another process is training in"):
                 _fit(tmp_path)
 
         whole = _fit(tmp_path, num_steps=10, report=second)
