@@ -14,7 +14,7 @@ REPLACED = {
     r"\b(goes|go|gone|going) on (with|where|by|again)\b": "resume, continue",
     r"the same command goes on": "rerun the command to resume",
     r"(have|has) no part in": "is excluded from",
-    r"does not match this architecture": "does not match this architecture",
+    r"is of another architecture": "does not match this architecture",
     r"went astray": "diverged",
     r"so that it comes soon": "for early feedback",
     r"belongs into": "belongs in",
