@@ -4,19 +4,19 @@
   meta_lstm, proto_maml; prototypical, matching, siamese, relation, ridge (r2d2),
   svm (metaoptnet), subspace (dsn), feat
                       learners: `MetaLearner`, five pure functions of one task
-  losses, models      what learners are made of
+  losses, models      building blocks of learners
   optimizers          rules for inner loops, and learned optimizers: `LearnedOptimizer`
   tasks               `sample_task(key) -> Task`: sinusoid, glyphs, few_shot, ...
-  problems            what optimizers run on: quadratics, classification, ...
+  problems            objectives for optimizers: quadratics, classification, ...
   estimators          meta-gradients: over_tasks for learners; bptt, truncated_bptt, es,
                       pes, imitation for learned optimizers
   rl                  meta-reinforcement learning: environments, policies, maml, ppo,
                       trpo
   training            make_train_step, evaluate, evaluate_optimizer, fit, save, load
   plots               learning, adaptation and loss curves, sheets of tasks
-  testing             check_learner: the contract, for a learner of your own
-  recipes, runs       named experiments, and the run folders they leave
-  report              a page about runs
+  testing             check_learner: tests your own learner against the contract
+  recipes, runs       named experiments and their run folders
+  report              an HTML report of runs
 
 Example:
   >>> import jax, optax, jaxmeta as jm
@@ -98,7 +98,7 @@ __version__ = _metadata.version("jaxmeta")
 
 
 def __getattr__(name: str):
-    """Imports what few programs need when they first ask for it."""
+    """Imports rarely needed modules on first access."""
     if name in ("cli", "recipes", "report", "runs"):
         return _importlib.import_module(f"jaxmeta.{name}")
     raise AttributeError(f"module 'jaxmeta' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What every plot needs: figures without pyplot, two colors, labels and a legend."""
+"""Shared by all plots: figures without pyplot, colors, labels and legends."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ from jaxmeta import _json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Apart in lightness too, for grey prints.
+# They differ in lightness too, for greyscale prints.
 DARK, LIGHT = "#1b4f8a", "#e08214"
 
 
@@ -24,12 +24,12 @@ def figure(width: float = 5.0) -> "Figure":
 
 
 def read_test(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a run folder's test found."""
+    """Test results of a run folder."""
     return _json.loads((pathlib.Path(run) / "summary.json").read_text())["test"]
 
 
 def labels_of(targets: Any) -> np.ndarray:
-    """Integer labels [N] of class targets; -1 for padding, one-hot rows of zeros."""
+    """Integer labels [N] of class targets; -1 for padding (all-zero one-hot rows)."""
     targets = np.asarray(targets)
     if targets.ndim != 2:
         return targets
@@ -37,7 +37,7 @@ def labels_of(targets: Any) -> np.ndarray:
 
 
 def colors(count: int) -> list[str]:
-    """The two, and greys between them, for as many curves."""
+    """DARK, LIGHT and greys, one for each of `count` curves."""
     greys = [str(0.25 + 0.45 * i / max(1, count - 3)) for i in range(count - 2)]
     return [DARK, LIGHT, *greys][:count]
 
@@ -52,14 +52,14 @@ def finish(ax, name, curves=(), **legend):
     ax.legend(frameon=False, handlelength=3, **sizes, **legend)
     finite = [y for curve in curves for y in curve if np.isfinite(y)]
     if name == "loss" and finite and 0 < 10 * min(finite) < max(finite):
-        # Labels between decades have room for three of them.
+        # Minor labels fit for at most three decades.
         ax.set_yscale("log", subs=[2, 5] if max(finite) < 1e3 * min(finite) else [])
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter("{x:g}")
 
 
 def fit_to_sheets(figure):
-    """Gives a row of sheets the figure size at which a class is 0.45 inches high."""
+    """Sizes the figure of a row of sheets so that a class is 0.45 inches high."""
     height, width, _ = figure.axes[0].images[0].get_array().shape
     scale = 0.45 * len(figure.axes[0].get_yticks()) / height
     figure.set_size_inches(

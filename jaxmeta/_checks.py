@@ -1,4 +1,4 @@
-"""Checks of static facts (shapes, structure, Python values), made while tracing."""
+"""Trace-time checks of static facts: shapes, structure, Python values."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ def check_int(name: str, value: Any, *, minimum: int = 1) -> None:
 
 
 def check_positive(name: str, value: Any) -> None:
-    """Raises if something that is no schedule is not positive and finite."""
+    """Raises unless `value` is a schedule, or positive and finite."""
     if not callable(value) and not _is_above(value, lambda x: x > 0):
         raise ValueError(f"`{name}` must be positive and finite, got {value!r}.")
 
@@ -31,23 +31,23 @@ def check_not_negative(name: str, value: Any) -> None:
 
 
 def _is_above(value, test):
-    """Whether all of `value` is finite and passes; what is traced may be anything."""
+    """Whether all of `value` is finite and passes `test`; tracers always pass."""
     if isinstance(value, core.Tracer):
         return True
     if not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
         return False
-    numbers = np.asarray(value)  # Comparing in JAX would be traced under `jit`.
+    numbers = np.asarray(value)  # A JAX comparison would be traced under `jit`.
     return bool(np.all(test(numbers) & (numbers < float("inf"))))
 
 
 def check_callable(name: str, value: Any) -> None:
-    """Raises unless `value` can be called."""
+    """Raises unless `value` is callable."""
     if not callable(value):
         raise ValueError(f"`{name}` must be a function, got {value!r}.")
 
 
 def check_type(name: str, value: Any, kind: type) -> None:
-    """Raises unless `value` is of a type that a learner makes itself."""
+    """Raises unless `value` has the type that the learner's `init` or `adapt` makes."""
     if not isinstance(value, kind):
         origin = "`adapt`" if name == "task_params" else "`init`"
         raise ValueError(
@@ -74,8 +74,8 @@ def check_examples(name: str, examples: base.Examples) -> None:
     plain = sorted({type(x).__name__ for x in leaves if not hasattr(x, "shape")})
     if plain:
         raise ValueError(
-            f"`{name}` must hold arrays, got leaves of types {plain}: lists are "
-            "trees of their numbers here. Give `numpy.asarray(...)` of them."
+            f"`{name}` must hold arrays, got leaves of types {plain}: JAX treats lists "
+            "as pytrees. Convert them by `numpy.asarray(...)`."
         )
     sizes = {
         f"{name}{jax.tree_util.keystr(path)}": jnp.shape(leaf)[:1]
@@ -84,7 +84,7 @@ def check_examples(name: str, examples: base.Examples) -> None:
     if len(set(sizes.values())) > 1 or () in sizes.values():
         raise ValueError(
             f"All leaves of `{name}` need the same leading example axis, got "
-            f"{sizes}. Batched tasks [T, N, ...] go through `jax.vmap`, or "
+            f"{sizes}. For batched tasks [T, N, ...] use `jax.vmap` or "
             "`jaxmeta.estimators.over_tasks`, which adds the task axis."
         )
     wrong = {
@@ -94,7 +94,7 @@ def check_examples(name: str, examples: base.Examples) -> None:
     }
     if wrong:
         raise ValueError(
-            f"`{name}` must hold numbers, got {wrong}. Names of classes go in as "
+            f"`{name}` must hold numbers, got {wrong}. Encode class names as "
             "integers: `numpy.unique(names, return_inverse=True)[1]`."
         )
     if not sizes or (0,) in sizes.values():
@@ -119,14 +119,14 @@ def check_params(params: base.Params) -> None:
     if wrong:
         fix = "Keep constants out of the parameters: close over them in `apply`."
         if any(isinstance(kind, str) for kind in kinds.values()):
-            fix += " An Equinox module goes in through `jaxmeta.models.from_equinox`."
+            fix += " Wrap an Equinox module by `jaxmeta.models.from_equinox`."
         raise ValueError(
             f"Parameters must be floating point to be adapted, got {wrong}. {fix}"
         )
     if isinstance(params, Mapping) and "params" in params and len(params) > 1:
         extra = sorted(str(name) for name in params if name != "params")
         raise ValueError(
-            f"The model keeps the collections {extra} beside its trainable 'params'. "
+            f"The model has the collections {extra} besides its trainable 'params'. "
             "Wrap it: `jaxmeta.models.from_linen(module)`."
         )
 
@@ -143,33 +143,33 @@ def _is_inexact(kind):
 
 
 def check_scalar_loss(name: str, loss: jax.Array) -> None:
-    """Raises unless a loss function returned a floating-point scalar alone."""
+    """Raises unless a loss function returned just a floating-point scalar."""
     if not isinstance(loss, jax.Array):
-        fix = "Return the scalar alone; put what else you want to see into `metrics`."
+        fix = "Return only the scalar; report other values through `metrics`."
         if _dtypes.is_number(loss):
-            fix = "A plain number has no gradient: compute it by `jax.numpy`."
+            fix = "A plain number has no gradient: compute it with `jax.numpy`."
         raise ValueError(
-            f"`{name}` must return a float scalar of JAX, got {_describe(loss)}. {fix}"
+            f"`{name}` must return a JAX float scalar, got {_describe(loss)}. {fix}"
         )
     if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.inexact):
         raise ValueError(
             f"`{name}` must return a float scalar, got shape {loss.shape} and dtype "
-            f"{loss.dtype}. Losses here take the mean over examples."
+            f"{loss.dtype}. Take the mean over examples."
         )
 
 
 def as_metric(name: str, value: Any) -> jax.Array:
-    """Returns what a metric gave as a scalar array; raises if it is none."""
+    """Returns a metric's value as a scalar array; raises if it is not a scalar."""
     if not _dtypes.is_number(value) or jnp.shape(value) != ():
         raise ValueError(
             f"The metric {name!r} must return a scalar, got {_describe(value)}. Take "
-            "the mean over examples; each number has a name of its own in `metrics`."
+            "the mean over examples; give each number its own name in `metrics`."
         )
     return jnp.asarray(value)
 
 
 def _describe(value):
-    """A value in a message: the shapes of arrays, the types of all the rest."""
+    """A value for error messages: dtype and shape of arrays, repr of the rest."""
     if isinstance(value, tuple | list | Mapping):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         listed = ", ".join(f"{name!r}: {_describe(item)}" for name, item in items)
@@ -192,23 +192,22 @@ def check_like(name: str, tree: Any, like: Any) -> None:
         )
         raise ValueError(
             f"`{name}` does not match this architecture: got {got}, expected "
-            f"{expected}. Give the sizes that it was made with, or draw a new one by "
-            "`init`."
+            f"{expected}. Use the sizes it was made with, or draw a new one by `init`."
         )
 
 
 def check_metric_names(metrics: Collection[str]) -> None:
-    """Raises if a metric is called like what stands beside metrics in a record."""
+    """Raises if a metric's name clashes with another field of the records."""
     taken = {"step", "loss", "seconds"} & set(metrics)
     if taken:
         raise ValueError(
-            f"`metrics` may not be called {sorted(taken)}: records have these already. "
+            f"`metrics` may not be called {sorted(taken)}: records use these names. "
             "Rename them."
         )
 
 
 def check_transformation(name: str, tx: Any) -> None:
-    """Raises unless `tx` has the functions of an optax or a learned rule."""
+    """Raises unless `tx` is an optax transformation or a learned rule."""
     if not (
         hasattr(tx, "init") and (hasattr(tx, "update") or hasattr(tx, "transform"))
     ):
@@ -237,14 +236,14 @@ def check_plain_transformation(name: str, tx: Any) -> None:
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise ValueError(
             f"`{name}` must be an optax transformation such as `optax.sgd(0.1)`, got "
-            f"{tx!r}. A learned rule goes into `jaxmeta.maml`."
+            f"{tx!r}. For a learned rule use `jaxmeta.maml`."
         )
 
 
 def check_intervals(
     num_steps: int, log_every: int, validate_every: int, patience: int | None
 ) -> None:
-    """Raises ValueError unless these arguments of `training.fit` go together."""
+    """Raises unless these arguments of `training.fit` are consistent."""
     check_int("num_steps", num_steps)
     check_int("log_every", log_every)
     check_int("validate_every", validate_every)

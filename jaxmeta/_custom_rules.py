@@ -1,8 +1,8 @@
-"""Which derivatives of a traced program someone has redefined.
+"""Finds redefined derivatives in a traced program.
 
-Whether a function's gradient is the gradient of a scalar cannot be read off its values,
-but off its program: what JAX differentiates by itself is. A custom rule may be the true
-derivative (`jax.nn.relu`), or not (gradient reversal, straight-through rounding).
+Whether a function's gradient is the gradient of a scalar shows in its program, not in
+its values: JAX's own derivatives are true. A custom rule may be the true derivative
+(`jax.nn.relu`) or not (gradient reversal, straight-through rounding).
 """
 
 import pathlib
@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import optax
 
-# Rules that we know to be true derivatives, by who wrote them: the folders of JAX's
-# elementwise and special functions, and of optax's losses and projections. Not all of
-# JAX: `custom_root` is only as true as its solver, and fp8 products are not.
+# Folders whose rules are known to be true derivatives: JAX's elementwise and special
+# functions, optax's losses and projections. Not all of JAX: `custom_root` is only as
+# exact as its solver, and fp8 products are not exact.
 _JAX = pathlib.Path(jax.__file__).parent / "_src"
 _OPTAX = pathlib.Path(optax.__file__).parent
 _TRUSTED = (
@@ -22,21 +22,21 @@ _TRUSTED = (
     *(_JAX / "lax" / name for name in ("lax.py", "other.py", "special.py")),
     *(_OPTAX / name for name in ("losses", "projections")),
 )
-# Where `custom_jvp.defjvps` makes one rule of several functions.
+# Rules made by `custom_jvp.defjvps` have this file as their source, whoever calls it.
 _GENERIC = _JAX / "custom_derivatives.py"
 _UNTRUSTED_PRIMITIVES = ("custom_vjp_call", "linear_call", "custom_transpose_call")
 
 
 def redefined_derivatives(fn: Callable[..., Any], *args: Any) -> list[str]:
-    """Returns the custom rules in the program of `fn` that need not be derivatives.
+    """Returns the custom rules in `fn`'s program that may not be true derivatives.
 
     Args:
       fn: a function of arrays.
       args: arrays, or their shapes and dtypes.
 
     Returns:
-      Where each is defined, such as "reverse at model.py:12". None of them: the
-      gradient of `fn` is a gradient, and has a forward mode.
+      Where each is defined, such as "reverse at model.py:12". If empty, the gradient
+      of `fn` is a true gradient and supports forward mode.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -54,7 +54,7 @@ def redefined_derivatives(fn: Callable[..., Any], *args: Any) -> list[str]:
 def check_forward_mode(fn: Callable[..., Any], x: Any) -> None:
     """Raises JAX's TypeError unless `jax.jvp` of `fn` can be computed.
 
-    JAX itself raises it when the program runs, or is lowered, far from its source.
+    JAX itself raises it only at lowering or run time, far from the source.
     """
     jaxpr = jax.make_jaxpr(lambda x: jax.jvp(fn, (x,), (x,)))(x).jaxpr
     if "custom_lin" in _operations_in(jaxpr):
@@ -74,7 +74,7 @@ def _redefined_in(jaxpr) -> Iterator[str]:
         if name.startswith(_UNTRUSTED_PRIMITIVES):
             yield _source(eqn.params.get("call_jaxpr")) or name
         elif name == "custom_jvp_call":
-            # A trusted rule is one of all that the function calls.
+            # A trusted rule covers everything the function calls: no need to descend.
             if not _is_true(eqn.params):
                 yield _source(eqn.params["call_jaxpr"]) or name
         else:
@@ -94,11 +94,12 @@ def _programs_in(value) -> Iterator[Any]:
 
 
 def _is_true(params) -> bool:
-    """Whether a `custom_jvp` has a rule that we know."""
+    """Whether the rule of a `custom_jvp` is known to be a true derivative."""
     rule = _source(params.get("jvp_jaxpr_fun"))
     file = _file(rule)
     if file == _GENERIC:
-        # `relu.defjvps(...)`: then it is JAX's own object, not ours of JAX's function.
+        # A rule made by `defjvps`: trust it only if the function is one of JAX's own
+        # `custom_jvp` objects, not a user's rule on a JAX function (`jnp.floor`).
         name, file = _name(params["call_jaxpr"]), _file(_source(params["call_jaxpr"]))
         modules = (jax.nn, jax.numpy, jax.lax, jax.scipy.special)
         own = (getattr(module, name, None) for module in modules)
@@ -108,7 +109,7 @@ def _is_true(params) -> bool:
 
 
 def _source(program) -> str:
-    """What was traced, "relu at .../functions.py:71"; "" where JAX does not say."""
+    """The traced function, "relu at .../functions.py:71"; "" if JAX does not say."""
     program = getattr(program, "jaxpr", program)
     info = getattr(program, "debug_info", None)
     return getattr(info, "func_src_info", None) or ""

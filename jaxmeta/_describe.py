@@ -1,4 +1,4 @@
-"""Descriptions of what factories return: the call that makes it again, in one line."""
+"""One-line descriptions of factory results: the call that made them."""
 
 import dataclasses
 import inspect
@@ -13,12 +13,12 @@ _LONGEST = 80  # Characters of one argument.
 
 
 def describe(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """Returns the call of `factory` as text; arguments at their defaults are left out.
+    """Returns the call of `factory` as text, without arguments at their defaults.
 
     Args:
-      factory: a function, by whose signature arguments are ordered.
-      arguments: name -> value, `locals()` on the factory's first line; names that the
-        signature does not have are ignored.
+      factory: a function; its signature orders the arguments.
+      arguments: name -> value, `locals()` on the factory's first line; names not in the
+        signature are ignored.
 
     Example:
       >>> def learner(model, loss, *, inner_tx, inner_steps, scale=1.0): ...
@@ -36,13 +36,13 @@ inner_steps=1, scale=float32[3])
         value = _shorten(_text(arguments[name]))
         keyword = parameter.kind is parameter.KEYWORD_ONLY
         is_plain = isinstance(arguments[name], bool | int | float | str | None)
-        # A number says more with its name, a model or a loss less.
+        # Numbers need their name to be readable; models and losses do not.
         shown.append(f"{name}={value}" if keyword or is_plain else value)
     return f"{factory.__name__}({', '.join(shown)})"
 
 
 def _is_same(value: Any, default: Any) -> bool:
-    """Whether an argument is its default, told without comparing arrays."""
+    """Whether an argument is its default, without comparing arrays."""
     plain = bool | int | float | str | tuple
     return value is default or (
         isinstance(default, plain) and type(value) is type(default) and value == default
@@ -56,7 +56,7 @@ def _text(value: Any) -> str:
     if isinstance(value, optax.GradientTransformation):
         return f"<{', '.join(_rules(value.update)) or 'identity'}>"
     if "__repr__" in vars(type(value)) and hasattr(value, "description"):
-        return repr(value)  # A learner or a learned rule, which has a description.
+        return repr(value)  # A learner or a learned rule.
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _call(
             type(value),
@@ -79,7 +79,7 @@ def _text(value: Any) -> str:
 
 
 def _call(kind: type, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """A model or another record; fields without a default come without their names."""
+    """A model or another record; fields without a default are shown positionally."""
     shown = [
         f"{name}={_text(value)}" if _has_default(defaults, name) else _text(value)
         for name, value in values.items()
@@ -93,18 +93,18 @@ def _has_default(defaults, name):
 
 
 def _shown_fields(value):
-    # A flax module has a name and a parent of its own, as fields.
+    # flax modules have `name` and `parent` as fields; `parent` has repr=False.
     return [f for f in dataclasses.fields(value) if f.repr and f.name != "name"]
 
 
 def _name(fn: Callable[..., Any]) -> str:
-    """A function's name; of a partial one that of the function."""
+    """A function's name; for a partial, that of the wrapped function."""
     fn = getattr(fn, "func", fn)
     return getattr(fn, "__name__", None) or f"<{type(fn).__name__}>"
 
 
 def _rules(update: Callable[..., Any]) -> list[str]:
-    """The rules in a chain, by the names of the functions that closed over `update`."""
+    """The rules in a chain, named after the factories that closed over `update`."""
     names: Any = getattr(getattr(update, "__code__", None), "co_freevars", ())
     cells: Any = getattr(update, "__closure__", None) or ()
     closed = dict(zip(names, cells, strict=False))

@@ -1,4 +1,4 @@
-"""Precisions, and what is a number."""
+"""Dtypes: widening, numbers and arrays."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def widen(tree: Any) -> Any:
-    """Returns arrays in at least float32, for what half precision would spoil."""
+    """Returns arrays in at least float32, where half precision is too coarse."""
     return jax.tree.map(
         lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree
     )
@@ -25,10 +25,10 @@ def is_number(x: Any) -> bool:
 
 
 def as_arrays(tree: Any) -> Any:
-    """Returns `tree` with its numbers as JAX arrays; other leaves are left alone.
+    """Returns `tree` with its numbers as JAX arrays; other leaves are unchanged.
 
-    With a dtype of their own: a Python number's would give way to any other's, so that
-    what is updated in place of it would be of another type (in the carry of a scan).
+    The arrays are strongly typed: a weakly typed Python number would change its dtype
+    when updated, which breaks the carry of a scan.
     """
     convert = lambda x: jnp.asarray(x, jnp.result_type(x)) if is_number(x) else x
     return jax.tree.map(convert, tree)

@@ -1,4 +1,4 @@
-"""Which files of a folder are images."""
+"""Finds the images in a folder."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 
 
 def image_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The folder's images in order, without hidden files."""
+    """The folder's images, sorted, without hidden files."""
     return sorted(
         path
         for path in folder.iterdir()

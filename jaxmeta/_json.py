@@ -1,4 +1,4 @@
-"""JSON that every reader takes: what is not finite is written as null."""
+"""Standard JSON: non-finite numbers are written as null."""
 
 import json
 import math
@@ -6,12 +6,12 @@ from typing import Any
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Writes `value`; NaN and infinities become null."""
+    """Returns `value` as JSON; NaN and infinities become null."""
     return json.dumps(_map(_to_null, value), indent=indent, allow_nan=False)
 
 
 def loads(text: str) -> Any:
-    """Reads what `dumps` wrote; null becomes NaN."""
+    """Parses the output of `dumps`; null becomes NaN."""
     return _map(lambda x: math.nan if x is None else x, json.loads(text))
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path) -> Iterator[None]:
-    """Holds `directory`, which exists; the system lets go of it when the process ends.
+    """Locks `directory`, which must exist; the system unlocks it if the process dies.
 
-    Without effect where there are no such locks (Windows, some network disks).
+    No effect where `flock` is unavailable (Windows, some network disks).
 
     Raises:
       ValueError: if another process holds it.
@@ -28,8 +28,8 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise ValueError(
-                    f"`directory` is in use: another process trains in {directory}. "
-                    "Wait for it, or choose another."
+                    "`directory` is in use: another process is training in "
+                    f"{directory}. Wait for it or choose another directory."
                 ) from error
         yield
     finally:

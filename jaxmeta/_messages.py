@@ -1,4 +1,4 @@
-"""JAX's and optax's errors about derivatives, in the words of those who see them."""
+"""Rewrites JAX's and optax's errors about derivatives in terms of learners."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ _FORWARD_MODE = (
     '(`jax.grad`, `jax.jacrev`), or a learner with hvp="reverse-over-reverse".'
 )
 _NO_FORWARD_MODE = (
-    'hvp="forward-over-reverse" needs forward-mode derivatives, and the model or loss '
-    "has a `jax.custom_vjp` without them. Leave `hvp` at its default, or choose "
+    'hvp="forward-over-reverse" needs forward-mode derivatives, but the model or loss '
+    "has a `jax.custom_vjp` without them. Leave `hvp` at its default or choose "
     '"reverse-over-reverse".'
 )
 _NO_REVERSE_MODE = (
     "The model, the loss or the inner rule has an operation whose derivative cannot be "
-    "differentiated again in reverse mode: a `while_loop` or `fori_loop` of unknown "
-    "length, say, which an ODE solver or a fixed point has. Exact second order needs "
-    "it. Choose `first_order=True` (`second_order=False` in estimators), give the "
+    "differentiated again in reverse mode, such as a `while_loop` or `fori_loop` of "
+    "unknown length (ODE solvers, fixed points). Exact second order requires it. "
+    "Choose `first_order=True` (`second_order=False` in estimators), give the "
     "operation a `jax.custom_vjp` whose rule is differentiable, or use `jax.lax.scan`."
 )
 _MORE_ARGUMENTS = (
@@ -29,7 +29,7 @@ _MORE_ARGUMENTS = (
 
 @contextlib.contextmanager
 def explain_forward_mode(model: bool = False) -> Iterator[None]:
-    """Says what has no forward mode: the inner loop, or something in the model."""
+    """Explains what lacks forward mode: the inner loop, or part of the model."""
     try:
         yield
     except TypeError as error:
@@ -41,7 +41,7 @@ def explain_forward_mode(model: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explain_reverse_mode() -> Iterator[None]:
-    """Says what to do where reverse mode meets a loop of unknown length."""
+    """Suggests fixes when reverse mode meets a loop of unknown length."""
     try:
         yield
     except ValueError as error:
@@ -52,7 +52,7 @@ def explain_reverse_mode() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explain_update() -> Iterator[None]:
-    """Says what an inner rule is given, where one asks for more."""
+    """Explains which arguments an inner rule receives when it requires more."""
     try:
         yield
     except TypeError as error:

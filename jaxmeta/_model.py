@@ -1,4 +1,4 @@
-"""Brings every kind of model to the one interface that learners call."""
+"""Converts every kind of model to the one interface that learners call."""
 
 import inspect
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import jax
 from jaxmeta import _checks, _dtypes, base
 
 _ADAPTERS = (
-    "A flax.nnx Module goes in through `jaxmeta.models.from_nnx`, an Equinox module "
-    "through `from_equinox`."
+    "Wrap a flax.nnx Module by `jaxmeta.models.from_nnx`, an Equinox module by "
+    "`from_equinox`."
 )
 
 
@@ -30,9 +30,9 @@ class ApplyFn(Protocol):
 
 
 class NormalModel(NamedTuple):
-    """A model whose `apply` takes `key=` and `train=`, whatever the user's takes.
+    """A model whose `apply` takes `key=` and `train=`, whether the user's does or not.
 
-    Its `init` returns arrays, all of them floating point, or raises.
+    Its `init` returns floating-point arrays or raises.
     """
 
     init: Callable[[jax.Array, base.PyTree], base.Params]
@@ -41,7 +41,7 @@ class NormalModel(NamedTuple):
 
 
 def normalize(model: base.ModelLike) -> NormalModel:
-    """Returns `model` in the form that learners call.
+    """Returns `model` with the interface that learners call.
 
     Raises:
       ValueError: if `model` lacks `init` or `apply`, or keeps state.
@@ -50,7 +50,7 @@ def normalize(model: base.ModelLike) -> NormalModel:
     names = _parameter_names(model.apply)
     if callable(model) and "train" not in names:
         _check_modes(model)
-    # Haiku's `apply(params, rng, inputs)`, and functions written like it.
+    # Haiku's order, `apply(params, rng, inputs)`; names[:2] are passed by position.
     key_is_second = names[1:2] in (["rng"], ["key"])
     accepted = {"key", "train"} & set(names) - set(names[:2])
     init_accepts = {"train"} & set(_parameter_names(model.init)[2:])
@@ -75,8 +75,8 @@ def normalize(model: base.ModelLike) -> NormalModel:
                 raise
             raise ValueError(
                 "`model` draws random numbers in predictions too, which have no key. "
-                "Let the function that haiku transforms take `train`, and draw where "
-                "it is true."
+                "Give the haiku-transformed function a `train` argument, and draw only "
+                "if it is true."
             ) from error
 
     with_support_statistics = getattr(model, "with_support_statistics", None)
@@ -96,20 +96,20 @@ def _check_is_model(model):
         if not callable(getattr(model, name, None)):
             raise ValueError(
                 "`model` must have callable `init` and `apply`, got "
-                f"{type(model).__name__} without `{name}`. Plain functions go in as "
+                f"{type(model).__name__} without `{name}`. Wrap plain functions in "
                 f"`jaxmeta.Model(init, apply)`. {_ADAPTERS}"
             )
     if _parameter_names(model.apply)[1:2] == ["state"]:
         raise ValueError(
-            f"`model` must be without state, got {type(model).__name__}, whose `apply` "
-            "takes `state`: an episode has none. Use `haiku.transform` and layers "
-            "without running averages, or flax through `jaxmeta.models.from_linen`."
+            f"`model` must be stateless, got {type(model).__name__}, whose `apply` "
+            "takes `state`. Use `haiku.transform` and layers without running averages, "
+            "or a flax module with `jaxmeta.models.from_linen`."
         )
 
 
 def _check_modes(module):
-    """Raises if a flax module has a mode that nobody would set."""
-    from jaxmeta.models import _modes  # Not above: it needs flax.
+    """Raises if a flax module has a mode that learners would not set."""
+    from jaxmeta.models import _modes  # Imported here because it needs flax.
 
     modes = sorted(_modes.accepted_modes(module))
     if modes:
@@ -121,7 +121,7 @@ def _check_modes(module):
 
 
 def _parameter_names(function: Callable[..., Any]) -> list[str]:
-    """The names in a function's signature; `**kwargs` names none."""
+    """The parameter names in a function's signature."""
     try:
         return list(inspect.signature(function).parameters)
     except (TypeError, ValueError):  # Some callables hide their signature.

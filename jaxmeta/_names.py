@@ -1,4 +1,4 @@
-"""Names of a tree's leaves in files: a leaf has one, and no other has it."""
+"""Unique names of a pytree's leaves, for files."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import jax
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    r"""Pairs of a leaf's name, such as "layers.0.kernel", and the leaf.
+    r"""Pairs (name, leaf), with names such as "layers.0.kernel".
 
-    Where two names would be the same, as in `{"a.b": x, "a": {"b": y}}`, or one is
-    reserved in safetensors' files, all have a dot in front and the dots of their keys
-    escaped: ".a\.b" and ".a.b".
+    If two names would clash, as in `{"a.b": x, "a": {"b": y}}`, or one is reserved in
+    safetensors files, all names get a leading dot and the dots in keys are escaped:
+    ".a\.b" and ".a.b".
 
     Raises:
-      ValueError: if keys differ in type alone, such as 0 and "0".
+      ValueError: if keys differ only in type, such as 0 and "0".
 
     Example:
       >>> named_leaves({"a": [1, 2], "b": 3})
@@ -24,7 +24,7 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     try:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
     except ValueError as error:  # JAX sorts the keys of a dict.
-        raise ValueError(f"Keys of a dict must be of one type ({error}).") from error
+        raise ValueError(f"Keys of a dict must have one type ({error}).") from error
     plain = [_join(path) for path, _ in leaves]
     if len(set(plain)) == len(plain) and "__metadata__" not in plain:
         return [(name, leaf) for name, (_, leaf) in zip(plain, leaves, strict=True)]

@@ -1,4 +1,4 @@
-"""Functions as pytrees: what they close over becomes an argument of `jit`."""
+"""Functions as pytrees: their data become arguments of `jit`, not constants."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,10 @@ from jaxmeta import base
 
 
 def as_partial(fn: Callable[..., Any]) -> Any:
-    """The function as a `jax.tree_util.Partial`, whose data, if any, are leaves."""
+    """The function as a `jax.tree_util.Partial`; its bound data are leaves."""
     return fn if isinstance(fn, Partial) else Partial(fn)
 
 
 def as_pytree(problem: base.OptimizationProblem) -> base.OptimizationProblem:
-    """The problem, its functions `jax.tree_util.Partial` whose data are leaves."""
+    """The problem with its functions as `jax.tree_util.Partial`."""
     return base.OptimizationProblem(*map(as_partial, problem))

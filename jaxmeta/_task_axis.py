@@ -1,4 +1,4 @@
-"""The axis of tasks: the only place that adds it, in chunks and over devices."""
+"""The only place that adds the task axis, in chunks and over devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,15 @@ def sum_over_tasks(
     """Returns `(shared, per_task) -> (sums, infos)`.
 
     Args:
-      of_task: `(shared, one) -> (terms, info)` of one task.
-      chunk: how many tasks of a device go through `vmap` at once; chunks follow one
-        another. It must divide them.
+      of_task: `(shared, one) -> (terms, info)` for one task.
+      chunk: tasks per `vmap` on a device; chunks run one after another. Must divide
+        the tasks of a device.
       mesh: shards the tasks over this mesh's devices: `per_task` and `infos`, leaves
-        [T, ...]; the sums are the same on every device.
+        [T, ...]; the sums are replicated.
     """
 
     def on_one_device(shared, per_task):
+        # [T, ...] -> [T / chunk, chunk, ...]: a scan over chunks, `vmap` within them.
         one = jax.tree.map(lambda x: x[0], per_task)
         terms, _ = jax.eval_shape(of_task, shared, one)
         chunks = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), per_task)
@@ -36,7 +37,7 @@ def sum_over_tasks(
             add = lambda t, x: t + jnp.sum(x, 0, dtype=t.dtype)
             return jax.tree.map(add, total, terms), info
 
-        # At least float32: a long sum in bfloat16 stands still.
+        # At least float32: a long sum in bfloat16 stops growing.
         wide = lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
         total, info = jax.lax.scan(add_chunk, jax.tree.map(wide, terms), chunks)
         return total, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), info)
@@ -50,9 +51,9 @@ def sum_over_tasks(
         total, info = on_one_device(shared, per_task)
         return jax.lax.psum(total, axes), info
 
-    # With its checks of what varies over devices, differentiating the replicated
-    # meta-parameters inside would put a psum into the INNER gradients: silently wrong.
-    # Without them each device does exactly what one alone would.
+    # check_vma=True would make gradients by the replicated meta-parameters insert a
+    # psum into the INNER gradients: silently wrong. Unchecked, each device computes
+    # exactly what it would alone.
     return jax.shard_map(
         on_device,
         mesh=mesh,
@@ -68,18 +69,18 @@ def map_over_tasks(
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> Callable[[Any, Any], Any]:
-    """Returns `(shared, per_task) -> outs`, leaves of both [T, ...].
+    """Returns `(shared, per_task) -> outs`; `per_task` and `outs` have leaves [T, ...].
 
     Args:
-      of_task: `(shared, one) -> out` of one task.
-      chunk: how many tasks of a device go through `vmap` at once; None is all of them.
-      mesh: shards the tasks over this mesh's devices; T need not divide by them.
+      of_task: `(shared, one) -> out` for one task.
+      chunk: tasks per `vmap` on a device; None is all of them.
+      mesh: shards the tasks over this mesh's devices; they need not divide T.
     """
 
     def on_one_device(shared, per_task):
         run = lambda one: of_task(shared, one)
         size = chunk or jax.tree.leaves(per_task)[0].shape[0]
-        # One at a time without `vmap`, which is slower around convolutions.
+        # batch_size=1 would still `vmap`, which is slower for convolutions.
         return jax.lax.map(run, per_task, batch_size=None if size == 1 else size)
 
     if mesh is None:
@@ -95,6 +96,7 @@ def map_over_tasks(
 
     def on_all(shared, per_task):
         num_tasks = jax.tree.leaves(per_task)[0].shape[0]
+        # Pads T to a multiple of the devices by repeating the last task.
         num_padded = num_tasks + -num_tasks % mesh.size
         repeated = jnp.minimum(jnp.arange(num_padded), num_tasks - 1)
         outs = on_devices(shared, jax.tree.map(lambda x: x[repeated], per_task))
@@ -111,21 +113,21 @@ def init_replicated(
     meta_params = learner.init(init_key, sampler(task_key))
     if mesh is None:
         return meta_params
-    # Where the steps will leave them: that compiles the steps once.
+    # As the steps will return them: otherwise the second step would recompile.
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.lax.with_sharding_constraint(meta_params, replicated)
 
 
 def default_chunk(meta_params: base.Params, num_tasks: int, mesh: Mesh | None) -> int:
-    """How many of a device's `num_tasks` should go through `vmap` at once."""
+    """Tasks per `vmap` on a device that has `num_tasks`."""
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
     num_params = sum(jnp.size(x) for x in jax.tree.leaves(meta_params))
-    # On a CPU batching buys nothing but less overhead for each operation.
+    # On a CPU batching only saves per-operation overhead, which large models hide.
     return 1 if device.platform == "cpu" and num_params >= 10_000 else num_tasks
 
 
 def check_counts(num_tasks: int, tasks_per_chunk: int | None, num_devices: int) -> None:
-    """Raises unless the tasks divide into devices and chunks."""
+    """Raises unless the tasks divide evenly into devices and chunks."""
     _checks.check_int("num_tasks", num_tasks)
     if num_tasks % num_devices:
         raise ValueError(

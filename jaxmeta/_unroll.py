@@ -1,20 +1,20 @@
-r"""K updates of any optax transformation on anything, differentiable end to end.
+r"""K updates by any optax transformation, differentiable end to end.
 
-Inner loops, the runs of learned optimizers and policies are all this loop:
+Inner loops, runs of learned optimizers and policy adaptation all use this loop:
 
 .. math::
   g_k = \nabla L_k(\phi_k), \qquad
   (u_k, s_{k+1}) = \operatorname{update}(g_k, s_k, \phi_k), \qquad
   \phi_{k+1} = \phi_k + u_k.
 
-For the cotangent v of each g_k its derivative needs J^T v, where J is the Jacobian of
+Its derivative needs J^T v for the cotangent v of each g_k, where J is the Jacobian of
 the gradient field. Plain `jax.grad` through the loop takes it reverse over reverse and
-keeps every activation of every step. Where J is a Hessian, J^T v = J v is a `jax.jvp`
-of the gradient, forward over reverse. Here each step is rematerialised but for g_k, so
-that it keeps a few copies of the parameters.
+keeps every activation of every step. If J is a Hessian, J^T v = J v is a `jax.jvp` of
+the gradient, forward over reverse. Each step is rematerialised except for g_k, so that
+it keeps only a few copies of the parameters.
 
-J is a Hessian unless someone redefined a derivative (gradient reversal, rounding that
-is differentiated as the identity). By default that is looked up in the traced program.
+J is a Hessian unless a derivative was redefined (gradient reversal, straight-through
+rounding). By default the traced program is searched for that.
 
 References:
   Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation", ICML 2025.
@@ -33,8 +33,8 @@ from jaxmeta import _custom_rules, _messages, base
 
 Hvp = Literal["auto", "forward-over-reverse", "reverse-over-reverse"]
 HVP_MODES: tuple[Hvp, ...] = ("auto", "forward-over-reverse", "reverse-over-reverse")
-# How the gradients of a loop are differentiated: as `Hvp` says; "first-order", not at
-# all, while losses keep their derivative; or "constant", neither of them.
+# How the gradients of a loop are differentiated: by `Hvp`; "first-order", not at all,
+# while losses keep their derivative; or "constant", neither gradients nor losses.
 Order = Hvp | Literal["first-order", "constant"]
 # (params, key, step, data) -> (scalar, aux)
 StepLoss = Callable[[base.Params, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
@@ -43,12 +43,12 @@ _SAVED = "jaxmeta_grads"
 
 
 class Unrolled(NamedTuple):
-    """Where a loop of K updates ended, and how it went."""
+    """Final state and history of a loop of K updates."""
 
     params: base.Params
     state: optax.OptState
     losses: jax.Array  # [K] before each update
-    aux: Any  # leaves [K, ...]: what the loss returned beside its value
+    aux: Any  # leaves [K, ...]: auxiliary outputs of the loss
     probed: Any  # leaves [K + 1, ...]: `probe(params, k)` after 0 ... K updates
 
 
@@ -70,16 +70,16 @@ def unroll(
     Args:
       loss: `(params, key, step, data) -> (scalar, aux)`. May close over values that are
         being differentiated.
-      tx: any optax transformation; it is given the loss as `value`.
-      params: where to start.
-      keys: [K], one for each update.
-      data: any tree, the same for all updates.
+      tx: any optax transformation; it receives the loss as `value`.
+      params: initial parameters.
+      keys: [K], one per update.
+      data: any pytree, the same for all updates.
       order: how gradients are differentiated; see `Order`. Static.
-      state: of `tx`; None starts it fresh.
-      first_step: what the steps count from.
+      state: state of `tx`; None initialises it.
+      first_step: number of the first step.
       probe: `(params, step) -> tree`, called before each update and after the last.
-      rematerialize: compute again, in the backward pass, all of an update but its
-        gradient. Static.
+      rematerialize: recompute each update except its gradient in the backward pass.
+        Static.
     """
     tx = optax.with_extra_args_support(tx)
     steps = first_step + jnp.arange(len(keys), dtype=jnp.int32)
@@ -89,6 +89,7 @@ def unroll(
         params, state = carry
         (value, aux), grads = gradient(params, key, step, data)
         grads = checkpoint_name(grads, _SAVED)
+        # First order: the loss as a rule's input is constant, like its gradients.
         seen = jax.lax.stop_gradient(value) if order == "first-order" else value
         with _messages.explain_update():
             updates, state = tx.update(grads, state, params, value=seen)
@@ -112,18 +113,19 @@ def unroll(
         carry, (losses, aux, probed) = jax.lax.scan(body, carry, (keys, steps))
     params, state = carry
     if probe is not None:
+        # K probes before the updates and one after the last: [K + 1, ...].
         last = probe(params, jnp.asarray(first_step + len(keys), jnp.int32))
         probed = jax.tree.map(lambda x, y: jnp.append(x, y[None], 0), probed, last)
     return Unrolled(params, state, losses, aux, probed)
 
 
 def differentiated(loss: StepLoss, order: Order, *args: Any) -> Callable[..., Any]:
-    """`jax.value_and_grad(loss, has_aux=True)` whose derivative is that of `order`.
+    """`jax.value_and_grad(loss, has_aux=True)`, differentiated as `order` says.
 
     Args:
       loss: see `unroll`.
       order: see `Order`.
-      args: arguments of the loss, of which shapes and dtypes count.
+      args: arguments of the loss; only shapes and dtypes are used.
     """
     if order == "constant":
         plain = jax.value_and_grad(loss, has_aux=True)
@@ -132,7 +134,7 @@ def differentiated(loss: StepLoss, order: Order, *args: Any) -> Callable[..., An
         return _first_order(loss)
     if order == "reverse-over-reverse":
         return _reverse_over_reverse(loss)
-    # What is differentiated must be an argument of a custom rule: closures are hoisted.
+    # Custom rules see only their arguments, so closed-over values become `constants`.
     loss, constants = jax.closure_convert(loss, *args)
     if order == "auto" and not is_gradient_field(loss, *args, *constants):
         exact = _reverse_over_reverse(loss)
@@ -149,7 +151,7 @@ def is_gradient_field(loss: Callable[..., Any], *args: Any) -> bool:
 
 
 def check_forward_mode(value: Callable[..., jax.Array], *args: Any) -> None:
-    """Raises if a scalar's gradient has no forward mode, before JAX does elsewhere."""
+    """Raises early if a scalar's gradient has no forward mode."""
     if is_gradient_field(value, *args):
         return
     params, *rest = args
@@ -159,10 +161,10 @@ def check_forward_mode(value: Callable[..., jax.Array], *args: Any) -> None:
 
 
 def _first_order(loss):
-    """`jax.value_and_grad` whose gradient is a constant to the derivative.
+    """`jax.value_and_grad` whose gradient is treated as a constant.
 
-    The value still has its derivative, which is the gradient itself: nothing else is
-    kept for the backward pass.
+    The value keeps its derivative, which is the gradient itself: the backward pass
+    stores nothing else.
     """
 
     @jax.custom_vjp
@@ -172,11 +174,12 @@ def _first_order(loss):
 
     def forward(params, *rest):
         found, grads = jax.value_and_grad(loss, has_aux=True)(params, *rest)
-        # Named here too: else rematerialization computes what is kept once more.
+        # Named here too, else rematerialization would recompute this residual.
         grads = checkpoint_name(grads, _SAVED)
         return (found, grads), (grads, [None] * len(rest))
 
     def backward(kept, cotangents):
+        # bar params = bar L * g; the cotangents of g and aux are dropped.
         grads, rest_bar = kept
         (value_bar, _), _ = cotangents
         return jax.tree.map(lambda g: (value_bar * g).astype(g.dtype), grads), *rest_bar
@@ -190,8 +193,8 @@ def _reverse_over_reverse(loss):
 
     def value_and_grad(*args):
         grads, aux = jax.grad(loss, has_aux=True)(*args)
-        # Not the value that comes beside the gradient: its derivative would be that of
-        # the forward pass of a `custom_vjp`, and not the one that the rule defines.
+        # Not the value from `value_and_grad`: its derivative would be that of a
+        # `custom_vjp`'s forward pass, not the one that the rule defines.
         value, _ = loss(*args)
         return (value, aux), grads
 
@@ -206,14 +209,14 @@ def _forward_over_reverse(loss):
         return jax.value_and_grad(loss, has_aux=True)(*args)
 
     def forward(*args):
-        # Not the decorated function: its own rule would then be differentiated when
-        # someone takes the gradient of a meta-gradient.
+        # Not the decorated function, or the gradient of a meta-gradient would
+        # differentiate the custom rule itself.
         return jax.value_and_grad(loss, has_aux=True)(*args), args
 
     def backward(args, cotangents):
-        (loss_bar, _), grads_bar = cotangents  # bar L, and v of the shape of params
+        (loss_bar, _), grads_bar = cotangents  # bar L, and v shaped like params
         params, *rest = args
-        # Keys and integers have no cotangent; the rest of every argument has.
+        # Keys and integers have no cotangent; all float leaves do.
         leaves, treedef = jax.tree.flatten(rest)
         is_float = [jnp.issubdtype(jnp.result_type(x), jnp.inexact) for x in leaves]
         floats = [x for x, use in zip(leaves, is_float, strict=True) if use]
@@ -223,12 +226,13 @@ def _forward_over_reverse(loss):
             pairs = zip(others, is_float, strict=True)
             return treedef.unflatten([next(floats) if use else x for x, use in pairs])
 
+        # (dL/dparams, dL/dfloats) as a function of the parameters alone.
         def all_grads(params):
             value = lambda params, floats: loss(params, *merge(floats, leaves))[0]
             return jax.grad(value, argnums=(0, 1))(params, floats)
 
-        # Symmetry again: d/d(floats) of (v . dL/dparams) is d/dparams of dL/d(floats),
-        # along v. So one jvp has the products with all mixed derivatives.
+        # Symmetry again: d/d(floats) of (v . dL/dparams) is d/dparams of dL/d(floats)
+        # along v. So one jvp gives the products with all mixed derivatives.
         grads, products = jax.jvp(all_grads, (params,), (grads_bar,))
         params_bar, floats_bar = jax.tree.map(
             lambda g, p: (loss_bar * g + p).astype(g.dtype), grads, products

@@ -2,12 +2,12 @@
 
 Dimension letters, used in every docstring and comment:
   T tasks in a batch, N support examples, Q query examples, K inner steps,
-  W ways (classes), C classes of a data set, E examples of a class, D features,
+  W ways (classes), C classes in a data set, E examples per class, D features,
   `...` any trailing shape.
 
 Keys come first, data are positional, configuration is keyword-only. Learners are
-functions of ONE task: `jaxmeta.estimators.over_tasks` adds the task axis, and
-whoever calls decides on `jit`.
+functions of ONE task: `jaxmeta.estimators.over_tasks` adds the task axis, and the
+caller applies `jit`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ class Examples(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One episode: fit on `support`, be judged on `query`."""
+    """One episode: adapt on `support`, evaluate on `query`."""
 
     support: Examples
     query: Examples
@@ -46,12 +46,12 @@ SampleTask: TypeAlias = Callable[[jax.Array], Task]
 
 
 class ModelLike(Protocol):
-    """Anything with `init` and `apply`: flax.linen's Module, `Model`, haiku's pair.
+    """Anything with `init` and `apply`: a flax.linen Module, `Model`, haiku's pair.
 
-    Haiku's `transform(f)` gets a key in passes on which gradients are taken, and `f`,
-    where it names `train`, whether this is one; `without_apply_rng(transform(f))` gets
-    none. Modules of flax.nnx and Equinox, and those of linen with dropout or running
-    statistics, come through the adapters of `jaxmeta.models`.
+    Haiku's `transform(f)` receives a key in training passes, and `train` if `f` takes
+    it; `without_apply_rng(transform(f))` receives no key. Modules of flax.nnx and
+    Equinox, and linen modules with dropout or running statistics, need the adapters in
+    `jaxmeta.models`.
     """
 
     @property
@@ -66,17 +66,17 @@ class ModelLike(Protocol):
 
 
 class Model(NamedTuple):
-    """A model as its functions.
+    """A model as a pair of functions.
 
     Attributes:
       init: `init(key, inputs [N, ...]) -> params`, the trainable parameters: a pytree
         of floating-point arrays. Python and NumPy numbers become JAX arrays.
-      apply: `apply(params, inputs [N, ...]) -> outputs [N, ...]`. When its signature
-        names `key` or `train`, the learners pass them: a PRNG key, and whether this
-        is a pass on which gradients are taken.
-      with_support_statistics: `(params, support_inputs) -> params`, or None: puts the
-        support set's normalisation statistics beside the adapted parameters, for models
-        that predict with those.
+      apply: `apply(params, inputs [N, ...]) -> outputs [N, ...]`. If its signature
+        names `key` or `train`, learners pass them: a PRNG key, and whether this is a
+        training pass (gradients are taken).
+      with_support_statistics: `(params, support_inputs) -> params`, or None: adds the
+        support set's normalisation statistics to the adapted parameters, for models
+        that predict with them.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -93,15 +93,15 @@ class Model(NamedTuple):
 
 
 class Adapted(NamedTuple):
-    """Task parameters that `adapt` can resume from, where `params` alone do not do.
+    """Task parameters that `adapt` can resume from when `params` do not suffice.
 
     Attributes:
-      params: the model's, with the support's statistics where it predicts with them.
-      inner_state: of the inner rule.
+      params: the model's parameters, with support statistics if it predicts with them.
+      inner_state: the inner rule's state.
       step: [] int32, inner steps so far.
-      meta_params: what the next inner step starts from; or, with `variables`, the
-        meta-parameters.
-      variables: what adapts, where the meta-parameters hold more than that.
+      meta_params: parameters that the next inner step starts from; or, with
+        `variables`, the meta-parameters.
+      variables: the adapted variables, if the meta-parameters hold more than them.
     """
 
     params: Params
@@ -112,26 +112,26 @@ class Adapted(NamedTuple):
 
 
 class Info(Protocol):
-    """What estimators and `fit` read of the diagnostics of a meta-gradient."""
+    """Meta-gradient diagnostics that estimators and `fit` read."""
 
     @property
     def loss(self) -> jax.Array:
-        """[] of one task or run, [T] of several."""
+        """[] for one task or run, [T] for several."""
         ...
 
     @property
     def metrics(self) -> Mapping[str, jax.Array]:
-        """Name -> the same shape as the loss."""
+        """Name -> values of the loss's shape."""
         ...
 
     @property
     def is_valid(self) -> jax.Array | bool:
-        """Whether its gradient is in the mean: the same shape, or True for all."""
+        """Whether the gradient enters the mean: the loss's shape, or True for all."""
         ...
 
 
 class AdaptInfo(NamedTuple):
-    """Diagnostics of one adaptation. Never needed to resume it.
+    """Diagnostics of one adaptation; not needed to resume it.
 
     Attributes:
       losses: [K], the support loss before each inner step.
@@ -145,8 +145,8 @@ class MetaGradInfo(NamedTuple):
 
     Attributes:
       loss: [], the query loss after adaptation.
-      metrics: name -> [], of the query outputs after adaptation.
-      adapt: what `adapt` reports.
+      metrics: name -> [], metrics of the query outputs after adaptation.
+      adapt: the info that `adapt` returns.
     """
 
     loss: jax.Array
@@ -155,7 +155,7 @@ class MetaGradInfo(NamedTuple):
 
     @property
     def is_valid(self) -> bool:
-        """True: learners exclude no task. What is not finite ends the training."""
+        """True: learners exclude no task. A non-finite gradient ends training."""
         return True
 
 
@@ -187,7 +187,7 @@ class AdaptFn(Protocol):
     ) -> tuple[Params, Any]:
         """Returns `(task_params, info)`; never sees the query set.
 
-        Task parameters in place of the meta-parameters resume from there.
+        Pass task parameters instead of meta-parameters to resume adaptation.
         """
         ...
 
@@ -229,21 +229,21 @@ class EvaluateFn(Protocol):
 
 
 class MetaLearner(NamedTuple):
-    """Five pure functions of one task; batching and devices are added outside.
+    """Five pure functions of one task; callers add batching and devices.
 
-    `meta_grad` rather than a loss: Reptile, implicit MAML and evolution strategies
-    differentiate none, and what users compose is `outer_tx.update(meta_grads, ...)`.
+    `meta_grad` instead of a loss, because Reptile, implicit MAML and evolution
+    strategies do not differentiate one; users call `outer_tx.update(meta_grads, ...)`.
 
     Attributes:
       init: `(key, task) -> meta_params`.
-      adapt: `(key, meta_params, support) -> (task_params, info)`. From task parameters
-        instead of meta-parameters it resumes: say when new examples arrive.
+      adapt: `(key, meta_params, support) -> (task_params, info)`. Given task parameters
+        instead of meta-parameters it resumes, e.g. when new examples arrive.
       predict: `(task_params, inputs) -> outputs`.
       meta_grad: `(key, meta_params, task) -> (meta_grads, info)`, ready for any optax
         chain.
       evaluate: `(key, meta_params, task, inner_steps=None) -> EvalInfo`, query loss and
         metrics after each inner step.
-      description: what it prints as, the call that made it.
+      description: its repr, the call that made it.
     """
 
     init: InitFn
@@ -254,13 +254,13 @@ class MetaLearner(NamedTuple):
     description: str = ""
 
     def __repr__(self) -> str:
-        """The description; of a learner without one the name of its function."""
+        """The description, or the factory's name if there is none."""
         name = getattr(self.adapt, "__qualname__", "?").split(".")[0]
         return self.description or f"MetaLearner({name})"
 
 
 class LearnerLike(Protocol):
-    """Anything with the five functions of a `MetaLearner`, which may have more."""
+    """Anything with at least the five functions of a `MetaLearner`."""
 
     @property
     def init(self) -> InitFn:
@@ -292,7 +292,7 @@ class InitThetaFn(Protocol):
     """Draws a learned rule's meta-parameters."""
 
     def __call__(self, key: jax.Array, params: Params | None = None) -> PyTree:
-        """Returns theta, a plain pytree; `params` are those that it will update."""
+        """Returns theta, a plain pytree; `params` are the parameters it will update."""
         ...
 
 
@@ -300,12 +300,12 @@ class LearnedOptimizer(NamedTuple):
     """A family of optax transformations indexed by meta-parameters `theta`.
 
     Attributes:
-      init: `init(key, params=None) -> theta`, a plain pytree. `params` is given for
-        rules with a parameter of their own for every parameter they update.
+      init: `init(key, params=None) -> theta`, a plain pytree. `params` is for rules
+        with a meta-parameter for every parameter they update.
       transform: `transform(theta) -> optax.GradientTransformationExtraArgs`, complete
         like `optax.adam(learning_rate)`: its output is added to the parameters.
         Differentiable in `theta`; the loss arrives as keyword `value`.
-      description: what it prints as, the call that made it.
+      description: its repr, the call that made it.
     """
 
     init: InitThetaFn
@@ -313,7 +313,7 @@ class LearnedOptimizer(NamedTuple):
     description: str = ""
 
     def __repr__(self) -> str:
-        """The description; of a rule without one the name of its transformation."""
+        """The description, or the factory's name if there is none."""
         name = getattr(self.transform, "__qualname__", "?").split(".")[0]
         return self.description or f"LearnedOptimizer({name})"
 
@@ -322,7 +322,7 @@ class OptimizationProblem(NamedTuple):
     """A family of optimization problems.
 
     Attributes:
-      sample: `sample(key) -> instance`, drawn once a run (a quadratic's W and y).
+      sample: `sample(key) -> instance`, drawn once per run (a quadratic's W and y).
       init: `init(key, instance) -> params`, where the run starts.
       loss: `loss(params, instance, key) -> scalar`; the key draws the minibatch.
     """
@@ -343,11 +343,11 @@ class EstimateFn(Protocol):
 
 
 class GradientEstimator(NamedTuple):
-    """What a training step needs: where to start, and a gradient.
+    """Initial meta-parameters and a gradient, all that a training step needs.
 
     Attributes:
-      init: `init(key) -> (meta_params, carry)`. The carry is what must be kept
-        between steps (optimizee states, PES accumulators); None where nothing is.
+      init: `init(key) -> (meta_params, carry)`. The carry is the state between steps
+        (optimizee states, PES accumulators); None for stateless estimators.
       estimate: see `EstimateFn`.
     """
 
@@ -356,16 +356,15 @@ class GradientEstimator(NamedTuple):
 
 
 class TaskStream(NamedTuple):
-    """Tasks that come from the host, a batch a meta-step.
+    """Tasks read on the host, one batch per meta-step.
 
     Attributes:
-      num_tasks: T, tasks a meta-step, of all processes.
-      example: a task, of which shapes and dtypes count.
+      num_tasks: T, tasks per meta-step over all processes.
+      example: a task; only its shapes and dtypes are used.
       read: `read(step) -> iterator` over the batches of meta-steps `step`, `step` + 1,
-        ...: a `Task` of NumPy arrays [T / processes, ...], those that this process is
-        to have, never a buffer that is filled anew. The same step always has the same
-        batch, so that runs can resume.
-      mesh: shards the batches over its devices; None is one device.
+        ...: a `Task` of NumPy arrays [T / processes, ...], this process's share, never
+        in a reused buffer. A step always has the same batch, so that runs can resume.
+      mesh: shards the batches over its devices; None uses one device.
     """
 
     num_tasks: int
@@ -377,7 +376,7 @@ class TaskStream(NamedTuple):
 class TrainState(NamedTuple):
     """Everything required to resume a run, and nothing else."""
 
-    step: jax.Array  # [] int32, meta-steps made
+    step: jax.Array  # [] int32, completed meta-steps
     meta_params: Params
     carry: PyTree  # the estimator's
     opt_state: optax.OptState

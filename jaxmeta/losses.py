@@ -1,8 +1,8 @@
-"""Losses and metrics of one batch of outputs: means over examples.
+"""Losses and metrics of one batch of outputs, averaged over examples.
 
 Each takes `(outputs [N, ...], targets [N, ...])`. Class targets may be one-hot
-[N, W] or integer labels [N]. A row of zeros in one-hot targets is padding: the mean is
-over the other rows, so that a padded batch has the loss of the batch without padding.
+[N, W] or integer labels [N]. An all-zero row in one-hot targets is padding: it is
+excluded from the mean, so padding does not change the loss.
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ from jaxmeta import base
 def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the mean of `(outputs - targets) ** 2` over examples and dimensions.
 
-    Targets of zeros are targets like any others here: no row is padding.
+    All-zero targets are ordinary targets here, not padding.
 
     Args:
       outputs: [N, ...].
       targets: [N, ...], the same shape.
 
     Raises:
-      ValueError: if the shapes differ (they would broadcast, silently).
+      ValueError: if the shapes differ (they would broadcast silently).
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,14 +44,14 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
     Args:
       outputs: logits [N, W].
-      targets: one-hot or class probabilities [N, W], where rows of zeros are padding;
-        or integer labels [N] in 0 ... W - 1; the loss of any other label is NaN.
+      targets: one-hot or class probabilities [N, W], with all-zero rows as padding; or
+        integer labels [N] in 0 ... W - 1; the loss of any other label is NaN.
 
     Returns:
       [], the mean over the examples; 0 if all rows are padding.
 
     Raises:
-      ValueError: if the shapes do not fit or labels are floats.
+      ValueError: if the shapes do not match or labels are floats.
 
     Example:
       >>> import jax.numpy as jnp
@@ -65,14 +65,14 @@ def cross_entropy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 def accuracy(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the share of examples whose largest logit is the target's class.
 
-    NaN logits make it NaN.
+    NaN if any logit is NaN.
 
     Args:
       outputs: logits [N, W].
-      targets: one-hot [N, W], where rows of zeros are padding; or integer labels [N].
+      targets: one-hot [N, W], with all-zero rows as padding; or integer labels [N].
 
     Returns:
-      [], the share of the examples; 0 if all rows are padding.
+      []; 0 if all rows are padding.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,17 +99,17 @@ def is_example(targets: jax.Array) -> jax.Array:
       >>> is_example(jnp.array([[0.0, 1.0], [0.0, 0.0]])).tolist()
       [True, False]
     """
-    return jnp.any(targets != 0, -1)  # True for NaN, which must not pass as padding.
+    return jnp.any(targets != 0, -1)  # True for NaN, which must not count as padding.
 
 
 def mean_over_examples(values: jax.Array, targets: jax.Array) -> jax.Array:
     """Returns the mean of `values` over the rows that are examples, not padding.
 
-    For losses of your own: padded rows have neither a value nor a gradient.
+    For custom losses: padded rows contribute neither value nor gradient.
 
     Args:
-      values: [N], of each row.
-      targets: one-hot [N, W]; rows of zeros are padding.
+      values: [N], one per row.
+      targets: one-hot [N, W]; all-zero rows are padding.
 
     Returns:
       []; 0 if all rows are padding.
@@ -122,12 +122,12 @@ def mean_over_examples(values: jax.Array, targets: jax.Array) -> jax.Array:
     """
     is_real = is_example(targets)
     values = jnp.where(is_real, values, 0)
-    # Of padding alone the mean is that of zeros, not 0 / 0.
+    # If all rows are padding, average all the zeros instead of 0 / 0.
     return jnp.mean(values, where=is_real | ~jnp.any(is_real))
 
 
 def default_metrics(loss: base.LossFn) -> Mapping[str, base.MetricFn]:
-    """Returns what users want to see beside `loss`: accuracy for cross-entropy."""
+    """Returns the metrics to report besides `loss`: accuracy for cross-entropy."""
     return {"accuracy": accuracy} if loss is cross_entropy else {}
 
 
@@ -149,13 +149,13 @@ def _check_classes(outputs: jax.Array, targets: jax.Array) -> None:
     if targets.shape == (*outputs.shape[:-1], 1):
         raise ValueError(
             f"`targets` must be one-hot {outputs.shape} or integer labels "
-            f"{outputs.shape[:-1]}, got one column {targets.shape}: give "
+            f"{outputs.shape[:-1]}, got one column {targets.shape}: pass "
             "`targets[:, 0]`."
         )
     if targets.shape[:-1] == outputs.shape[:-1] and targets.ndim == outputs.ndim:
         raise ValueError(
-            f"The model has {outputs.shape[-1]} outputs, but `targets` are of "
-            f"{targets.shape[-1]} classes: give it as many outputs."
+            f"The model has {outputs.shape[-1]} outputs, but `targets` have "
+            f"{targets.shape[-1]} classes: give the model as many outputs."
         )
     if targets.shape != outputs.shape[:-1]:
         raise ValueError(
@@ -165,5 +165,5 @@ def _check_classes(outputs: jax.Array, targets: jax.Array) -> None:
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(
             f"`targets` of shape {targets.shape} are labels and must be integers, got "
-            f"{targets.dtype}: `targets.astype(int)`."
+            f"{targets.dtype}: use `targets.astype(int)`."
         )

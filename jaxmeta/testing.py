@@ -1,8 +1,8 @@
-"""Checks of what you bring: a learner of your own, a model with derivatives of its own.
+"""Checks for your own learners, models with custom derivatives, and inner rules.
 
-`check_learner` is the contract that every learner of this package keeps, so that
+`check_learner` is the contract that every learner in this package satisfies, so that
 estimators, training steps, meshes and evaluation work with it. `check_gradient_field`
-says whether a model's gradient is the gradient of a scalar.
+checks that a model's gradient is the gradient of a scalar.
 """
 
 from collections.abc import Callable
@@ -23,23 +23,23 @@ def check_learner(
     rtol: float = 1e-3,
     atol: float | None = None,
 ) -> None:
-    """Raises unless a learner keeps the contract.
+    """Raises unless a learner satisfies the contract.
 
     That is: its meta-gradients are shaped like its meta-parameters, finite and not all
-    zero; it is traced once for tasks of one shape; `jit` changes nothing, and `vmap` is
-    a loop over tasks; half-precision parameters stay what they are; unknown extra
+    zero; it is traced once for tasks of one shape; `jit` changes nothing, and `vmap`
+    equals a loop over tasks; half-precision parameters keep their dtype; unknown extra
     arguments are ignored.
 
     Args:
       learner: anything with the five functions of a `MetaLearner`.
       sample_task: `(key) -> task`.
-      rtol: how closely numbers must agree, against their size.
-      atol: what they may differ by in any case; None is `rtol` times the largest of
-        their array (or a thousandth of the largest of all, where that is more), for
-        sums in another order differ by the size of what was summed.
+      rtol: relative tolerance.
+      atol: absolute tolerance; None is `rtol` times the array's largest magnitude (or
+        a thousandth of the largest over all arrays, if greater), because reordered
+        sums differ in proportion to their largest terms.
 
     Raises:
-      AssertionError: that says which part is broken.
+      AssertionError: says which part is broken.
 
     Example:
       >>> import optax, jaxmeta as jm
@@ -67,22 +67,22 @@ def check_gradient_field(
 ) -> None:
     """Raises if the gradient of a model's loss is not the gradient of a scalar.
 
-    It is not where a derivative was redefined to be another function's: gradient
-    reversal, straight-through rounding, gradients clipped or made up inside the model.
-    The Jacobian of such a gradient is not symmetric, u . J v differs from v . J u, and
-    Hessian-vector products forward over reverse are wrong. Learners with hvp="auto"
-    find the redefined derivatives themselves; this reports whether it was for a
-    reason, or whether hvp="forward-over-reverse" is right and cheaper.
+    It is not if a derivative was redefined as another function's: gradient reversal,
+    straight-through rounding, gradients clipped or synthesised inside the model. The
+    Jacobian of such a gradient is not symmetric, u . J v differs from v . J u, and
+    forward-over-reverse Hessian-vector products are wrong. Learners with hvp="auto"
+    find redefined derivatives themselves; this check says whether they are really
+    wrong, or whether hvp="forward-over-reverse" is right and cheaper.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       loss: `(outputs, targets) -> scalar`.
-      examples: some of a task's, at which to look.
-      key: draws parameters, dropout and directions; None is a fixed one.
-      rtol: how much the two products may differ by, relative to the sizes of both.
+      examples: some of a task's examples, to evaluate the gradient on.
+      key: draws parameters, dropout and directions; None is a fixed key.
+      rtol: tolerated difference of the two products, relative to the sizes of both.
 
     Raises:
-      AssertionError: that says by how much, and where derivatives were redefined.
+      AssertionError: says by how much, and where derivatives were redefined.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -93,7 +93,7 @@ def check_gradient_field(
     key = jax.random.key(0) if key is None else key
     init_key, model_key, *keys = jax.random.split(key, 6)
     params = net.init(init_key, examples.inputs)
-    # Away from where it starts: a layer of zeros hides what is behind it.
+    # Away from the initialisation: a layer of zeros would hide the layers below it.
     noise = optax.tree.random_like(keys[0], params)
     params = optax.tree.add_scale(params, 0.1, noise)
 
@@ -103,7 +103,7 @@ def check_gradient_field(
 
     @jax.jit
     def measure(u, v):
-        # Both by reverse mode, which every model with a gradient has: pull(v) = J^T v.
+        # Both by reverse mode, which every differentiable model has: pull(v) = J^T v.
         _, pull = jax.vjp(jax.grad(value), params)
         (pull_u,), (pull_v,) = pull(u), pull(v)
         norm = optax.tree.norm
@@ -118,8 +118,8 @@ def check_gradient_field(
         "The gradient of the model's loss is not the gradient of a scalar: its "
         f"Jacobian is asymmetric by {float(asymmetry / scale):.2g} of its size. "
         f"Derivatives were redefined at {rules or 'an unknown place'}. "
-        'Hessian-vector products must be reverse over reverse: `hvp="auto"` is, if '
-        'the place was found, else say hvp="reverse-over-reverse".'
+        'Hessian-vector products must be reverse over reverse: `hvp="auto"` chooses '
+        'that if the place was found; else set hvp="reverse-over-reverse".'
     )
 
 
@@ -129,16 +129,16 @@ def check_inner_tx(
     """Raises unless a rule can be differentiated where inner gradients are zero.
 
     After three updates by gradients that are zero, in all leaves or in one of them, the
-    derivative of the parameters with respect to the gradients must be finite, and at
-    most 1e4. Many rules of optax that take roots or norms of gradients fail this.
+    derivative of the parameters with respect to the gradients must be finite and at
+    most 1e4. Many optax rules that take roots or norms of gradients fail this.
 
     Args:
       inner_tx: an optax transformation.
-      params: to try it on; None is a matrix and a vector.
+      params: parameters to try it on; None is a matrix and a vector.
 
     Raises:
-      AssertionError: that says which gradients are zero, and the derivative.
-      ValueError: if `inner_tx` is no optax transformation.
+      AssertionError: says which gradients are zero, and the derivative.
+      ValueError: if `inner_tx` is not an optax transformation.
 
     Example:
       >>> import optax, jaxmeta as jm
@@ -158,6 +158,7 @@ def check_inner_tx(
         return moved
 
     names = [name for name, _ in _named(params)]
+    # All gradients zero, then those of one leaf at a time.
     for zero in (names, *([name] for name in names)):
         one = [0.0 if name in zero else 1.0 for name in names]
         grads = jax.tree.map(
@@ -168,8 +169,8 @@ def check_inner_tx(
         slope = float(jnp.max(jnp.abs(ravel_pytree(slopes)[0])))
         assert slope <= 1e4, (
             f"`inner_tx` has a derivative of {slope:.3g} where the gradients of "
-            f"{zero} are zero. The documentation (Debugging) lists which of optax's "
-            "rules are safe in an inner loop; `jaxmeta.optimizers` has safe ones."
+            f"{zero} are zero. The documentation (Debugging) lists the optax rules "
+            "that are safe in an inner loop; `jaxmeta.optimizers` has safe ones."
         )
 
 
@@ -179,7 +180,7 @@ def check_meta_grad(
     meta_params: base.Params,
     keys: jax.Array,
 ) -> None:
-    """Raises unless meta-gradients suit an optimizer, of one trace for all tasks."""
+    """Raises unless meta-gradients suit an optimizer and are traced only once."""
     traces = []
 
     def counted(*args):
@@ -198,7 +199,7 @@ def check_meta_grad(
         assert optax.tree.norm(grads) > 0, "`meta_grad` is zero everywhere."
     assert len(traces) == 1, (
         f"`meta_grad` was traced {len(traces)} times for tasks of one shape: something "
-        "in it depends on values or on the outside."
+        "in it depends on values or on outside state."
     )
 
 
@@ -210,7 +211,7 @@ def check_transforms(
     rtol: float,
     atol: float | None,
 ) -> None:
-    """Raises unless `jit` changes nothing and `vmap` is a loop over tasks."""
+    """Raises unless `jit` changes nothing and `vmap` equals a loop over tasks."""
     name = getattr(function, "__name__", "function")
     tasks = jax.vmap(sample_task)(keys)
     pick = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
@@ -218,10 +219,10 @@ def check_transforms(
     batched = jax.jit(jax.vmap(function, (0, None, 0)))(keys, meta_params, tasks)
     alone = [jitted(k, meta_params, pick(tasks, t)) for t, k in enumerate(keys)]
     for t, one in enumerate(alone):
-        what = f"`vmap({name})` must be a loop over tasks"
+        what = f"`vmap({name})` must equal a loop over tasks"
         _assert_close(pick(batched, t), one, rtol, atol, what)
     eager = function(keys[-1], meta_params, pick(tasks, -1))
-    _assert_close(alone[-1], eager, rtol, atol, f"`jit({name})` must be `{name}`")
+    _assert_close(alone[-1], eager, rtol, atol, f"`jit({name})` must equal `{name}`")
 
 
 def check_extra_arguments(
@@ -241,7 +242,7 @@ def check_extra_arguments(
         )
     except TypeError as error:
         raise AssertionError(
-            f"`meta_grad` must take and ignore any `**extra`, got: {error}"
+            f"`meta_grad` must accept and ignore any `**extra`, got: {error}"
         ) from error
 
 
@@ -274,6 +275,7 @@ def _assert_alike(found, expected, what):
 def _assert_close(found, expected, rtol, atol, what):
     _assert_alike(found, expected, what)
     sizes = {name: _size(x) for name, x in _named(expected)}
+    # Floor of an array's size: rounding errors come from the largest arrays.
     least = max(1e-6, 1e-3 * max(sizes.values()))
     for (name, a), (_, b) in zip(_named(found), _named(expected), strict=True):
         size, a, b = max(sizes[name], least), a.astype(float), b.astype(float)

@@ -46,11 +46,11 @@ def test_squared_error_is_a_mean():
     ("loss", "outputs", "targets", "message"),
     [
         ("squared_error", (6, 1), (6,), r"`targets` must have the shape of `outputs`"),
-        ("cross_entropy", (3, 5), (3, 3), "has 5 outputs, but `targets` are of 3"),
+        ("cross_entropy", (3, 5), (3, 3), "has 5 outputs, but `targets` have 3"),
         ("cross_entropy", (3, 5), (2,), r"one-hot \(3, 5\) or integer labels \(3,\)"),
         ("cross_entropy", (3, 5), (3,), r"must be integers, got float32: .*astype"),
         ("cross_entropy", (3,), (3,), r"`outputs` must be logits \[N, W\], got \(3,\)"),
-        ("accuracy", (3, 5), (3, 3), "has 5 outputs, but `targets` are of 3"),
+        ("accuracy", (3, 5), (3, 3), "has 5 outputs, but `targets` have 3"),
     ],
 )
 def test_wrong_targets_are_named(loss, outputs, targets, message):

@@ -205,12 +205,12 @@ CALLS = {
         ),
         "must hold numbers.*targets",
     ),
-    "widths of zero-shot": (_zero_shot([8, 1]), "`support_model` must make"),
+    "widths of zero-shot": (_zero_shot([8, 1]), "`support_model` must return"),
     "widths when judged": (
         _zero_shot([8, 1], "evaluate"),
-        "`support_model` must make",
+        "`support_model` must return",
     ),
-    "no support model": (_zero_shot([8]), "give a `support_model`"),
+    "no support model": (_zero_shot([8]), "pass a `support_model`"),
     "a class as model": (
         lambda key: jm.maml(jm.models.MLP, CROSS_ENTROPY, **SGD),
         r"the class MLP: `MLP\(...\)`",
@@ -252,11 +252,11 @@ CALLS = {
                 **SGD,
             )
         ),
-        'say `lambda path: "params/Dense_1" in path`',
+        'e.g. `lambda path: "params/Dense_1" in path`',
     ),
     "everything adapted": (
         _init(lambda: jm.boil(jm.models.MLP([4, 3]), CROSS_ENTROPY, **SGD)),
-        "names all of the parameters",
+        "selects all parameters",
     ),
     "images alone": (
         _init(

@@ -95,7 +95,7 @@ def test_keys_that_differ_by_type_alone_are_refused(tmp_path):
     for save in (jm.training.save, jm.optimizers.save):
         with pytest.raises(ValueError, match="must differ by more than their types"):
             save(tmp_path / "mine.safetensors", {"a": both})
-        with pytest.raises(ValueError, match="Keys of a dict must be of one type"):
+        with pytest.raises(ValueError, match="Keys of a dict must have one type"):
             save(tmp_path / "mine.safetensors", dict(both))
     assert not list(tmp_path.iterdir())
 

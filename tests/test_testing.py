@@ -60,7 +60,7 @@ BROKEN = {
         "must keep the dtype of parameters",
     ),
     "loss": (_of_two_losses, "`info.loss` must be a scalar"),
-    "extra": (_takes_no_extra, "must take and ignore any"),
+    "extra": (_takes_no_extra, "must accept and ignore any"),
     "outside": (_depends_on_the_outside, "must be"),
 }
 

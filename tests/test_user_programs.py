@@ -141,8 +141,11 @@ def test_a_forgotten_return_is_named(key):
 # Losses and metrics.
 
 NO_LOSSES = {
-    "a pair": (lambda v: (v, v), r"a tuple of \{0: float32\[\].*alone.*`metrics`"),
-    "a dict": (lambda v: {"loss": v}, r"a dict of \{'loss': float32\[\]\}.*alone"),
+    "a pair": (
+        lambda v: (v, v),
+        r"a tuple of \{0: float32\[\].*only the scalar.*`metrics`",
+    ),
+    "a dict": (lambda v: {"loss": v}, r"a dict of \{'loss': float32\[\]\}.*only"),
     "nothing": (lambda v: None, "got None"),
     "a float": (lambda v: 0.5, r"got 0\.5.*no gradient"),
     "an int": (lambda v: 1, "got 1"),
@@ -304,12 +307,12 @@ BAD_TASKS = {
     "a context beside a dict": (
         lambda: jm.cavia(_model(), CROSS_ENTROPY, num_context=2, **SGD),
         _dict_inputs,
-        r'one array of inputs, got dict\. Take context="model"',
+        r'inputs in one array, got dict\. Use context="model"',
     ),
     "a mirrored dict": (
         lambda: jm.subspace(_flat_model(), flip=True),
         _dict_inputs,
-        r"`flip` needs images.*got shape \(6, 16\)",
+        r"`flip` requires images.*got shape \(6, 16\)",
     ),
     "lists": (
         lambda: jm.maml(_model(), CROSS_ENTROPY, **SGD),
@@ -415,15 +418,15 @@ def test_haiku_gets_a_key_and_the_kind_of_pass(key):
 HAIKU = {
     "state": (
         lambda: hk.transform_with_state(lambda x: hk.Linear(3)(x)),
-        "without state, got TransformedWithState",
+        "stateless, got TransformedWithState",
     ),
     "state, no key": (
         lambda: hk.without_apply_rng(hk.transform_with_state(lambda x: x)),
-        "without state, got TransformedWithState",
+        "stateless, got TransformedWithState",
     ),
     "noise in predictions": (
         lambda: hk.transform(lambda x: _noisy(x, True)),
-        "draws random numbers in predictions.*take `train`",
+        "draws random numbers in predictions.*`train` argument",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Estimators of meta-gradients: each returns a `jaxmeta.GradientEstimator`."""
+"""Meta-gradient estimators; each returns a `jaxmeta.GradientEstimator`."""
 
 from jaxmeta.estimators._bptt import bptt, truncated_bptt
 from jaxmeta.estimators._evolution import (

@@ -1,4 +1,4 @@
-"""Back-propagation through the steps of a learned optimizer, whole or truncated.
+"""Backpropagation through the steps of a learned optimizer, full or truncated.
 
 References:
   Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
@@ -24,7 +24,7 @@ def bptt(
     rematerialize: bool = True,
     mesh: Mesh | None = None,
 ) -> base.GradientEstimator:
-    r"""Differentiates whole runs: the exact meta-gradient.
+    r"""Differentiates full runs: the exact meta-gradient.
 
     The meta-loss is the mean of :math:`\sum_{t=1}^{H} w_t f(\theta_t)` over runs on
     freshly drawn problems.
@@ -32,23 +32,22 @@ def bptt(
     Args:
       lopt: the learned optimizer.
       problem: the family of problems.
-      horizon: H, updates a run. Static.
-      num_problems: runs a meta-step, side by side. Static.
+      horizon: H, updates per run. Static.
+      num_problems: parallel runs per meta-step. Static.
       weight: :math:`w_t` as a function of an array of t = 1 ... H; None is 1.
-      second_order: differentiate the gradients that the optimizer sees too. The paper
-        drops these derivatives; kept, they cost a Hessian-vector product a step.
-        Static.
-      hvp: how these derivatives are taken, as in `jaxmeta.maml`. Static.
-      rematerialize: compute again, in the backward pass, all of a step but its
-        gradients: less memory, more time. Static.
+      second_order: also differentiate the gradients that the optimizer sees. The paper
+        drops these derivatives; they cost a Hessian-vector product per step. Static.
+      hvp: how these derivatives are computed, as in `jaxmeta.maml`. Static.
+      rematerialize: recompute each step except its gradients in the backward pass: less
+        memory, more time. Static.
       mesh: shards the runs over this mesh's devices (`training.task_mesh()`).
 
     Returns:
-      A `GradientEstimator` without carry. Its info has the mean loss of each run. A run
-      whose gradient is not finite is excluded from the mean.
+      A `GradientEstimator` without carry. Its info has the mean loss of each run. Runs
+      with a non-finite gradient are excluded from the mean.
 
     Raises:
-      ValueError: if a count is not a positive int, runs do not divide into devices, or
+      ValueError: if a count is not a positive int, devices do not divide the runs, or
         the loss is not a scalar.
     """
     _checks.check_int("horizon", horizon)
@@ -87,34 +86,34 @@ def truncated_bptt(
 ) -> base.GradientEstimator:
     r"""Differentiates `unroll` updates at a time; runs continue between meta-steps.
 
-    The meta-loss of a truncation is :math:`\sum w_t f(\theta_t)` over the points that
-    its updates lead to; what came before is constant. A run that reached its horizon is
+    The meta-loss of a truncation is :math:`\sum w_t f(\theta_t)` over the points its
+    updates reach; everything before is constant. A run that reached its horizon is
     replaced by a fresh one.
 
     Args:
       lopt: the learned optimizer.
       problem: the family of problems.
-      unroll: updates a meta-step, and the reach of the derivative. Static.
-      horizon: updates a run, a multiple of `unroll`. Of a pair (lowest, highest) each
-        run draws its own, log-uniformly. A function `(meta_step) -> updates` is a
-        curriculum: a run has the horizon of the meta-step in which it starts. Static.
-      num_problems: runs side by side. Static.
+      unroll: updates per meta-step, through which the derivative is taken. Static.
+      horizon: updates per run, a multiple of `unroll`. With a pair (lowest, highest)
+        each run draws its own log-uniformly. A function `(meta_step) -> updates` is a
+        curriculum, evaluated at the meta-step in which a run starts. Static.
+      num_problems: parallel runs. Static.
       weight: as for `bptt`.
-      staggered: let the first runs end one after the other, so that each meta-step sees
-        runs of every age; if not, all start together. Static.
+      staggered: make the first runs end one after another, so that each meta-step sees
+        runs of every age; otherwise all start together. Static.
       second_order: as for `bptt`. Static.
       hvp: as for `bptt`. Static.
       rematerialize: as for `bptt`. Static.
       mesh: as for `bptt`.
 
     Returns:
-      A `GradientEstimator` whose carry are the runs. Its info has each run's mean loss
-      over the truncation. A run that diverges, or whose gradient is not finite, is
-      excluded from the mean, and a fresh one takes its place.
+      A `GradientEstimator` with the runs as carry. Its info has each run's mean loss
+      over the truncation. A run that diverges or has a non-finite gradient is excluded
+      from the mean and replaced by a fresh one.
 
     Raises:
       ValueError: if a count is not a positive int, `horizon` is not a multiple of
-        `unroll`, runs do not divide into devices, or the loss is not a scalar.
+        `unroll`, devices do not divide the runs, or the loss is not a scalar.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -134,7 +133,7 @@ def truncated_bptt(
 
     def truncation_loss(theta, problem, meta_step, key, run):
         start_key, run_key = jax.random.split(key)
-        # Inside the derivative: a rule may learn the state that it starts from.
+        # Inside the derivative, because a rule may learn its initial state.
         run = _runs.restart_if_over(run, start(start_key, theta, problem, meta_step))
         run, losses = advance(run_key, problem, theta, run, unroll)
         loss, info = _runs.meta_loss(losses, run, weight)

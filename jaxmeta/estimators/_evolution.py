@@ -1,4 +1,4 @@
-"""Evolution strategies, whole and truncated: meta-gradients without derivatives.
+"""Evolution strategies, full and truncated: meta-gradients without derivatives.
 
 References:
   Vicol, Metz, Sohl-Dickstein, "Unbiased gradient estimation in unrolled computation
@@ -24,10 +24,10 @@ _NOISES = ("persistent", "shared", "fresh")
 
 
 class EvolutionCarry(NamedTuple):
-    """What evolution strategies keep between meta-steps, [N, ...] for N runs."""
+    """State of evolution strategies between meta-steps, [N, ...] for N pairs."""
 
-    runs: _runs.Run  # leaves [N, 2, ...]: under + and - the perturbation (and none)
-    noise: Any  # like theta: the perturbation's sum, or the one kept
+    runs: _runs.Run  # leaves [N, 2, ...]: with + and - the perturbation (3 if "fresh")
+    noise: Any  # like theta: the accumulated or the shared perturbation
 
 
 def es(
@@ -40,22 +40,22 @@ def es(
     weight: _runs.Weight | None = None,
     mesh: Mesh | None = None,
 ) -> base.GradientEstimator:
-    r"""Evolution strategies over whole runs, with antithetic pairs.
+    r"""Evolution strategies over full runs, with antithetic pairs.
 
     .. math::
       \hat g = \frac{1}{N} \sum_i \frac{\epsilon_i}{2 \sigma^2} \left(
         L(\theta + \epsilon_i) - L(\theta - \epsilon_i)\right), \qquad
       \epsilon_i \sim \mathcal N(0, \sigma^2 I)
 
-    The gradient of the meta-loss smoothed by the noise, whose variance does not grow
-    with how chaotic runs are. Both runs of a pair have the same problem, start and
-    minibatches.
+    This estimates the gradient of the noise-smoothed meta-loss; its variance does not
+    grow for chaotic runs. Both runs of a pair have the same problem, initial parameters
+    and minibatches.
 
     Args:
       lopt: the learned optimizer.
       problem: the family of problems. Its loss need not have a second derivative.
-      horizon: H, updates a run. Static.
-      num_problems: N, pairs of runs a meta-step, each on a problem of its own. Static.
+      horizon: H, updates per run. Static.
+      num_problems: N, pairs of runs per meta-step, each on its own problem. Static.
       sigma: standard deviation of the noise.
       weight: as for `bptt`.
       mesh: as for `bptt`.
@@ -64,8 +64,8 @@ def es(
       A `GradientEstimator` without carry. Its info has the mean loss of each pair.
 
     Raises:
-      ValueError: if a count or `sigma` is not positive, runs do not divide into
-        devices, or the loss is not a scalar.
+      ValueError: if a count or `sigma` is not positive, devices do not divide the runs,
+        or the loss is not a scalar.
     """
     _checks.check_int("horizon", horizon)
     _runs.check_arguments(lopt, num_problems, 1, horizon, mesh)
@@ -101,30 +101,30 @@ def pes(
 ) -> base.GradientEstimator:
     r"""Persistent evolution strategies: unbiased though truncated.
 
-    Each pair of runs continues across meta-steps under its own perturbations, which add
-    up to :math:`\xi_t = \sum_{\tau \le t} \epsilon_\tau`:
+    Each pair of runs continues across meta-steps with its own perturbations, which
+    accumulate to :math:`\xi_t = \sum_{\tau \le t} \epsilon_\tau`:
 
     .. math::
       \hat g_t = \frac{1}{N} \sum_i \frac{\xi_{t,i}}{2 \sigma^2} \left(
         L_t(\theta + \epsilon_{t,i}) - L_t(\theta - \epsilon_{t,i})\right)
 
-    Over the truncations of a run these sum to the gradient of the whole smoothed
-    meta-loss. With other kinds of noise this is two other published estimators:
+    Over the truncations of a run these sum to the gradient of the full smoothed
+    meta-loss. Other kinds of noise give two other published estimators:
 
     - `"persistent"`: PES. Its variance grows with the number of truncations.
-    - `"shared"`: ES-Single, NRES. One perturbation a run: the gradient of the loss
-      smoothed by that, of less variance.
+    - `"shared"`: ES-Single, NRES. One perturbation per run: the gradient of the loss
+      smoothed by it, with less variance.
     - `"fresh"`: truncated ES. A pair starts each truncation from one unperturbed run;
-      biased towards what pays at once, like truncated back-propagation.
+      biased towards short-term gains, like truncated backpropagation.
 
     Args:
       lopt: the learned optimizer.
       problem: the family of problems. Its loss need not have a second derivative.
-      unroll: updates a meta-step. Static.
+      unroll: updates per meta-step. Static.
       horizon: as for `truncated_bptt`. Static.
-      num_problems: N, pairs of runs, each on a problem of its own. Static.
+      num_problems: N, pairs of runs, each on its own problem. Static.
       sigma: standard deviation of the noise.
-      noise: which perturbations. Static.
+      noise: kind of perturbations, see above. Static.
       weight: as for `bptt`.
       staggered: as for `truncated_bptt`. Static.
       mesh: as for `bptt`.
@@ -135,8 +135,8 @@ def pes(
 
     Raises:
       ValueError: if a count or `sigma` is not positive, `horizon` is not a multiple of
-        `unroll`, `noise` is unknown, runs do not divide into devices, or the loss is
-        not a scalar.
+        `unroll`, `noise` is unknown, devices do not divide the runs, or the loss is not
+        a scalar.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -156,6 +156,7 @@ def pes(
     def one_run(theta, problem, meta_step, key, carry):
         start_key, noise_key, run_key = jax.random.split(key, 3)
         drawn = _draw_noise(noise_key, theta, sigma)
+        # The runs of a pair, [2] or [3], share step and horizon.
         is_over = carry.runs.step[0] >= carry.runs.horizon[0]
         none = optax.tree.zeros_like(theta)
         kept = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), none, carry.noise)
@@ -172,7 +173,7 @@ def pes(
         grads, after, info = pair_gradient(
             run_key, problem, theta, perturbation, total, runs
         )
-        if noise == "fresh":  # All continue from the unperturbed run.
+        if noise == "fresh":  # All continue from the unperturbed run, sign 0.
             after = jax.tree.map(lambda x: jnp.broadcast_to(x[2], x.shape), after)
         return grads, (EvolutionCarry(after, total), info)
 
@@ -198,7 +199,7 @@ def _draw_noise(key, theta, sigma):
 
 
 def _pairs(lopt, length, horizon, sigma, weight, signs=(1, -1)):
-    """Returns how a pair of runs starts, and how it gives a gradient."""
+    """Returns `start` and `pair_gradient` for pairs of runs, one run per sign."""
     advance = _runs.advance(lopt, order="constant", rematerialize=False)
     signs = jnp.array(signs, float)
 
@@ -216,10 +217,11 @@ def _pairs(lopt, length, horizon, sigma, weight, signs=(1, -1)):
             return run, *_runs.meta_loss(losses, run, weight)
 
         runs, losses, info = jax.vmap(one)(signs, runs)
+        # xi (L(theta + eps) - L(theta - eps)) / (2 sigma^2); xi is `total`.
         grads = optax.tree.scale((losses[0] - losses[1]) / (2 * sigma**2), total)
-        # If one of them diverged, all are over.
+        # A run that diverged is at its horizon; then the others of its pair are too.
         runs = runs._replace(step=jnp.full_like(runs.step, jnp.max(runs.step)))
-        loss = jnp.mean(info.loss[:2])  # The pair's.
+        loss = jnp.mean(info.loss[:2])  # without the unperturbed run
         info = _runs.RunInfo(loss, info.is_valid[0], info.imitation_loss[0])
         return grads, runs, info
 

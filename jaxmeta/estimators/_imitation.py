@@ -17,9 +17,9 @@ from jaxmeta.estimators import _over_runs, _runs
 
 
 class ImitationCarry(NamedTuple):
-    """Runs of the teacher, and its own states."""
+    """Runs of the teacher, and its states."""
 
-    runs: _runs.Run  # the learned optimizer's state, along the teacher's path
+    runs: _runs.Run  # with the learned optimizer's state along the teacher's path
     teacher_state: Any
 
 
@@ -33,30 +33,30 @@ def imitation(
     num_problems: int,
     mesh: Mesh | None = None,
 ) -> base.GradientEstimator:
-    r"""Teaches a learned optimizer to make the updates of another one.
+    r"""Trains a learned optimizer to imitate the updates of another optimizer.
 
-    The teacher runs; along its path, the learned optimizer sees the same gradients, and
-    its updates :math:`g_t` are compared with the teacher's :math:`\hat g_t`:
+    Along the teacher's runs, the learned optimizer sees the same gradients, and its
+    updates :math:`g_t` are compared with the teacher's :math:`\hat g_t`:
 
     .. math::
       \sum_t \tfrac12 \operatorname{mean}_k (g_{t,k} - \hat g_{t,k})^2
 
     The mean is over all parameters k. The path does not depend on the learned
-    optimizer, so that training is stable however long runs are. It goes beside training
-    on the loss itself: see `jaxmeta.training.alternate`.
+    optimizer, so training is stable for runs of any length. Combine it with training on
+    the loss itself: see `jaxmeta.training.alternate`.
 
     Args:
       lopt: the learned optimizer.
       problem: the family of problems.
-      teacher: say `optax.adam(0.01)`.
-      unroll: updates a meta-step, and the reach of the derivative. Static.
+      teacher: the optimizer to imitate, e.g. `optax.adam(0.01)`.
+      unroll: updates per meta-step, through which the derivative is taken. Static.
       horizon: as for `truncated_bptt`.
-      num_problems: runs side by side. Static.
+      num_problems: parallel runs. Static.
       mesh: as for `bptt`.
 
     Returns:
-      A `GradientEstimator` whose carry are the runs. Its info has the mean loss of the
-      problem along the teacher's truncation.
+      A `GradientEstimator` with the runs as carry. Its info has the problem's mean loss
+      along the teacher's truncation.
 
     Raises:
       ValueError: as `truncated_bptt`.
@@ -110,7 +110,7 @@ def imitation(
             return (params, opt_state, teacher_state), (value, 0.5 * error / count)
 
         keys = jax.random.split(run_key, unroll)
-        # All that a step needs again is what went in.
+        # The backward pass recomputes each step from its inputs.
         step = jax.checkpoint(step, prevent_cse=False)
         state = (run.params, run.opt_state, teacher_state)
         state, (values, imitation_losses) = jax.lax.scan(step, state, keys)

@@ -1,4 +1,4 @@
-"""The meta-gradient over runs side by side: the only place that adds their axis."""
+"""The meta-gradient over parallel runs: the only place that adds their axis."""
 
 import functools
 from collections.abc import Callable
@@ -20,22 +20,22 @@ def over_runs(
     num_problems: int,
     mesh: Mesh | None,
 ) -> base.GradientEstimator:
-    """The estimator whose gradient is the mean over runs of `one_run`'s.
+    """Returns an estimator that averages the gradients of `one_run` over runs.
 
-    A run whose gradient is not finite is excluded, and over: one run of many that
-    diverges must not end the training.
+    A run with a non-finite gradient is excluded and ended: one diverged run must not
+    end training.
 
     Args:
       one_run: `(theta, problem, meta_step, key, carry) -> (grads, (carry, info))`.
-      init: `(key) -> (theta, carry)`; leaves of the carry [N, ...].
+      init: `(key) -> (theta, carry)`, with carry leaves [N, ...].
       problem: the family of problems.
       num_problems: N.
       mesh: shards the runs over this mesh's devices.
     """
 
     def all_runs(theta, problem, meta_step, keys, carry):
-        """Sum of the finite gradients, how many they are, and (carry, info)."""
-        if keys.shape[0] == 1:  # `vmap` would be slower.
+        """Sum and number of the finite gradients, and (carry, info)."""
+        if keys.shape[0] == 1:  # `vmap` is slower for one run.
             one = jax.tree.map(lambda x: x[0], carry)
             found = one_run(theta, problem, meta_step, keys[0], one)
             grads, (carry, info) = jax.tree.map(lambda x: x[None], found)
@@ -48,13 +48,14 @@ def over_runs(
 
         def add(g):
             kept = is_valid.reshape(-1, *[1] * (g.ndim - 1))
+            # `where`, not a product: 0 * NaN is NaN.
             return jnp.sum(jnp.where(kept, g, 0), 0)
 
         loss = jnp.where(is_valid, info.loss, jnp.nan)
         info = info._replace(loss=loss, is_valid=is_valid)
         if carry is not None:
             carry = _runs.end(carry, ~is_valid)
-        # Floats, as gradients: the devices then add up once.
+        # A float like the gradients, so that one all-reduce sums both.
         count = jnp.sum(is_valid, dtype=jnp.float32)
         return jax.tree.map(add, grads), count, (carry, info)
 
@@ -87,7 +88,7 @@ def over_runs(
 
 
 def place(theta: Any, runs: Any, mesh: Mesh | None) -> tuple[Any, Any]:
-    """Puts what a run starts with where the steps will leave it: compiles them once."""
+    """Shards initial states as the steps return them, so that steps compile once."""
     if mesh is None:
         return theta, runs
     constrain = jax.lax.with_sharding_constraint

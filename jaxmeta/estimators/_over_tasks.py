@@ -24,21 +24,21 @@ def over_tasks(
       learner: any `MetaLearner`.
       sample_task: `(key) -> Task`. A `jax.tree_util.Partial` keeps its data as leaves
         of `estimate`, so that they can be arguments of a compiled step.
-      num_tasks: T, tasks a step (the meta-batch). Static.
-      tasks_per_chunk: how many tasks go through `vmap` at once on one device; chunks
-        follow one another. None: all on accelerators and for networks under 10,000
-        parameters, one on CPUs for larger ones, where that is fastest and smallest.
-        It changes memory and time, not the result. Static.
-      mesh: shards the tasks over this mesh's devices (`training.task_mesh()`). One
-        all-reduce of the gradient a step, whatever the number of tasks.
+      num_tasks: T, tasks per step (the meta-batch). Static.
+      tasks_per_chunk: tasks per `vmap` on one device; chunks run one after another.
+        None: all on accelerators and for networks under 10,000 parameters; one on CPUs
+        for larger networks, where that is fastest and needs the least memory. Changes
+        memory and time, not the result. Static.
+      mesh: shards the tasks over this mesh's devices (`training.task_mesh()`), with one
+        all-reduce of the gradient per step for any number of tasks.
 
     Returns:
       A `GradientEstimator` without carry. Its info has one entry per task, [T, ...].
       Tasks whose info is not `is_valid` are excluded from the mean.
 
     Raises:
-      ValueError: if a count is not a positive int, or tasks do not divide into
-        devices and chunks.
+      ValueError: if a count is not a positive int, or devices and chunks do not divide
+        the tasks.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -59,8 +59,8 @@ def over_tasks(
     def estimate(sampler, key, meta_params, carry, **extra: Any):
         if "tasks" in extra:
             raise ValueError(
-                "`over_tasks` samples its own tasks: for given ones, or a stream of "
-                "them, take `over_stream`."
+                "`over_tasks` samples its own tasks: for given tasks or a stream use "
+                "`over_stream`."
             )
         grads, info = average(sampler, key, (), meta_params, extra)
         return grads, carry, info
@@ -74,20 +74,20 @@ def over_stream(
     *,
     tasks_per_chunk: int | None = None,
 ) -> base.GradientEstimator:
-    """Averages a learner's meta-gradient over tasks that come from the host.
+    """Averages a learner's meta-gradient over tasks from the host.
 
     Args:
       learner: any `MetaLearner`.
-      stream: where they come from, say of `jaxmeta.tasks.stream_few_shot`.
+      stream: source of the tasks, e.g. `jaxmeta.tasks.stream_few_shot`.
       tasks_per_chunk: as in `over_tasks`. Static.
 
     Returns:
-      A `GradientEstimator` whose `estimate` wants `tasks`, a `Task` with leaves
-      [T, ...]; `jaxmeta.training.fit(..., stream=stream)` gives them.
+      A `GradientEstimator` whose `estimate` requires `tasks`, a `Task` with leaves
+      [T, ...]; `jaxmeta.training.fit(..., stream=stream)` passes them.
 
     Raises:
-      ValueError: if tasks do not divide into devices and chunks; while tracing, if
-        `tasks` are not as the stream's example.
+      ValueError: if devices and chunks do not divide the tasks; while tracing, if
+        `tasks` do not match the stream's example.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmeta as jm
@@ -114,15 +114,15 @@ def over_stream(
     def estimate(key, meta_params, carry, *, tasks=None, **extra: Any):
         if tasks is None:
             raise ValueError(
-                "`over_stream` needs `tasks`: say `step(state, tasks=...)`, or give "
-                "the stream to `fit` as `stream=...`."
+                "`over_stream` requires `tasks`: call `step(state, tasks=...)`, or "
+                "pass `stream=...` to `fit`."
             )
         found, expected = (
             jax.tree.map(lambda x: (*jnp.shape(x),), tree) for tree in (tasks, like)
         )
         if found != expected:
             raise ValueError(
-                "`tasks` must be a batch of the stream's example, of shapes "
+                "`tasks` must be a batch like the stream's example, with shapes "
                 f"{expected}, got {found}."
             )
         given = Partial(lambda key, task: task)
@@ -135,7 +135,7 @@ def over_stream(
 def _average(learner, num_tasks, tasks_per_chunk, mesh):
     """Returns `(sampler, key, given, meta_params, extra) -> (meta_grads, info)`.
 
-    A task is `sampler(key, *given)`, with what is given of each, leaves [T, ...].
+    A task is `sampler(key, *given)`; `given` has leaves [T, ...].
     """
     num_devices = 1 if mesh is None else mesh.size
     _task_axis.check_counts(num_tasks, tasks_per_chunk, num_devices)
@@ -145,7 +145,7 @@ def _average(learner, num_tasks, tasks_per_chunk, mesh):
         task_key, learner_key = jax.random.split(key)
         task = sampler(task_key, *given)
         grads, info = learner.meta_grad(learner_key, meta_params, task, **extra)
-        # Summed with the gradients, in the same all-reduce.
+        # A float, to be summed with the gradients in the same all-reduce.
         kept = jnp.asarray(info.is_valid, jnp.float32)
         return (grads, kept), info
 

@@ -1,4 +1,4 @@
-"""Optimization runs in progress, which estimators for learned optimizers advance."""
+"""Optimization runs in progress, advanced by estimators for learned optimizers."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -9,36 +9,36 @@ import optax
 
 from jaxmeta import _checks, _dtypes, _unroll, base
 
-# A number, (lowest, highest) for log-uniform ones, or a function of the meta-step.
+# A number, (lowest, highest) to draw log-uniformly, or a function of the meta-step.
 Horizon: TypeAlias = int | tuple[int, int] | Callable[[jax.Array], jax.Array]
 Weight: TypeAlias = Callable[[jax.Array], jax.Array]  # steps [H], from 1 -> [H]
 
 
 class Run(NamedTuple):
-    """An optimization run; `vmap` adds the axis of runs in front."""
+    """An optimization run; `vmap` adds a leading axis of runs."""
 
     instance: Any  # of the problem
     params: base.Params
     opt_state: optax.OptState
-    step: jax.Array  # [] int32, updates made
-    horizon: jax.Array  # [] int32, updates in all
+    step: jax.Array  # [] int32, updates so far
+    horizon: jax.Array  # [] int32, total updates
 
 
 class RunInfo(NamedTuple):
     """Diagnostics of one truncation of a run."""
 
-    loss: jax.Array  # [] mean over the truncation; NaN where it is not valid
-    is_valid: jax.Array  # [] bool: its gradient is finite, and in the mean
-    imitation_loss: jax.Array  # [] what imitation minimises, else 0
+    loss: jax.Array  # [] mean over the truncation; NaN if not valid
+    is_valid: jax.Array  # [] bool: its gradient is finite and enters the mean
+    imitation_loss: jax.Array  # [] the objective of `imitation`, else 0
 
     @property
     def metrics(self) -> dict[str, jax.Array]:
-        """What a training record says beside the loss."""
+        """Metrics that training records besides the loss."""
         return {"imitation_loss": self.imitation_loss}
 
 
 class Advance(Protocol):
-    """Makes updates of a run."""
+    """Advances a run."""
 
     def __call__(
         self,
@@ -55,17 +55,17 @@ class Advance(Protocol):
 def check_arguments(
     lopt: Any, num_problems: int, unroll: int, horizon: Horizon, mesh: Any
 ) -> None:
-    """Raises unless these arguments of an estimator go together."""
+    """Raises unless these arguments of an estimator are consistent."""
     if not (hasattr(lopt, "init") and hasattr(lopt, "transform")):
         raise ValueError(
-            f"`lopt` must be a `jaxmeta.LearnedOptimizer`, got {lopt!r}. Of an optax "
-            "optimizer `jaxmeta.optimizers.learned_rate(optax.adam)` makes one."
+            f"`lopt` must be a `jaxmeta.LearnedOptimizer`, got {lopt!r}. Wrap an optax "
+            "optimizer: `jaxmeta.optimizers.learned_rate(optax.adam)`."
         )
     _checks.check_int("num_problems", num_problems)
     _checks.check_int("unroll", unroll)
     if callable(horizon):
         _check_curriculum(horizon)
-        horizon = unroll  # Whatever it returns is rounded up to whole truncations.
+        horizon = unroll  # Its values are rounded up to whole truncations.
     if isinstance(horizon, tuple) and len(horizon) != 2:
         raise ValueError(
             f"`horizon` must be an int or (lowest, highest), got {horizon!r}."
@@ -92,8 +92,8 @@ def _check_curriculum(horizon):
         shape = jax.eval_shape(horizon, jnp.zeros((), jnp.int32)).shape
     except jax.errors.ConcretizationTypeError as error:
         raise ValueError(
-            "`horizon`, a function of the meta-step, must be traceable: choose by "
-            "`jnp.where`, not by `if`."
+            "`horizon`, a function of the meta-step, must be traceable: use "
+            "`jnp.where`, not `if`."
         ) from error
     first = horizon(jnp.zeros((), jnp.int32))
     if shape != () or not first >= 1:
@@ -112,14 +112,14 @@ def start(
     unroll: int = 1,
     meta_step: Any = 0,
 ) -> Run:
-    """Draws an instance, where to start, and for how long to run."""
+    """Draws an instance, initial parameters and a horizon."""
     sample_key, init_key, horizon_key = jax.random.split(key, 3)
     instance = problem.sample(sample_key)
     params = _dtypes.as_arrays(problem.init(init_key, instance))
     _checks.check_params(params)
     opt_state = lopt.transform(theta).init(params)
     if isinstance(horizon, tuple):
-        # Whole truncations, from the lowest number to the highest.
+        # n truncations, lowest ... highest, with probability ~ log((n + 1) / n).
         lowest, highest = (length // unroll for length in horizon)
         drawn = lowest * ((highest + 1) / lowest) ** jax.random.uniform(horizon_key)
         truncations = jnp.clip(jnp.floor(drawn), lowest, highest).astype(jnp.int32)
@@ -138,20 +138,20 @@ def start(
 def start_all(
     key: jax.Array, num_problems: int, staggered: bool, unroll: int, make: Any
 ) -> Any:
-    """Starts runs side by side; staggered, the first ones end one after the other.
+    """Starts parallel runs; if staggered, the first ones end one after another.
 
     Args:
-      key: of all.
-      num_problems: how many.
-      staggered: shorten the first runs, so that at any time some are young.
-      unroll: updates a truncation.
+      key: a PRNG key.
+      num_problems: number of runs.
+      staggered: shorten the first runs, so that runs of every age coexist.
+      unroll: updates per truncation.
       make: `(key) -> Run`.
     """
     runs = jax.vmap(make)(jax.random.split(key, num_problems))
     if not staggered:
         return runs
     share = jnp.arange(1, num_problems + 1) / num_problems
-    share = share.reshape(-1, *[1] * (runs.horizon.ndim - 1))  # Of runs, or of pairs.
+    share = share.reshape(-1, *[1] * (runs.horizon.ndim - 1))  # [N], or [N, 1] of pairs
     truncations = jnp.ceil(share * (runs.horizon / unroll)).astype(jnp.int32)
     return runs._replace(horizon=truncations * unroll)
 
@@ -165,14 +165,15 @@ def restart_if_over(run: Run, fresh: Run) -> Run:
 def meta_loss(
     losses: jax.Array, run: Run, weight: Weight | None
 ) -> tuple[jax.Array, RunInfo]:
-    """Returns that of a truncation which ends where `run` is, and its diagnostics.
+    """Returns the meta-loss of a truncation that ends at `run`, and its diagnostics.
 
-    Of its losses [H + 1] the first is before the first update, and not in the sum.
+    The first of its losses [H + 1], before the first update, is excluded.
     """
     losses = losses[1:]
     info = run_info(losses)
     if weight is None:
         return jnp.sum(losses), info
+    # Steps t - H + 1 ... t: `run.step` = t is already after the truncation.
     steps = run.step + jnp.arange(1 - losses.size, 1)
     return jnp.sum(weight(steps) * losses), info
 
@@ -185,11 +186,11 @@ def advance(
     The losses [length + 1] are those before and after each of the `length` updates.
 
     Args:
-      lopt: makes the updates.
+      lopt: the learned optimizer.
       order: how the gradients that the optimizer sees are differentiated;
         "first-order" is the paper's dropped edges. Static.
-      rematerialize: keep the gradients of each step, and compute again what else the
-        backward pass needs. Static.
+      rematerialize: keep only the gradients of each step, and recompute everything else
+        in the backward pass. Static.
     """
 
     def problem_loss(params, key, step, data):
@@ -221,22 +222,23 @@ def advance(
 
 
 def gradient_order(second_order: bool, hvp: _unroll.Hvp) -> _unroll.Order:
-    """How `bptt` differentiates the gradients that the optimizer sees."""
+    """The order in which `bptt` differentiates the optimizer's input gradients."""
     _checks.check_choice("hvp", hvp, _unroll.HVP_MODES)
     return hvp if second_order else "first-order"
 
 
 def after_updates(run: Run, losses: jax.Array, length: int) -> Run:
-    """Counts `length` updates; a run that diverged on the way is over."""
+    """Adds `length` to the step; a run that diverged jumps to its horizon."""
     step = jnp.where(jnp.all(jnp.isfinite(losses)), run.step + length, run.horizon)
     return run._replace(step=step)
 
 
 def end(carry: Any, is_over: jax.Array) -> Any:
-    """Ends runs, [N] bool: fresh ones take their places in the next meta-step."""
-    if not isinstance(carry, Run):  # An estimator's carry around its runs.
+    """Ends runs, [N] bool: fresh ones replace them in the next meta-step."""
+    if not isinstance(carry, Run):  # An estimator's carry that contains runs.
         return carry._replace(runs=end(carry.runs, is_over))
-    is_over = is_over.reshape(-1, *[1] * (carry.step.ndim - 1))  # Of runs, or of pairs.
+    # [N], or [N, 1] for pairs.
+    is_over = is_over.reshape(-1, *[1] * (carry.step.ndim - 1))
     return carry._replace(step=jnp.where(is_over, carry.horizon, carry.step))
 
 
@@ -249,7 +251,7 @@ def run_info(losses: jax.Array, imitation_loss: jax.Array | float = 0.0) -> RunI
 def init_theta(
     key: jax.Array, lopt: base.LearnedOptimizer, problem: base.OptimizationProblem
 ) -> Any:
-    """Draws theta; rules with a parameter of their own for each see an instance's."""
+    """Draws theta, with an instance's parameters for rules that require them."""
     problem_key, theta_key = jax.random.split(key)
     sample_key, init_key = jax.random.split(problem_key)
     params = _dtypes.as_arrays(problem.init(init_key, problem.sample(sample_key)))

@@ -1,8 +1,8 @@
-"""What learners with an inner loop share: all except what adapts and where it starts.
+"""Shared by learners with an inner loop: all but which variables adapt, and from where.
 
-A learner says, by `prepare`, where a task's variables start, how they make the model's
-parameters, and which rule moves them; `InnerLoop` ties that to a model and a loss, and
-`as_learner` makes the five functions of it.
+A learner's `prepare` says where a task's variables start, how they map to the model's
+parameters, and which rule updates them; `InnerLoop` combines that with a model and a
+loss, and `as_learner` builds the five functions.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,8 +22,8 @@ class Adaptation(NamedTuple):
       start: the variables before the first inner step.
       to_params: `(variables, step) -> params`, the model's parameters after `step`
         inner steps.
-      inner_tx: moves the variables.
-      inner_state: of `inner_tx`; None starts it fresh.
+      inner_tx: updates the variables.
+      inner_state: state of `inner_tx`; None initialises it.
     """
 
     start: base.Params
@@ -36,7 +36,7 @@ Prepare = Callable[[jax.Array, base.Params, base.Examples], Adaptation]
 
 
 class InnerLoop(NamedTuple):
-    """A model, a loss and a way to adapt, tied together by `inner_loop`."""
+    """A model, a loss and a way to adapt, made by `inner_loop`."""
 
     net: _model.NormalModel
     loss: base.LossFn
@@ -54,14 +54,14 @@ class InnerLoop(NamedTuple):
         inner_steps: int | None = None,
         probe: Callable[[base.Params, jax.Array], Any] | None = None,
     ) -> tuple[base.Params, _unroll.Unrolled]:
-        """Adapts: returns the model's parameters, and how the variables got there.
+        """Adapts: returns the model's parameters and the unrolled inner loop.
 
         Args:
-          key: of dropout and minibatches.
+          key: for dropout and minibatches.
           meta_params: the learner's, or an `Adapted` to resume from.
-          support: what to adapt to.
+          support: examples to adapt to.
           inner_steps: K; None is the learner's.
-          probe: `(params, k) -> tree`, of the model's parameters after k steps.
+          probe: `(params, k) -> tree`, called on the model's parameters after k steps.
         """
         num_steps = self.inner_steps if inner_steps is None else inner_steps
         prepare_key, key = jax.random.split(key)
@@ -95,7 +95,7 @@ class InnerLoop(NamedTuple):
         return to_params(result.params, last), result
 
     def _start(self, key, meta_params, support):
-        """Returns the number of inner steps already made, and the `Adaptation`."""
+        """Returns the number of completed inner steps, and the `Adaptation`."""
         if not isinstance(meta_params, base.Adapted):
             _checks.check_params(meta_params)
             return 0, self.prepare(key, meta_params, support)
@@ -113,7 +113,7 @@ class InnerLoop(NamedTuple):
     def example_loss(
         self, params: base.Params, key: jax.Array, examples: base.Examples
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Returns the loss, to be differentiated, and the metrics."""
+        """Returns the differentiable loss and the metrics."""
         value, outputs = self._loss_and_outputs(params, key, examples)
         return value, self._measure(outputs, examples.targets)
 
@@ -126,7 +126,7 @@ class InnerLoop(NamedTuple):
     def evaluate_query(
         self, params: base.Params, query: base.Examples
     ) -> base.EvalInfo:
-        """Returns loss and metrics of predictions, leaves []."""
+        """Returns loss and metrics of predictions, with leaves []."""
         outputs = self.predict(params, query.inputs)
         value = self.loss(outputs, query.targets)
         return base.EvalInfo(value, self._measure(outputs, query.targets))
@@ -149,17 +149,17 @@ def inner_loop(
     hvp: _unroll.Hvp = "auto",
     batch_size: int | None = None,
 ) -> InnerLoop:
-    """Checks what users gave, and ties it together.
+    """Checks the user's arguments and builds an `InnerLoop`.
 
     Args:
-      model: its parameters are what `Adaptation.to_params` makes.
+      model: takes the parameters that `Adaptation.to_params` returns.
       loss: `(outputs, targets) -> scalar`.
       prepare: `(key, meta_params, support) -> Adaptation`.
       inner_steps: K.
-      metrics: of the query outputs; None is what suits the loss.
+      metrics: metrics of the query outputs; None is the default for the loss.
       first_order: treat the inner gradients as constants.
-      hvp: how Hessian-vector products are taken.
-      batch_size: support examples of an inner step, drawn anew for each; None is all.
+      hvp: how Hessian-vector products are computed.
+      batch_size: support examples per inner step, redrawn each step; None is all.
     """
     _checks.check_int("inner_steps", inner_steps)
     _checks.check_choice("hvp", hvp, _unroll.HVP_MODES)
@@ -180,7 +180,7 @@ def inner_loop(
 
 
 def differentiate(loop: InnerLoop) -> base.MetaGradFn:
-    """The meta-gradient of the query loss after the inner loop, by all meta-params."""
+    """The gradient of the adapted query loss with respect to all meta-parameters."""
 
     def query_loss(meta_params, key, task):
         inner_key, query_key = jax.random.split(key)
@@ -205,14 +205,14 @@ def as_learner(
     description: str = "",
     resumable: type | None = None,
 ) -> base.MetaLearner:
-    """Makes the five functions.
+    """Builds the five functions of a learner.
 
     Args:
-      loop: what adapts.
+      loop: the inner loop.
       init: `(key, task) -> meta_params`.
       meta_grad: None is `differentiate(loop)`.
-      description: what the learner prints as.
-      resumable: the type of the model's parameters, where it is not that of the
+      description: the learner's repr.
+      resumable: the type of the model's parameters, if it differs from that of the
         meta-parameters and `loop.prepare` can start from it.
     """
     meta_grad = differentiate(loop) if meta_grad is None else meta_grad
@@ -245,8 +245,8 @@ class _LearnerFunctions(NamedTuple):
     def adapt(self, key, meta_params, support):
         """Makes K inner steps on `support`: returns `(task_params, info)`.
 
-        Task parameters in place of the meta-parameters resume: K more steps from
-        there, with the inner rule's state, on these examples.
+        Pass task parameters instead of meta-parameters to resume: K more steps on
+        these examples, with the inner rule's state.
         """
         _checks.check_examples("support", support)
         params, result = self.loop.run(key, meta_params, support)
@@ -254,7 +254,7 @@ class _LearnerFunctions(NamedTuple):
         return task_params, base.AdaptInfo(result.losses)
 
     def _task_params(self, meta_params, params, result, support):
-        """The model's parameters alone where a next `adapt` needs nothing else."""
+        """The model's parameters alone if they suffice to resume, else `Adapted`."""
         step = len(result.losses)
         if isinstance(meta_params, base.Adapted):
             step, meta_params = step + meta_params.step, meta_params.meta_params
@@ -266,6 +266,8 @@ class _LearnerFunctions(NamedTuple):
         adds_statistics = jax.tree.structure(predicting) != jax.tree.structure(params)
         if can_start and not adds_statistics and not jax.tree.leaves(result.state):
             return params
+        # If the parameters can be the next start, they take the meta-parameters' place;
+        # otherwise keep the meta-parameters and the variables that adapt.
         origin = (params,) if can_start else (meta_params, result.params)
         step = jnp.asarray(step, jnp.int32)
         return base.Adapted(predicting, result.state, step, *origin)
@@ -295,7 +297,7 @@ class _LearnerFunctions(NamedTuple):
 def _draw(key, examples, batch_size, loss):
     """Draws a minibatch of at most `batch_size` distinct examples.
 
-    Padding comes last. Only the loss knows whether rows of zeros are padding.
+    Padding is drawn last. The loss decides whether all-zero rows are padding.
     """
     num_examples = jax.tree.leaves(examples)[0].shape[0]
     if batch_size >= num_examples:

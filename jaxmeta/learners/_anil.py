@@ -25,7 +25,7 @@ def anil(
     hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns features that stay, and a head that adapts to each task.
+    r"""Learns features that stay fixed, and a head that adapts to each task.
 
     With parameters :math:`\theta = (\beta, w)` of body and head,
 
@@ -33,8 +33,8 @@ def anil(
       w_{k+1} = w_k - \alpha \nabla_w L_s(\beta, w_k), \qquad
       g = \nabla_{\beta, w_0} L_q(\beta, w_K).
 
-    The inner loop differentiates the head alone, so that a step costs little more than
-    a forward pass of the body.
+    The inner loop differentiates only the head, so a step costs little more than a
+    forward pass of the body.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
@@ -42,8 +42,8 @@ def anil(
       inner_tx: the inner step, as in `maml`.
       inner_steps: K. Static.
       is_adapted: `(path) -> bool`, which parameters adapt, by paths such as
-        "params/head/kernel". The default takes what is called `head`, as in `Conv4`;
-        the last layer of an `MLP` of three is `lambda path: "Dense_2" in path`. Static.
+        "params/head/kernel". The default adapts the layer named `head`, as in `Conv4`;
+        for an `MLP` of three layers use `lambda path: "Dense_2" in path`. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
@@ -53,8 +53,8 @@ def anil(
       A `MetaLearner` whose meta-parameters are the model's parameters.
 
     Raises:
-      ValueError: if `inner_tx` is no transformation, `inner_steps` is not a positive
-        int, or `is_adapted` names no parameter; while tracing, if the support is
+      ValueError: if `inner_tx` is not a transformation, `inner_steps` is not a positive
+        int, or `is_adapted` selects no parameter; while tracing, if the support is
         ragged or empty, parameters are not floats, or the loss is not a scalar.
 
     Example:

@@ -1,4 +1,4 @@
-"""BOIL: body only update in the inner loop.
+"""BOIL: body-only updates in the inner loop.
 
 References:
   Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR
@@ -15,7 +15,7 @@ from jaxmeta.learners import _partial
 
 
 def is_body(path: str) -> bool:
-    """Whether a parameter is of the body, all but what is called `head`."""
+    """Whether a parameter is in the body, i.e. outside the layer named `head`."""
     return not _partial.is_head(path)
 
 
@@ -30,7 +30,7 @@ def boil(
     hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns a head that stays, and features that adapt to each task.
+    r"""Learns a head that stays fixed, and features that adapt to each task.
 
     The counterpart of `anil`: with parameters :math:`\theta = (\beta, w)` of body and
     head,
@@ -45,8 +45,8 @@ def boil(
       inner_tx: the inner step, as in `maml`.
       inner_steps: K. Static.
       is_adapted: `(path) -> bool`, which parameters adapt, by paths such as
-        "params/head/kernel". The default takes all but what is called `head`, and needs
-        something of that name. Static.
+        "params/head/kernel". The default adapts all except the layer named `head`,
+        which must exist. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
@@ -56,8 +56,8 @@ def boil(
       A `MetaLearner` whose meta-parameters are the model's parameters.
 
     Raises:
-      ValueError: if `inner_tx` is no transformation, `inner_steps` is not a positive
-        int, or `is_adapted` names no parameter, or by default all; while tracing, if
+      ValueError: if `inner_tx` is not a transformation, `inner_steps` is not a positive
+        int, or `is_adapted` selects no parameter or, by default, all; while tracing, if
         the support is ragged or empty, parameters are not floats, or the loss is not a
         scalar.
 
@@ -96,9 +96,9 @@ def boil(
         _, kept = _partial.split(params, is_body)
         if not jax.tree.leaves(kept):
             raise ValueError(
-                "`is_adapted` names all of the parameters, none of which goes through "
-                f'a "head": {_partial.path_names(params)}. Give a predicate over such '
-                "paths that leaves the last layer out."
+                "`is_adapted` selects all parameters, since no path contains a "
+                f'"head": {_partial.path_names(params)}. Pass a predicate over such '
+                "paths that excludes the last layer."
             )
         return params
 

@@ -1,4 +1,4 @@
-"""CAVIA: adaptation by a few context parameters.
+"""CAVIA: adapts a few context parameters.
 
 References:
   Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via
@@ -37,7 +37,7 @@ def cavia(
     hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns a network, and adapts a few context parameters that it sees as inputs.
+    r"""Learns a network, and adapts a few context parameters that are its inputs.
 
     Every task starts at :math:`\phi_0 = 0`:
 
@@ -51,9 +51,9 @@ def cavia(
       num_context: the number of context parameters. Static.
       inner_tx: the inner step; the paper's for regression is `optax.sgd(1.0)`.
       inner_steps: K. Static.
-      context: "input" joins the context to every example's flattened inputs; "model"
-        calls the model with the pair `(inputs, context)`, as
-        `jaxmeta.models.FilmConv4` takes it. Static.
+      context: "input" appends the context to every example's flattened inputs; "model"
+        calls the model with the pair `(inputs, context)`, as for
+        `jaxmeta.models.FilmConv4`. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
@@ -64,8 +64,8 @@ def cavia(
       parameters are `CaviaParams(params, context)`.
 
     Raises:
-      ValueError: if a count is not a positive int, `inner_tx` is no transformation or
-        `context` is unknown; while tracing, if the support is ragged or empty,
+      ValueError: if a count is not a positive int, `inner_tx` is not a transformation
+        or `context` is unknown; while tracing, if the support is ragged or empty,
         parameters are not floats, or the loss is not a scalar.
 
     Example:
@@ -95,8 +95,8 @@ def cavia(
             return inputs, phi
         if not hasattr(inputs, "reshape"):
             raise ValueError(
-                'context="input" joins the context to one array of inputs, got '
-                f'{type(inputs).__name__}. Take context="model", with a model of '
+                'context="input" requires inputs in one array, got '
+                f'{type(inputs).__name__}. Use context="model" with a model that takes '
                 "`(inputs, context)`."
             )
         flat = inputs.reshape(inputs.shape[0], -1)

@@ -38,10 +38,10 @@ def feat(
     loss: base.LossFn = losses.cross_entropy,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an embedding, and how to adapt the prototypes of a task to each other.
+    r"""Learns an embedding, and to adapt the prototypes of a task to each other.
 
     A set-to-set function, one layer of self-attention with a residual connection and
-    layer normalisation, transforms the class means together:
+    layer normalisation, transforms the class means jointly:
 
     .. math::
       T(p) &= \operatorname{LayerNorm}\Big(p + \sum_h
@@ -51,11 +51,11 @@ def feat(
 
     Meta-training adds :math:`\lambda` times the cross-entropy of
     :math:`-\|f(x) - m_c\|^2 / \tau'` over support and query examples, where
-    :math:`m_c` is the mean of :math:`T` of all the examples of class :math:`c`.
+    :math:`m_c` is the mean of :math:`T` over all examples of class :math:`c`.
 
     Args:
       model: the embedding, anything with `init(key, inputs)` and
-        `apply(params, inputs)`; what it makes is flattened to [N, D].
+        `apply(params, inputs)`; its output is flattened to [N, D].
       num_heads: H. Static.
       temperature: tau.
       contrastive: lambda.
@@ -74,8 +74,8 @@ def feat(
         `contrastive` negative; while tracing, if targets are not one-hot, support and
         query differ in classes, a set is ragged or empty, or parameters are not floats.
 
-    Differs from the paper: no dropout in the transformer. The paper starts from an
-    embedding pre-trained to classify; train one with a head, and put its parameters
+    Differs from the paper: no dropout in the transformer. The paper starts from a
+    pretrained classifier's embedding; train one with a head, and put its parameters
     into `MetricParams.params`.
 
     Example:
@@ -107,6 +107,7 @@ def feat(
         size, dtype = support.inputs.shape[1], jnp.result_type(float)
         *keys, output_key = jax.random.split(key, 4)
         draw = lambda key: jax.random.normal(key, (num_heads, size, size), dtype)
+        # Xavier normal: W^Q, W^K, W^V are [D, D] per head, W^O is [H D, D].
         query, key, value = (draw(k) * size**-0.5 for k in keys)
         output = draw(output_key) * (2 / (size * (num_heads + 1))) ** 0.5
         zeros, ones = jnp.zeros(size, dtype), jnp.ones(size, dtype)
@@ -115,6 +116,7 @@ def feat(
     def fit(head_params, support, **options):
         del options
         present = jnp.sum(support.targets, 0) > 0
+        # [W, W]: each prototype attends to those of all classes present.
         everyone = jnp.broadcast_to(present[None], 2 * present.shape)
         return _transform(head_params, _embeddings.class_means(support), everyone), None
 
@@ -123,12 +125,12 @@ def feat(
         return -_embeddings.squared_distances(embeddings, prototypes) / temperature
 
     def contrast(head_params, prototypes, support, query):
-        """Examples should lie near the transformed ones of their class."""
+        """Pulls examples towards the transformed centre of their class (eq. 7)."""
         del prototypes
         inputs, targets = (
             jnp.concatenate(both) for both in zip(support, query, strict=True)
         )
-        of_one_class = targets @ targets.T > 0
+        of_one_class = targets @ targets.T > 0  # attention within each class only
         transformed = _transform(head_params, inputs, of_one_class)
         centres = _embeddings.class_means(base.Examples(transformed, targets))
         outputs = (
@@ -148,7 +150,7 @@ def feat(
 
 
 def _transform(params, x, mask):
-    """The set-to-set function: [M, D] -> [M, D]; row i reads where mask[i] [M]."""
+    """Set-to-set function T: [M, D] -> [M, D]; row i attends where mask[i] [M]."""
     project = lambda kernel: jnp.einsum("md,hde->hme", x, kernel)
     queries, keys, values = map(project, (params.query, params.key, params.value))
     scores = jnp.einsum("hme,hne->hmn", queries, keys) * x.shape[1] ** -0.5

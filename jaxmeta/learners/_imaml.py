@@ -1,4 +1,4 @@
-"""Implicit MAML: the meta-gradient of where the inner loop converges.
+"""Implicit MAML: the meta-gradient at the inner loop's point of convergence.
 
 References:
   Rajeswaran, Finn, Kakade, Levine, "Meta-Learning with Implicit Gradients", NeurIPS
@@ -21,9 +21,9 @@ class ImplicitInfo(NamedTuple):
     """Diagnostics of one implicit meta-gradient."""
 
     losses: jax.Array  # [K] support loss before each inner step
-    gradient_norm: jax.Array  # [] of the inner objective at the end; 0 is converged
+    gradient_norm: jax.Array  # [] of the final inner objective; 0 if converged
     residual: jax.Array  # [] of the linear system, relative to its right-hand side
-    converged: jax.Array  # [] bool, whether the residual is under `cg_tolerance`
+    converged: jax.Array  # [] bool, whether the residual is below `cg_tolerance`
 
 
 def imaml(
@@ -49,28 +49,28 @@ def imaml(
       \qquad
       g = \left(I + \tfrac{1}{\lambda} \nabla^2 L_s(\phi)\right)^{-1} \nabla L_q(\phi),
 
-    and the meta-gradient depends on where it ends alone, not on the way: its memory
-    does not grow with the inner steps. The linear system is solved by conjugate
-    gradients on Hessian-vector products.
+    and the meta-gradient depends only on the endpoint, not on the path: its memory does
+    not grow with the inner steps. Conjugate gradients with Hessian-vector products
+    solve the linear system.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
-      inner_tx: the inner step. It may keep state and be adaptive; its end is what
-        counts.
+      inner_tx: the inner step. It may be stateful and adaptive; only its endpoint
+        matters.
       inner_steps: K. Static.
-      regularization: lambda. Small values allow more adaptation and need more of both
-        kinds of steps.
-      damping: added to lambda where it divides the Hessian, not where it pulls. Above 0
-        the meta-gradient is biased towards the first-order one, and the system is well
-        conditioned where the support loss is not convex.
-      cg_steps: at most so many conjugate-gradient steps, a Hessian-vector product
-        each. Where the Hessian has a slope down beyond lambda + damping they can lead
-        astray; then the meta-gradient is the query's, as first order. Static.
+      regularization: lambda. Small values allow more adaptation and need more inner
+        and conjugate-gradient steps.
+      damping: added to lambda where it divides the Hessian, not in the proximal term.
+        Above 0 the meta-gradient is biased towards the first-order one, but the system
+        is well conditioned even if the support loss is not convex.
+      cg_steps: maximum number of conjugate-gradient steps, one Hessian-vector product
+        each. They can diverge if the Hessian has an eigenvalue below
+        -(lambda + damping); then the first-order meta-gradient is used. Static.
       cg_tolerance: relative residual at which they stop.
-      hvp: as in `maml`. Conjugate gradients need a symmetric Hessian: with products
-        reverse over reverse, with the transposed Jacobian, the system is solved by
-        GMRES instead, of as many steps. Static.
+      hvp: as in `maml`. Conjugate gradients require a symmetric Hessian:
+        reverse-over-reverse products use the transposed Jacobian, and GMRES solves the
+        system instead, with as many steps. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -80,13 +80,13 @@ def imaml(
       solved, and how far the inner loop is from its minimum.
 
     Raises:
-      ValueError: if a number is out of range or `inner_tx` is no transformation; while
-        tracing, if the support is ragged or empty, parameters are not floats, or the
-        loss is not a scalar.
+      ValueError: if a number is out of range or `inner_tx` is not a transformation;
+        while tracing, if the support is ragged or empty, parameters are not floats, or
+        the loss is not a scalar.
 
     Differs from the paper:
-      Its inner loop of 16 gradient steps and its Hessian-free one are both `inner_tx`
-      here. The damping is the released code's, which sets it to 10 and doubles the
+      `inner_tx` covers both its inner loop of 16 gradient steps and its Hessian-free
+      one. The damping is the released code's, which sets it to 10 and doubles the
       identity too.
 
     Example:
@@ -145,12 +145,13 @@ def imaml(
             matvec, _dtypes.widen(target), cg_steps, cg_tolerance, is_symmetric
         )
         grads = jax.tree.map(lambda s, p: s.astype(p.dtype), solution, meta_params)
+        # Gradient of the inner objective: grad L_s(phi) + lambda (phi - theta).
         slope = optax.tree.add_scale(
             _dtypes.widen(jax.grad(support_loss)(phi)),
             regularization,
             _dtypes.widen(optax.tree.sub(phi, meta_params)),
         )
-        # Conjugate gradients stop by a residual that they update, not by this one.
+        # CG stops on its recursive residual, which rounding makes differ from this one.
         converged = residual <= 1.01 * cg_tolerance
         info = ImplicitInfo(result.losses, optax.tree.norm(slope), residual, converged)
         return grads, base.MetaGradInfo(value, values, info)
@@ -163,7 +164,7 @@ def transposed_product(
 ) -> tuple[Callable[[Any], Any], bool]:
     """Returns v -> J^T v in at least 32 bits, J the gradient's Jacobian.
 
-    And whether J is taken to be symmetric, the Hessian, as it is unless a derivative
+    And whether J is taken as symmetric (the Hessian), which holds unless a derivative
     was redefined.
     """
     gradient = jax.grad(loss)
@@ -192,27 +193,30 @@ def solve(
     tolerance: float,
     is_symmetric: bool,
 ) -> tuple[Any, jax.Array]:
-    """Solves A x = b; returns x, or b if that is better, and its relative residual."""
+    """Solves A x = b; returns x and its relative residual.
+
+    Falls back to b, the first-order meta-gradient, if x is worse than zero.
+    """
     linalg, norm = jax.scipy.sparse.linalg, optax.tree.norm
     if is_symmetric:
         x, _ = linalg.cg(matvec, target, maxiter=steps, tol=tolerance)
     else:
-        # `gmres` traces A^T too, for derivatives of x. Not every model has it (J^T of
-        # `odeint` does not transpose), and none are taken: they are NaN.
+        # `gmres` also traces A^T, for derivatives of x. They are never taken, and not
+        # every model has A^T (J^T of `odeint` does not transpose), so A^T gives NaN.
         undefined = lambda _, x: jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), x)
         linear = lambda v: linear_call(lambda _, v: matvec(v), undefined, (), v)
         x, _ = linalg.gmres(linear, target, maxiter=1, restart=steps, tol=tolerance)
     scale = norm(target)
     left = norm(optax.tree.sub(matvec(x), target))
     residual = left / jnp.where(scale > 0, scale, 1)
-    is_better = residual <= 1  # Than zero, of which it is 1.
+    is_better = residual <= 1  # Than x = 0, whose relative residual is 1.
     return jax.tree.map(lambda x, b: jnp.where(is_better, x, b), x, target), residual
 
 
 def proximal(regularization: float) -> optax.GradientTransformation:
     """Adds the gradient of `regularization / 2 * |params - centre|^2`.
 
-    The centre, where the parameters start, is its state.
+    Its state is the centre, the initial parameters.
     """
 
     def update(updates, state, params=None):

@@ -19,7 +19,7 @@ class MamlParams(NamedTuple):
     """Meta-parameters of `maml` with a learned inner rule."""
 
     params: base.Params  # the initialisation
-    theta: Any  # of the learned inner rule
+    theta: Any  # the learned inner rule's
 
 
 def maml(
@@ -40,40 +40,39 @@ def maml(
       \theta_{k+1} = \theta_k - \alpha \nabla L_s(\theta_k), \qquad
       g = \nabla_{\theta_0} L_q(\theta_K),
 
-    where the step may be that of any optax transformation.
+    where any optax transformation can make the step.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
-      inner_tx: the inner step; `optax.sgd(0.01)` is the paper's. Its state starts
-        fresh for every task, and it is given the loss as `value`. A
-        `LearnedOptimizer` is meta-learned together with the initialisation. Clip,
-        normalise or use Adam by the rules in `jaxmeta.optimizers`: the derivatives
-        of optax's are NaN where a gradient is zero.
+      inner_tx: the inner step; `optax.sgd(0.01)` is the paper's. Its state is
+        initialised for every task, and it receives the loss as `value`. A
+        `LearnedOptimizer` is meta-learned together with the initialisation. For
+        clipping, normalisation or Adam use the rules in `jaxmeta.optimizers`: the
+        derivatives of optax's are NaN where a gradient is zero.
       inner_steps: K, the number of inner steps. Static.
       first_order: treat the inner gradients as constants (FOMAML): cheaper by a
         Hessian-vector product per step, and biased. Static.
-      hvp: how the derivatives of the inner gradients are taken.
-        "forward-over-reverse" is fastest and smallest, and right where these are
-        gradients of a scalar: it uses that their Jacobian is symmetric.
-        "reverse-over-reverse" is right for every model, also where someone redefined a
-        derivative (gradient reversal, straight-through rounding, clipping inside the
-        model) or gave none for forward mode (`jax.custom_vjp`); it can be
-        differentiated in forward mode (`jax.jvp`) from outside. "auto" looks for custom
+      hvp: how the inner gradients are differentiated. "forward-over-reverse" is fastest
+        and needs the least memory, and is right if they are gradients of a scalar: it
+        relies on a symmetric Jacobian. "reverse-over-reverse" is right for every model,
+        even with redefined derivatives (gradient reversal, straight-through rounding,
+        clipping inside the model) or without forward mode (`jax.custom_vjp`); it can
+        itself be differentiated in forward mode (`jax.jvp`). "auto" looks for custom
         derivatives in the traced model and loss, other than those of `jax.nn`,
-        `jax.numpy`, `jax.scipy` and optax's losses, and is the second where there are
-        some; see `jaxmeta.testing.check_gradient_field`. Static.
+        `jax.numpy`, `jax.scipy` and optax's losses, and uses "reverse-over-reverse" if
+        there are any; see `jaxmeta.testing.check_gradient_field`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
     Returns:
       A `MetaLearner`. Its meta-parameters are the initial model parameters, or
       `MamlParams(params, theta)` with a learned inner rule. Its task parameters are the
-      adapted ones; or `Adapted(params, ...)`, where it takes more to resume from them:
-      the inner rule's state, a learned rule, statistics of the support set.
+      adapted parameters, or `Adapted(params, ...)` if resuming requires more: the inner
+      rule's state, a learned rule, or statistics of the support set.
 
     Raises:
-      ValueError: if `inner_tx` is no rule, `inner_steps` is not a positive int or
+      ValueError: if `inner_tx` is not a rule, `inner_steps` is not a positive int or
         `hvp` is unknown; while tracing, if the support is ragged or empty, parameters
         are not floats, or the loss is not a scalar.
 

@@ -1,4 +1,4 @@
-"""MAML++: what makes MAML train stably.
+"""MAML++: extensions that stabilise the training of MAML.
 
 References:
   Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019, Section 4.
@@ -18,14 +18,14 @@ from jaxmeta.learners import _adaptation, _partial
 class MamlPlusPlusParams(NamedTuple):
     """Meta-parameters of `maml_plus_plus`."""
 
-    params: base.Params  # the initialisation; leaves a step of their own have [K + 1]
-    rates: Any  # like the adapted parameters, each [K]
+    params: base.Params  # the initialisation; per-step leaves have a leading [K + 1]
+    rates: Any  # one leaf [K] per adapted parameter
 
 
 def is_norm(path: str) -> bool:
-    """Whether a parameter is a normalisation layer's, going by the layer's name.
+    """Whether a parameter belongs to a normalisation layer, judging by its name.
 
-    That is the last but one in the path: a block called "ConvNorm" has others too.
+    Only the second to last name in the path: a block "ConvNorm" has other layers too.
     """
     layer = path.lower().split("/")[-2:-1]
     return any("norm" in name or name.startswith("bn") for name in layer)
@@ -43,41 +43,41 @@ def maml_plus_plus(
     hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""MAML with a rate for every layer and step, and losses after every step.
+    r"""MAML with a learned rate per layer and step, and losses after every step.
 
     .. math::
       \theta^l_{k+1} = \theta^l_k - \alpha^l_k \nabla_{\theta^l} L_s(\theta_k), \qquad
       g = \nabla_{\theta_0, \alpha} \sum_{k=1}^K v_k L_q(\theta_k)
 
-    - *Rates* :math:`\alpha^l_k`, one for each leaf and step, are learned (LSLR).
-    - *Multi-step loss* (MSL): the weights :math:`v_k` go from all equal to the last
-      alone.
-    - *Derivative-order annealing* (DA): first order in the beginning.
-    - *Batch normalisation* (BNRS, BNWB): scales and shifts are learned for each step
-      and not adapted; statistics are those of the set that passes, at each step anew,
-      so that no running mean is shared between steps.
+    - *Rates* :math:`\alpha^l_k`, one per leaf and step, are learned (LSLR).
+    - *Multi-step loss* (MSL): the weights :math:`v_k` anneal from uniform to the last
+      step only.
+    - *Derivative-order annealing* (DA): first order at the start.
+    - *Batch normalisation* (BNRS, BNWB): scales and shifts are learned per step and not
+      adapted; every step uses the statistics of its own batch, so that steps share no
+      running mean.
 
     The paper's cosine annealing of the outer rate (CA) belongs in the outer chain.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
-      learning_rate: what all rates start from.
+      learning_rate: initial value of all rates.
       inner_steps: K. Static.
-      multi_step_until: meta-steps over which the weights change; 0 never uses the
-        earlier losses. Static.
-      first_order_until: meta-steps in which inner gradients are constants. Static.
-      is_per_step: `(path) -> bool`, which parameters are learned for each step instead
-        of being adapted, by paths such as "params/Block_0/BatchNorm_0/scale". Static.
+      multi_step_until: meta-steps over which the weights anneal; 0 uses only the last
+        loss. Static.
+      first_order_until: meta-steps with inner gradients as constants. Static.
+      is_per_step: `(path) -> bool`, which parameters are learned per step instead of
+        being adapted, by paths such as "params/Block_0/BatchNorm_0/scale". Static.
       hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
     Returns:
-      A `MetaLearner` with meta-parameters `MamlPlusPlusParams(params, rates)`. The two
-      annealings go by `meta_grad`'s `step`, which `jaxmeta.training.make_train_step`
-      passes; without it they are over. More inner steps in `evaluate` repeat the
-      last rates and scales.
+      A `MetaLearner` with meta-parameters `MamlPlusPlusParams(params, rates)`. Both
+      annealings follow `meta_grad`'s `step`, which `jaxmeta.training.make_train_step`
+      passes; without it they count as finished. Extra inner steps in `evaluate` repeat
+      the last rates and scales.
 
     Raises:
       ValueError: if a number is out of range, or all parameters are per step; while
@@ -85,8 +85,8 @@ def maml_plus_plus(
         loss is not a scalar.
 
     Differs from the paper:
-      After k steps both sets are normalised by the k-th scales and shifts; the released
-      code uses those of the step before for the queries, and has K of them.
+      After k steps both sets use the k-th scales and shifts; the released code uses
+      those of step k - 1 for the queries, and has K of them.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -125,11 +125,11 @@ def maml_plus_plus(
         del key, support
         _checks.check_type("meta_params", meta_params, MamlPlusPlusParams)
         adapted, per_step = _partial.split(meta_params.params, is_adapted)
-        # As many as were learned; further steps repeat the last.
+        # The number of learned steps; extra steps repeat the last.
         num_steps = jax.tree.leaves(meta_params.rates)[0].shape[0]
 
         def to_params(variables, step):
-            own = lambda x: x[jnp.minimum(step, num_steps)]
+            own = lambda x: x[jnp.minimum(step, num_steps)]  # [K + 1, ...] -> [...]
             return _partial.merge(variables, jax.tree.map(own, per_step))
 
         return _adaptation.Adaptation(
@@ -151,6 +151,7 @@ def maml_plus_plus(
         )
         if step is None or not first_order_until:
             return gradient(exact)(meta_params)
+        # `cond` runs only one of the two, unless `step` is batched by `vmap`.
         branches = gradient(first_order), gradient(exact)
         return jax.lax.cond(step < first_order_until, *branches, meta_params)
 
@@ -162,10 +163,10 @@ def _multi_step_loss(loop, meta_params, key, task, weights):
 
     Args:
       loop: the inner loop.
-      meta_params: what is differentiated.
-      key: of dropout.
-      task: its support adapts, its query is the loss.
-      weights: v [K]; None is the last step alone.
+      meta_params: the parameters to differentiate.
+      key: for dropout.
+      task: adapts to its support; its query gives the loss.
+      weights: v [K]; None is the last step only.
     """
     inner_key, query_key = jax.random.split(key)
 
@@ -174,9 +175,9 @@ def _multi_step_loss(loop, meta_params, key, task, weights):
         return loop.example_loss(params, query_key, task.query)
 
     def probe(params, k):
-        """The query loss after k steps, computed where its weight is not zero."""
+        """The query loss after k steps, computed only if its weight is not zero."""
         nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(query_loss, params))
-        # weights[k - 1] is that of step k = 1 ... K; k = 0 has none.
+        # v_k is weights[k - 1], k = 1 ... K; k = 0 has no weight.
         is_used = weights[jnp.maximum(k - 1, 0)] * (k > 0) > 0
         return jax.lax.cond(is_used, query_loss, lambda _: nothing, params)
 
@@ -194,12 +195,13 @@ def _multi_step_loss(loop, meta_params, key, task, weights):
 
 
 def _loss_weights(step, inner_steps, multi_step_until):
-    """The weights v [K] of the losses after each step: the released code's."""
+    """The weights v [K] of the losses after each step, as in the released code."""
     last = jnp.zeros(inner_steps).at[-1].set(1.0)
     if step is None:
         return last
     step = jnp.asarray(step, jnp.result_type(float))
     progress = jnp.clip(step / multi_step_until, 0.0, 1.0)
+    # v_1 ... v_{K-1} fall from 1 / K to 0.03 / K; v_K takes the rest, so they sum to 1.
     others = jnp.maximum((1 - progress) / inner_steps, 0.03 / inner_steps)
     annealed = jnp.full(inner_steps, others).at[-1].set(1 - (inner_steps - 1) * others)
     return jnp.where(step < multi_step_until, annealed, last)

@@ -22,7 +22,7 @@ class LstmParams(NamedTuple):
     """An LSTM cell of D units; gates in the order input, forget, cell, output."""
 
     inputs: jax.Array  # [D, 4 D]
-    hidden: jax.Array  # [H, 4 D]; H is larger than D where more than h is fed back
+    hidden: jax.Array  # [H, 4 D]; H > D if more than h is fed back
     bias: jax.Array  # [4 D]
 
 
@@ -31,11 +31,11 @@ class MatchingParams(NamedTuple):
 
     forward: LstmParams  # over the support
     backward: LstmParams
-    attention: LstmParams  # of a query, reading the support
+    attention: LstmParams  # of a query attending to the support
 
 
 class MatchingSupport(NamedTuple):
-    """What queries are matched with."""
+    """The support that queries are matched with."""
 
     embeddings: jax.Array  # [N, D]
     targets: jax.Array  # [N, W]
@@ -63,7 +63,7 @@ def matching(
     the logits are :math:`\log P`. Without context :math:`f = g` is the embedding
     :math:`f'`. With full context, :math:`g(x_i, S) = f'(x_i) + \overrightarrow{h}_i +
     \overleftarrow{h}_i` adds a bidirectional LSTM over the support, and
-    :math:`f(x, S) = h_K` comes of K steps of an LSTM that reads the support:
+    :math:`f(x, S) = h_K` after K steps of an LSTM that reads the support:
 
     .. math::
       \hat h_k, c_k &= \operatorname{LSTM}(f'(x), [h_{k-1}, r_{k-1}], c_{k-1}), \qquad
@@ -72,13 +72,12 @@ def matching(
 
     Args:
       model: the embedding, anything with `init(key, inputs)` and
-        `apply(params, inputs)`; what it makes is flattened to [N, D].
+        `apply(params, inputs)`; its output is flattened to [N, D].
       similarity: "cosine", or "l2", minus the squared distance. Static.
       temperature: tau. None: 0.1 for cosines, 1 for distances.
-      full_context: embed the support and the queries in the light of the support. The
-        first LSTM runs over the support in the order in which it is given, so that the
-        order matters. Static.
-      context_steps: K, the steps in which a query reads the support. Static.
+      full_context: condition all embeddings on the whole support. The LSTM over the
+        support reads it in the given order, so the order matters. Static.
+      context_steps: K, the number of times a query reads the support. Static.
       loss: `(logits [Q, W], targets [Q, W]) -> scalar`, a mean over Q.
       metrics: name -> `(logits, targets) -> scalar`. None: accuracy for
         `jaxmeta.losses.cross_entropy`, else none.
@@ -95,9 +94,9 @@ def matching(
         support and query differ in classes, a set is ragged or empty, or parameters
         are not floats.
 
-    Differs from the paper: cosines are divided by a temperature, 1 there, for which a
-    softmax over cosines stays flat. The LSTM for queries starts from h = 0, so that it
-    reads the mean of the support first; the paper leaves that open.
+    Differs from the paper: cosines are divided by a temperature; the paper's is 1, for
+    which a softmax over cosines stays flat. The query LSTM starts from h = 0, so it
+    first reads the mean of the support; the paper leaves that open.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -127,6 +126,7 @@ def matching(
 
     def init(key, support):
         size, dtype = support.inputs.shape[1], jnp.result_type(float)
+        # Hidden sizes H; the attention LSTM feeds back [h, r], so H = 2 D.
         sizes = MatchingParams(forward=size, backward=size, attention=2 * size)
         keys = MatchingParams(*jax.random.split(key, len(sizes)))
         cell = lambda key, hidden: _init_lstm(key, size, hidden, dtype)
@@ -146,7 +146,7 @@ def matching(
     def logits(head_params, support, embeddings, **options):
         del options
         f, g = embeddings, support.embeddings
-        # No attention to padding.
+        # LOWEST masks padding out of the attention; [1, N].
         mask = jnp.where(losses.is_example(support.targets), 0, _metric.LOWEST)[None]
         mask = mask.astype(f.dtype)
         if full_context:
@@ -169,7 +169,7 @@ def matching(
 
 
 def _in_context(lstm, g, f, mask, num_steps):
-    """Embeds queries f [Q, D] in the light of the support g [N, D], masked [1, N]."""
+    """Conditions queries f [Q, D] on the support g [N, D], with mask [1, N]."""
 
     def read(carry, _):
         h, c = carry
@@ -183,8 +183,9 @@ def _in_context(lstm, g, f, mask, num_steps):
 
 
 def _log_matmul_exp(log_weights, targets):
-    """Returns log(exp(log_weights) @ targets), [Q, W], where that is no zero."""
+    """Returns log(exp(log_weights) @ targets), [Q, W]; LOWEST instead of log 0."""
     is_in_class = (targets > 0)[None]  # [1, N, W]
+    # The inner `where` keeps log 0 = -inf, and its NaN gradient, out of `terms`.
     log_targets = jnp.log(jnp.where(targets > 0, targets, 1))[None]
     terms = jnp.where(
         is_in_class, log_weights[:, :, None] + log_targets, _metric.LOWEST
@@ -198,7 +199,7 @@ def _init_lstm(key, size, hidden_size, dtype):
     draw = lambda key, rows: jax.random.uniform(
         key, (rows, 4 * size), dtype, -reach, reach
     )
-    # The forget gates start open.
+    # A forget bias of 1 opens these gates initially.
     bias = jnp.repeat(jnp.array([0, 1, 0, 0], dtype), size)
     return LstmParams(draw(input_key, size), draw(hidden_key, hidden_size), bias)
 
@@ -213,11 +214,11 @@ def _lstm(params, x, h, c):
 
 
 def _run_lstm(params, xs, is_example, reverse=False):
-    """Returns the hidden states [N, D] over a sequence [N, D]; padding is passed by."""
+    """Returns the hidden states [N, D] over a sequence [N, D]; padding is skipped."""
 
     def step(carry, row):
         x, is_real = row
-        h, c = _lstm(params, x, *carry)
+        h, c = _lstm(params, x, *carry)  # padding leaves the carry unchanged
         carry = jax.tree.map(
             lambda new, old: jnp.where(is_real, new, old), (h, c), carry
         )

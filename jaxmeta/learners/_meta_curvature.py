@@ -21,7 +21,7 @@ def meta_curvature(
     hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an initialisation, and matrices that turn and scale inner gradients.
+    r"""Learns an initialisation, and matrices that transform the inner gradients.
 
     .. math::
       \theta_{k+1} = \theta_k - \alpha \, MC(\nabla L_s(\theta_k)), \qquad
@@ -32,7 +32,7 @@ def meta_curvature(
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
-      learning_rate: alpha, which is not learned; the matrices start at the identity.
+      learning_rate: alpha, not learned; the matrices start at the identity.
       inner_steps: K. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `maml`. Static.
@@ -40,7 +40,7 @@ def meta_curvature(
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
     Returns:
-      A `MetaLearner` with meta-parameters `MamlParams(params, theta)`; theta are the
+      A `MetaLearner` with meta-parameters `MamlParams(params, theta)`; theta holds the
       matrices.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The meta-learner LSTM: a learned update rule and where it starts from.
+"""The meta-learner LSTM: a learned update rule and its initialisation.
 
 References:
   Ravi, Larochelle, "Optimization as a Model for Few-Shot Learning", ICLR 2017,
@@ -19,7 +19,7 @@ def meta_lstm(
     hidden_size: int = 20,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an LSTM whose cell state are the parameters, and its initial cell state.
+    r"""Learns an LSTM whose cell state is the parameters, and its initial cell state.
 
     .. math::
       \theta_t = f_t \odot \theta_{t-1} - i_t \odot \nabla L_t,
@@ -28,16 +28,16 @@ def meta_lstm(
     first-order `maml` with `jaxmeta.optimizers.meta_lstm` inside: the derivatives of
     gradients and losses are dropped, as in the paper.
 
-    The paper's batch normalisation takes the batch's statistics in meta-training, and
-    in meta-testing those of the support set: give a model with `statistics="support"`
-    (`Conv4`, `MLP`, `from_linen`, ...), for which training is the same.
+    The paper's batch normalisation uses batch statistics in meta-training and the
+    support set's in meta-testing: use a model with `statistics="support"` (`Conv4`,
+    `MLP`, `from_linen`, ...), which trains identically.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
-      inner_steps: K, updates of a task; the paper's are 12 for one shot, 5 for five.
+      inner_steps: K, updates per task; the paper makes 12 for one shot, 5 for five.
         Static.
-      hidden_size: units of the LSTM. Static.
+      hidden_size: LSTM units. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -49,8 +49,8 @@ def meta_lstm(
         ragged or empty, parameters are not floats, or the loss is not a scalar.
 
     Differs from the paper:
-      Every update sees the whole support set; the paper's takes minibatches of it,
-      which for one shot are all of it too.
+      Every update sees the whole support set; the paper draws minibatches, which for
+      one shot are the whole set too.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm

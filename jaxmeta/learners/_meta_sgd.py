@@ -21,7 +21,7 @@ def meta_sgd(
     hvp: _unroll.Hvp = "auto",
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an initialisation, and how far every coordinate steps, and which way.
+    r"""Learns an initialisation, and the step size and sign of every coordinate.
 
     .. math::
       \theta_{k+1} = \theta_k - \alpha \odot \nabla L_s(\theta_k), \qquad
@@ -32,22 +32,22 @@ def meta_sgd(
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
-      learning_rate: what all rates start from, or (low, high) to draw them between;
-        the paper's is (0.005, 0.1).
-      inner_steps: K; the paper's is one. Static.
+      learning_rate: initial value of all rates, or (low, high) to draw them uniformly;
+        the paper uses (0.005, 0.1).
+      inner_steps: K; one in the paper. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `maml`. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
     Returns:
-      A `MetaLearner` with meta-parameters `MamlParams(params, theta)`; theta are the
-      rates, shaped like the parameters. They may turn negative.
+      A `MetaLearner` with meta-parameters `MamlParams(params, theta)`; theta holds the
+      rates, shaped like the parameters. They may become negative.
 
     Raises:
-      ValueError: if a rate is not positive, `inner_steps` is not a positive int; while
-        tracing, if the support is ragged or empty, parameters are not floats, or the
-        loss is not a scalar.
+      ValueError: if a rate is not positive or `inner_steps` is not a positive int;
+        while tracing, if the support is ragged or empty, parameters are not floats, or
+        the loss is not a scalar.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm

@@ -1,7 +1,7 @@
-"""What metric learners share: embed, fit a head on the support, compare the queries.
+"""Shared by metric learners: embed, fit a head on the support, classify the queries.
 
-Only the embedding is learned slowly; adapting is a forward pass. What differs from
-one learner to the next is the `Head` that stands on the embeddings.
+Only the embedding is meta-trained; adaptation is a forward pass. Learners differ in
+the `Head` on the embeddings.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,27 +13,27 @@ import jax.numpy as jnp
 from jaxmeta import _checks, _model, base, losses
 from jaxmeta.learners import _embeddings
 
-# Far below any score of an example, and finite, so that zero times it is zero.
+# Far below any score of an example, yet finite, so that 0 times it is 0.
 LOWEST = -1e9
 
 
 class MetricParams(NamedTuple):
     """Meta-parameters of a metric learner that learns more than one network."""
 
-    params: base.Params  # of the model
-    support_params: base.Params = ()  # of `support_model`
-    head_params: Any = ()  # of the head on the embeddings
+    params: base.Params  # the model's
+    support_params: base.Params = ()  # the `support_model`'s
+    head_params: Any = ()  # the head's
 
 
 class MetricTaskParams(NamedTuple):
-    """What a metric learner predicts with; W ways."""
+    """Task parameters of a metric learner with W ways."""
 
-    params: base.Params  # of the model, which embeds the queries
+    params: base.Params  # the model's, to embed the queries
     head_params: Any
-    fitted: Any  # what the head made of the support: prototypes, for one
-    present: jax.Array  # [W] bool, the classes with support examples
-    support: base.Examples  # embeddings [N, D], of all examples so far
-    meta_params: MetricParams  # to embed those that are still to come
+    fitted: Any  # the head fitted to the support, e.g. prototypes
+    present: jax.Array  # [W] bool, classes with support examples
+    support: base.Examples  # embeddings [N, D] of all support examples so far
+    meta_params: MetricParams  # to embed further support examples
 
 
 class FitFn(Protocol):
@@ -48,7 +48,7 @@ class FitFn(Protocol):
         key: jax.Array,
         train: bool,
     ) -> tuple[Any, Any]:
-        """Returns what was fitted, and what `adapt` reports."""
+        """Returns `(fitted, info)`; `adapt` returns the info."""
         ...
 
 
@@ -63,22 +63,21 @@ class LogitsFn(Protocol):
 
 
 class Head(NamedTuple):
-    """Classifier head on the embeddings, which are `Examples`: [N, D] beside [N, W].
+    """Classifier head on embedded `Examples`, inputs [N, D] and targets [N, W].
 
-    Rows of zeros in targets are padding, columns of zeros in the support's targets are
-    classes without examples; a head leaves both out. All but `init` and `regularizer`
-    are given `key=` and `train=` too, as models are.
+    All-zero rows in targets are padding, all-zero columns in the support's targets are
+    classes without examples; a head excludes both. All but `init` and `regularizer`
+    also receive `key=` and `train=`, as models do.
 
     Attributes:
-      fit: `(head_params, support) -> (fitted, info)`; info is what `adapt` reports.
+      fit: `(head_params, support) -> (fitted, info)`; `adapt` returns the info.
       logits: `(head_params, fitted, embeddings [Q, D]) -> [Q, W]`.
-      init: `(key, support) -> head_params`; None where the head learns nothing.
-      regularizer: `(head_params, fitted, support, query) -> scalar`, added to what is
-        meta-trained, not to the loss that is reported; or None.
-      evaluate_query: `(head_params, fitted, query) -> (loss, metrics)`, where the loss
-        is not one of the logits; or None.
-      absent: the output for a class without support examples; None is below all the
-        others.
+      init: `(key, support) -> head_params`; None if the head has no parameters.
+      regularizer: `(head_params, fitted, support, query) -> scalar`, added to the
+        meta-training objective but not to the reported loss; or None.
+      evaluate_query: `(head_params, fitted, query) -> (loss, metrics)`, if the loss is
+        not a function of the logits; or None.
+      absent: output for a class without support examples; None is below all others.
     """
 
     fit: FitFn
@@ -104,23 +103,23 @@ def metric_learner(
     augment: Callable[[base.Examples], base.Examples] | None = None,
     description: str = "",
 ) -> base.MetaLearner:
-    """Returns the learner that meta-trains `model`, and `head` if it learns.
+    """Returns a learner that meta-trains `model`, and `head` if it has parameters.
 
     Args:
-      model: embeds queries, and the support where there is no `support_model`.
+      model: embeds the queries, and the support if there is no `support_model`.
       head: see `Head`.
-      loss: `(outputs [Q, W], targets [Q, W]) -> scalar`. `squared_error` is taken over
-        the examples and the classes of the task, without padding.
+      loss: `(outputs [Q, W], targets [Q, W]) -> scalar`. `squared_error` averages over
+        the examples and classes of the task, without padding.
       metrics: name -> `(outputs, targets) -> scalar`.
-      support_model: embeds the support's inputs, of another kind than the queries'.
-      flatten: whether the head wants embeddings [N, D] of at least 32 bits; otherwise
-        it gets what the model makes. Static.
-      augment: enlarges the support before anything else is done with it.
-      description: what the learner prints as.
+      support_model: embeds the support if its inputs differ in kind from the queries'.
+      flatten: whether the head requires embeddings [N, D] in at least 32 bits; if not,
+        it receives the model's outputs. Static.
+      augment: enlarges the support before everything else.
+      description: the learner's repr.
 
     Returns:
-      A `MetaLearner`. Its meta-parameters are the model's own, or `MetricParams` where
-      the head or a `support_model` learns too.
+      A `MetaLearner`. Its meta-parameters are the model's own, or `MetricParams` if the
+      head or a `support_model` has parameters too.
     """
     _checks.check_callable("loss", loss)
     _checks.check_metric_names(metrics)
@@ -139,7 +138,7 @@ def metric_learner(
 
 
 class _Parts(NamedTuple):
-    """What `metric_learner` was given; its methods are the learner's functions."""
+    """Arguments of `metric_learner`; the methods are the learner's functions."""
 
     net: _model.NormalModel
     support_net: _model.NormalModel | None
@@ -171,8 +170,8 @@ class _Parts(NamedTuple):
     ) -> tuple[MetricTaskParams, Any]:
         """Embeds the support and fits the head to it: `(task_params, info)`.
 
-        Task parameters in place of the meta-parameters resume: the head is fitted to
-        these examples and all before them, as if they had come together.
+        Pass task parameters instead of meta-parameters to resume: the head is refitted
+        to these and all earlier examples.
         """
         task_params, _, info = self.adapt_and_embed(key, meta_params, support)
         return task_params, info
@@ -188,10 +187,10 @@ class _Parts(NamedTuple):
     def meta_grad(
         self, key: jax.Array, meta_params: base.Params, task: base.Task, **extra: Any
     ) -> tuple[base.Params, base.MetaGradInfo]:
-        """Differentiates the query loss by all meta-parameters: `(grads, info)`."""
+        """Differentiates the query loss w.r.t. all meta-parameters: `(grads, info)`."""
         del extra
         self.check_task(task)
-        self.unpack(meta_params)  # Raises before JAX does.
+        self.unpack(meta_params)  # Raises a clearer error than JAX would.
         return jax.grad(self.meta_loss, has_aux=True)(meta_params, key, task)
 
     def evaluate(
@@ -213,6 +212,7 @@ class _Parts(NamedTuple):
         query = self.embed(self.net, task_params.params, task.query)
         check_widths(support, query)
         found = self.evaluate_query(task_params, query)
+        # K = 0 inner steps: leaves [K + 1] = [1].
         return base.EvalInfo(*jax.tree.map(lambda x: x[None], found))
 
     @property
@@ -221,15 +221,15 @@ class _Parts(NamedTuple):
         return self.support_net is None and self.head.init is None
 
     def check_task(self, task):
-        """Raises unless support and query go together."""
+        """Raises unless support and query match."""
         check_classification(task)
         sizes = lambda inputs: jax.tree.map(lambda x: str(jnp.shape(x)[1:]), inputs)
         shapes = sizes(task.support.inputs), sizes(task.query.inputs)
         if self.support_net is None and shapes[0] != shapes[1]:
             raise ValueError(
-                f"Support and query inputs must be of one kind, got shapes {shapes[0]} "
-                f"and {shapes[1]} an example. Where descriptions stand for examples "
-                "(zero-shot), give a `support_model` for them."
+                "Support and query inputs must have the same shapes, got "
+                f"{shapes[0]} and {shapes[1]} per example. If the support holds class "
+                "descriptions (zero-shot), pass a `support_model`."
             )
 
     def unpack(self, meta_params):
@@ -278,7 +278,7 @@ class _Parts(NamedTuple):
         return task_params, support, info
 
     def adapt_and_embed(self, key, meta_params, support):
-        """Fits for predictions: with the statistics of the support set."""
+        """Fits for predictions, with the statistics of the support set."""
         _checks.check_examples("support", support)
         support, earlier = self.prepare(support), None
         if isinstance(meta_params, MetricTaskParams):
@@ -293,7 +293,7 @@ class _Parts(NamedTuple):
         return found[0]._replace(meta_params=params), *found[1:]
 
     def outputs(self, task_params, embeddings, **options):
-        """Returns the head's outputs [Q, W], with those of absent classes fixed."""
+        """Returns the head's outputs [Q, W], constant for absent classes."""
         _, head_params, fitted, present, *_ = task_params
         outputs = self.head.logits(head_params, fitted, embeddings, **options)
         if self.head.absent is not None:
@@ -321,7 +321,7 @@ class _Parts(NamedTuple):
         }
 
     def meta_loss(self, meta_params, key, task):
-        """Returns what is meta-trained, and `MetaGradInfo`."""
+        """Returns the meta-training objective and `MetaGradInfo`."""
         support_key, query_key, head_key = jax.random.split(key, 3)
         params, support = self.unpack(meta_params), self.prepare(task.support)
         task_params, support, info = self.fit(params, support, support_key, train=True)
@@ -341,7 +341,7 @@ class _Parts(NamedTuple):
 
 
 def _squared_error(outputs, targets, present):
-    """The squared error to one-hot targets, without padded rows and absent classes."""
+    """The squared error to one-hot targets, excluding padding and absent classes."""
     squares = jnp.where(present[None], jnp.square(outputs - targets), 0)
     num_classes = jnp.maximum(jnp.sum(present), 1).astype(squares.dtype)
     return losses.mean_over_examples(jnp.sum(squares, -1) / num_classes, targets)
@@ -357,38 +357,38 @@ def check_targets(name: str, examples: base.Examples) -> None:
     shape = jnp.shape(examples.targets)
     if len(shape) == 3:
         raise ValueError(
-            f"`{name}.targets` must be one-hot [N, W], got shape {shape}. Batched "
-            "tasks [T, N, ...] go through `jax.vmap`, or "
+            f"`{name}.targets` must be one-hot [N, W], got shape {shape}. For batched "
+            "tasks [T, N, ...] use `jax.vmap` or "
             "`jaxmeta.estimators.over_tasks`, which adds the task axis."
         )
     dtype = jnp.result_type(examples.targets)
     is_labels = shape[1:] == (1,) and jnp.issubdtype(dtype, jnp.integer)
     if len(shape) != 2 or is_labels:
         raise ValueError(
-            f"`{name}.targets` must be one-hot [N, W], so that the number of ways is "
-            f"in the shape, got {dtype} of shape {shape}. Integer labels [N] go "
-            "through `jax.nn.one_hot(labels, ways)`."
+            f"`{name}.targets` must be one-hot [N, W], so that their shape gives the "
+            f"number of ways, got {dtype} of shape {shape}. Convert integer labels [N] "
+            "by `jax.nn.one_hot(labels, ways)`."
         )
 
 
 def check_classification(task: base.Task) -> None:
-    """Raises unless support and query are of the same one-hot classes."""
+    """Raises unless support and query have the same one-hot classes."""
     _checks.check_task(task)
     check_targets("support", task.support)
     check_targets("query", task.query)
     ways = [examples.targets.shape[1] for examples in task]
     if ways[0] != ways[1]:
         raise ValueError(
-            "`support` and `query` must be of the same classes, got targets of "
-            f"{ways[0]} and {ways[1]} ways. Sample both of one task."
+            "`support` and `query` must have the same classes, got targets with "
+            f"{ways[0]} and {ways[1]} ways. Sample both from one task."
         )
 
 
 def check_widths(support: base.Examples, query: base.Examples) -> None:
-    """Raises unless the embeddings of both sets are of one shape."""
+    """Raises unless the embeddings of both sets have the same shape."""
     shapes = support.inputs.shape[1:], query.inputs.shape[1:]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            "`support_model` must make embeddings of the shape of `model`'s, "
+            "`support_model` must return embeddings with the shape of `model`'s, "
             f"{shapes[1]}, got {shapes[0]}."
         )

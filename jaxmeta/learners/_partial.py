@@ -1,4 +1,4 @@
-"""MAML on a part of the parameters, chosen by their paths: what ANIL and BOIL share."""
+"""MAML on a subset of the parameters, chosen by path; shared by ANIL and BOIL."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ IsAdapted = Callable[[str], bool]
 
 
 def is_head(path: str) -> bool:
-    """Whether a parameter's path, such as "params/head/kernel", goes through a head."""
+    """Whether a parameter's path, such as "params/head/kernel", contains "head"."""
     return "head" in path.split("/")
 
 
@@ -29,10 +29,10 @@ def adapt_part(
     metrics: Mapping[str, base.MetricFn] | None,
     description: str,
 ) -> base.MetaLearner:
-    """Returns a MAML whose inner loop moves the parameters that `is_adapted` names."""
+    """Returns a MAML learner that adapts the parameters `is_adapted` selects."""
     if not callable(is_adapted):
         raise ValueError(
-            "`is_adapted` must be a function of a parameter's path, say `lambda path: "
+            "`is_adapted` must be a function of a parameter's path, e.g. `lambda path: "
             f'"head" in path`, got {is_adapted!r}.'
         )
     _checks.check_plain_transformation("inner_tx", inner_tx)
@@ -61,10 +61,10 @@ def adapt_part(
 
 
 def split(params: Any, is_adapted: IsAdapted) -> tuple[Any, Any]:
-    """Two trees like `params`, None where a leaf is in the other one.
+    """Two trees like `params`, with None where a leaf is in the other one.
 
     Raises:
-      ValueError: if `is_adapted` names no leaf.
+      ValueError: if `is_adapted` selects no leaf.
     """
     names = jax.tree_util.tree_map_with_path(lambda path, _: path_name(path), params)
     adapted = jax.tree.map(
@@ -75,14 +75,15 @@ def split(params: Any, is_adapted: IsAdapted) -> tuple[Any, Any]:
         listed = path_names(params)
         layer = listed[-1].rpartition("/")[0] or listed[-1]
         raise ValueError(
-            f"`is_adapted` names none of the parameters {listed}. Give a predicate "
-            f'over such paths, say `lambda path: "{layer}" in path`.'
+            f"`is_adapted` selects none of the parameters {listed}. Pass a predicate "
+            f'over such paths, e.g. `lambda path: "{layer}" in path`.'
         )
     return adapted, kept
 
 
 def merge(adapted: Any, kept: Any) -> Any:
     """Undoes `split`."""
+    # JAX treats None as an empty subtree, so `is_leaf` must make it a leaf here.
     choose = lambda x, y: y if x is None else x
     return jax.tree.map(choose, adapted, kept, is_leaf=lambda x: x is None)
 

@@ -1,4 +1,4 @@
-"""Proto-MAML: MAML whose head starts from the class prototypes.
+"""Proto-MAML: MAML with a head initialised from class prototypes.
 
 References:
   Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn from
@@ -19,7 +19,7 @@ from jaxmeta.learners import _adaptation, _embeddings, _metric
 class ProtoMamlParams(NamedTuple):
     """Task parameters of `proto_maml`: W ways, embeddings of D features."""
 
-    params: base.Params  # of the embedding
+    params: base.Params  # the embedding's
     kernel: jax.Array  # [D, W]
     bias: jax.Array  # [W]
     present: jax.Array  # [W] 1 for classes with support examples, else 0
@@ -35,7 +35,7 @@ def proto_maml(
     loss: base.LossFn = losses.cross_entropy,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an embedding that adapts together with a linear head, from prototypes on.
+    r"""Learns an embedding that adapts together with a linear head.
 
     With the prototype :math:`c_w` of class w, the mean embedding of its support
     examples, the head starts at
@@ -43,18 +43,18 @@ def proto_maml(
     .. math::
       W_w = 2 c_w, \qquad b_w = -\lVert c_w \rVert^2,
 
-    where its logits are, but for a constant, minus the squared distances to the
+    where its logits are, up to a constant, minus the squared distances to the
     prototypes. Then embedding and head make K inner steps, as in `maml`; the gradient
-    goes through where the head starts. There may be other numbers of ways at test.
+    flows through the head's initialisation. The number of ways may differ at test time.
 
     Args:
-      model: embeds inputs [N, ...] to [N, D], say `Conv4(head=None)`.
+      model: embeds inputs [N, ...] to [N, D], e.g. `Conv4(head=None)`.
       inner_tx: the inner step, as in `maml`.
       inner_steps: K. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `maml`. Static.
-      loss: `(outputs [N, W], targets [N, W]) -> scalar`, a mean over N. The logits of
-        classes without support examples, about -1e9, go in as well.
+      loss: `(outputs [N, W], targets [N, W]) -> scalar`, a mean over N. The outputs
+        include logits of about -1e9 for classes without support examples.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -64,9 +64,9 @@ def proto_maml(
       support examples is never predicted, and rows of zeros in targets are padding.
 
     Raises:
-      ValueError: if `inner_tx` is no transformation or `inner_steps` is not a positive
-        int; while tracing, if support targets are not one-hot, the support is ragged or
-        empty, or parameters are not floats.
+      ValueError: if `inner_tx` is not a transformation or `inner_steps` is not a
+        positive int; while tracing, if support targets are not one-hot, the support is
+        ragged or empty, or parameters are not floats.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmeta as jm
@@ -107,9 +107,9 @@ def proto_maml(
         embeddings = embed(params, support.inputs, key=key, train=True)
         prototypes = _embeddings.class_means(base.Examples(embeddings, support.targets))
         kernel, bias = 2 * prototypes.T, -jnp.sum(jnp.square(prototypes), -1)
-        # Floats: what an inner gradient closes over may have a cotangent.
+        # A float, since the inner gradient closes over it and may give it a cotangent.
         present = (jnp.sum(support.targets, 0) > 0).astype(embeddings.dtype)
-        if resumes:  # Classes that were absent so far start from their prototypes.
+        if resumes:  # New classes start from their prototypes.
             seen = meta_params.present > 0
             kernel = jnp.where(seen[None], meta_params.kernel, kernel)
             bias = jnp.where(seen, meta_params.bias, bias)

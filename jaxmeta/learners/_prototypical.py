@@ -23,7 +23,7 @@ def prototypical(
     loss: base.LossFn = losses.cross_entropy,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an embedding in which each class lies around its mean.
+    r"""Learns an embedding in which each class clusters around its mean.
 
     With the embedding :math:`f` and the support examples :math:`S_c` of class
     :math:`c`, a query's logits are
@@ -34,16 +34,16 @@ def prototypical(
 
     Args:
       model: the embedding, anything with `init(key, inputs)` and
-        `apply(params, inputs)`; what it makes is flattened to [N, D].
-      distance: "euclidean", squared, or "cosine", one minus the cosine. Static.
-      temperature: tau. None: 1, and 0.1 for cosines, whose softmax stays flat
+        `apply(params, inputs)`; its output is flattened to [N, D].
+      distance: "euclidean" (squared) or "cosine" (one minus the cosine). Static.
+      temperature: tau. None: 1, or 0.1 for cosines, whose softmax is too flat
         otherwise.
       support_model: embeds the support's inputs instead of `model`, into the same D
-        features. With a description of each class as support, [W, A] beside targets
-        `jnp.eye(W)`, this is zero-shot learning. A batch-normalised `model` then
-        predicts from the statistics of the queries, having no others: say
-        `statistics="batch"` to adapters of flax.
-      normalize_prototypes: scale prototypes to length one, as the paper does for
+        features. With class descriptions as support, inputs [W, A] and targets
+        `jnp.eye(W)`, this is zero-shot learning. A batch-normalised `model` must then
+        predict with the statistics of the queries: pass `statistics="batch"` to the
+        flax adapters.
+      normalize_prototypes: scale prototypes to unit length, as the paper does for
         zero-shot learning. Static.
       loss: `(logits [Q, W], targets [Q, W]) -> scalar`, a mean over Q.
       metrics: name -> `(logits, targets) -> scalar`. None: accuracy for
@@ -60,7 +60,7 @@ def prototypical(
         tracing, if targets are not one-hot, support and query differ in classes, a set
         is ragged or empty, or parameters are not floats.
 
-    Differs from the paper: cosines are divided by a temperature, 1 there.
+    Differs from the paper: cosines are divided by a temperature; the paper's is 1.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm

@@ -18,10 +18,10 @@ from jaxmeta.models import _relation_net
 
 
 class RelationSupport(NamedTuple):
-    """What queries are compared with."""
+    """The support that queries are compared with."""
 
-    features: jax.Array  # [W, ...], mean over the shots
-    relation_params: Any  # with the support's batch statistics where they are used
+    features: jax.Array  # [W, ...], means over the shots
+    relation_params: Any  # with the support's batch statistics, if used
 
 
 def relation(
@@ -32,7 +32,7 @@ def relation(
     loss: base.LossFn = losses.squared_error,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an embedding, and by what measure to compare what it makes.
+    r"""Learns an embedding and a similarity measure on it.
 
     With the embedding :math:`f`, the relation module :math:`g` and the support
     examples :math:`S_c` of class :math:`c`, the relation of a query to the class is
@@ -45,36 +45,36 @@ def relation(
 
     Args:
       model: the embedding, anything with `init(key, inputs)` and
-        `apply(params, inputs)`: to feature maps [N, H, W, channels], as
-        `jaxmeta.models.RelationEmbedding` makes them, or vectors [N, D].
+        `apply(params, inputs)`, to feature maps [N, H, W, channels], like
+        `jaxmeta.models.RelationEmbedding`, or vectors [N, D].
       relation_model: g, from the two embeddings concatenated along the last axis,
-        [P, ..., 2 channels], to [P, 1]; the sigmoid comes after it. It is given `key`
-        and `train` as `model` is, and the classes' and the queries' embeddings as a
-        tuple, for all their pairs, if it has an attribute `takes_sets` that is true.
-        None: the paper's, `jaxmeta.models.RelationModule()`.
-      support_model: embeds the support's inputs instead of `model`. With a description
-        of each class as support, [W, A] beside targets `jnp.eye(W)`, this is zero-shot
-        learning. Batch-normalised networks then predict from the statistics of the
-        queries, having no others: say `statistics="batch"` to adapters of flax.
+        [P, ..., 2 channels], to [P, 1], before the sigmoid. It receives `key` and
+        `train` as `model` does. If its attribute `takes_sets` is true, it receives the
+        tuple of class and query embeddings instead of all their pairs. None: the
+        paper's, `jaxmeta.models.RelationModule()`.
+      support_model: embeds the support's inputs instead of `model`. With class
+        descriptions as support, inputs [W, A] and targets `jnp.eye(W)`, this is
+        zero-shot learning. Batch-normalised networks must then predict with the
+        statistics of the queries: pass `statistics="batch"` to the flax adapters.
       loss: `(relations [Q, W], targets [Q, W]) -> scalar`, a mean over Q. The squared
-        error is a mean over the classes of the task as well, without padding.
+        error averages over the classes of the task too, without padding.
       metrics: name -> `(relations, targets) -> scalar`. None: accuracy.
 
     Returns:
       A `MetaLearner` whose outputs are relations in [0, 1]. Its meta-parameters are
-      `MetricParams(params, support_params, head_params)`, the last those of the
-      relation module. Ways and shots may differ from task to task; a class without
+      `MetricParams(params, support_params, head_params)`; `head_params` are the
+      relation module's. Ways and shots may differ from task to task; a class without
       support examples has relation 0, and rows of zeros in targets are padding.
 
     Raises:
-      ValueError: while tracing, if the two kinds of embedding differ in shape, the
-        relation module gives not one number a pair, targets are not one-hot, support
-        and query differ in classes, a set is ragged or empty, or parameters are not
-        floats.
+      ValueError: while tracing, if support and query embeddings differ in shape, the
+        relation module does not return one number per pair, targets are not one-hot,
+        support and query differ in classes, a set is ragged or empty, or parameters are
+        not floats.
 
-    Differs from the paper: a class is the mean of its embeddings, there their sum, so
-    that there may be other shots than in meta-training. With one it is the same, with
-    another fixed number a factor that g can learn.
+    Differs from the paper: a class is represented by the mean of its embeddings, not
+    their sum, so that shots may differ from meta-training. For one shot they are equal;
+    for a fixed number they differ by a factor that g can learn.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -96,8 +96,8 @@ def relation(
     """
     description = _describe.describe(relation, locals())
     if relation_model is None:
-        # Normalised as the embedding: else its batches would still make predictions
-        # depend on each other.
+        # Same normalisation as the embedding, or predictions would still depend on each
+        # other through the relation module's batch statistics.
         relation_model = _relation_net.RelationModule(
             norm=None if getattr(model, "norm", "batch") is None else "batch",
             statistics=getattr(model, "statistics", "batch"),
@@ -107,7 +107,7 @@ def relation(
         metrics = {"accuracy": losses.accuracy}
 
     def pairs_with(features, embeddings):
-        """Each query with each class: [Q * W, ..., 2 channels], or both sets."""
+        """Pairs of each query and class, [Q * W, ..., 2 channels], or both sets."""
         if getattr(relation_model, "takes_sets", False):
             return features, embeddings
         return _relation_net.all_pairs(features, embeddings)

@@ -1,4 +1,4 @@
-"""Reptile: meta-learning by moving towards what tasks train to.
+"""Reptile: moves the initialisation towards each task's trained parameters.
 
 References:
   Nichol, Achiam, Schulman, "On First-Order Meta-Learning Algorithms", 2018,
@@ -17,10 +17,10 @@ from jaxmeta.learners import _adaptation
 
 
 class ReptileParams(NamedTuple):
-    """Meta-parameters of `reptile` that keeps its inner optimizer's state."""
+    """Meta-parameters of `reptile(keep_inner_state=True)`."""
 
     params: base.Params  # the initialisation
-    inner_state: Any  # of the inner rule; counts are floats, so that they average
+    inner_state: Any  # the inner rule's; counts are floats, so that they average
 
 
 def reptile(
@@ -41,20 +41,20 @@ def reptile(
     .. math::
       g = \theta - \phi,
 
-    so that an outer `optax.sgd(epsilon)` is the paper's interpolation. No derivative of
-    the inner loop is taken, and the query set serves only the reported loss.
+    so an outer `optax.sgd(epsilon)` is the paper's interpolation. The inner loop is not
+    differentiated, and the query set is used only for the reported loss.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       loss: `(outputs [N, ...], targets [N, ...]) -> scalar`, a mean over N.
       inner_tx: the inner step; the paper's is `optax.adam(1e-3, b1=0.0)`.
       inner_steps: K. Static.
-      batch_size: support examples of an inner step, drawn anew for each, without
-        replacement; None is all of them. A smaller support set is taken whole. Static.
+      batch_size: support examples per inner step, redrawn each step without
+        replacement; None is all of them. A smaller support set is used whole. Static.
       keep_inner_state: carry the inner rule's state from task to task, as the
-        released code does with Adam's. The outer rule must then be
-        `jaxmeta.learners.reptile_outer_tx(outer_tx)`: any other one spoils the state,
-        and the loss turns NaN after some steps. Static.
+        released code does for Adam. The outer rule must then be
+        `jaxmeta.learners.reptile_outer_tx(outer_tx)`: any other corrupts the state, and
+        the loss becomes NaN after some steps. Static.
       metrics: name -> `(outputs, targets) -> scalar`, computed on the query outputs.
         None: accuracy for `jaxmeta.losses.cross_entropy`, else none.
 
@@ -63,14 +63,14 @@ def reptile(
       `keep_inner_state` `ReptileParams(params, inner_state)`.
 
     Raises:
-      ValueError: if a count is not a positive int, `inner_tx` is no transformation, or
-        its state cannot be averaged; while tracing, if the support is ragged or empty,
-        parameters are not floats, or the loss is not a scalar.
+      ValueError: if a count is not a positive int, `inner_tx` is not a transformation,
+        or its state cannot be averaged; while tracing, if the support is ragged or
+        empty, parameters are not floats, or the loss is not a scalar.
 
     Differs from the paper:
-      The released code walks through a shuffled support set and starts again at its
-      end; here each minibatch is drawn by itself. The state kept there is that of the
-      task before; here it is the mean over the tasks of a meta-step.
+      The released code cycles through a shuffled support set; here each minibatch is
+      drawn independently. It keeps the state of the previous task; here it is the mean
+      over the tasks of a meta-step.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax, jaxmeta as jm
@@ -104,6 +104,7 @@ def reptile(
             return _adaptation.Adaptation(meta_params, to_params, inner_tx)
         _checks.check_type("meta_params", meta_params, ReptileParams)
         params, state = meta_params
+        # Averaged counts are floats: round them back to the rule's own dtypes.
         like = jax.eval_shape(inner_tx.init, params)
         state = jax.tree.map(_like, state, like)
         return _adaptation.Adaptation(params, to_params, inner_tx, state)
@@ -137,7 +138,7 @@ def reptile_outer_tx(
     """The outer rule for `reptile(keep_inner_state=True)`.
 
     Args:
-      outer_tx: moves the initialisation, `optax.sgd(epsilon)` in the paper. The inner
+      outer_tx: updates the initialisation, `optax.sgd(epsilon)` in the paper. The inner
         state becomes the mean over the tasks.
 
     Example:
@@ -148,6 +149,7 @@ def reptile_outer_tx(
       >>> print(updates.params, updates.inner_state)
       -0.5 -4.0
     """
+    # With sgd(1.0) the "gradient" old - new replaces the state by its mean.
     return optax.partition(
         {"params": outer_tx, "state": optax.sgd(1.0)}, ReptileParams("params", "state")
     )
@@ -159,9 +161,9 @@ def _as_floats(state):
     def to_float(path, x):
         if not jnp.issubdtype(x.dtype, jnp.number):
             raise ValueError(
-                "`keep_inner_state` takes the mean of the inner rule's state over "
-                f"tasks; its leaf {jax.tree_util.keystr(path)} of dtype {x.dtype} has "
-                "none. Choose another `inner_tx`, or keep_inner_state=False."
+                "`keep_inner_state` averages the inner rule's state over tasks, but "
+                f"its leaf {jax.tree_util.keystr(path)} of dtype {x.dtype} has no "
+                "mean. Choose another `inner_tx`, or keep_inner_state=False."
             )
         if jnp.issubdtype(x.dtype, jnp.inexact):
             return x

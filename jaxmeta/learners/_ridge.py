@@ -16,7 +16,7 @@ from jaxmeta.learners import _metric
 
 
 class RidgeParams(NamedTuple):
-    """What `ridge` learns beside the embedding."""
+    """Learned parameters of `ridge` besides the embedding."""
 
     log_regularization: jax.Array  # []
     log_scale: jax.Array  # []
@@ -42,16 +42,15 @@ def ridge(
       = X^\top (X X^\top + N \lambda I)^{-1} Y, \qquad
       z(x) = \alpha f(x) \Lambda + \beta,
 
-    exactly, and differentiated through. The system that is solved is the smaller of
-    N x N (as written, Woodbury's identity) and D x D.
+    solved exactly and differentiated through. The linear system is the smaller of N x N
+    (as written, by Woodbury's identity) and D x D.
 
     Args:
       model: the embedding, anything with `init(key, inputs)` and
-        `apply(params, inputs)`; what it makes is flattened to [N, D].
-      regularization: lambda to start from; meta-learned, and kept positive by its
-        logarithm.
-      scale: alpha to start from, in the same way; beta starts from 0.
-      intercept: give every embedding one more feature, 1. Static.
+        `apply(params, inputs)`; its output is flattened to [N, D].
+      regularization: initial lambda; meta-learned as a logarithm, so it stays positive.
+      scale: initial alpha, meta-learned likewise; beta starts at 0.
+      intercept: append a constant feature 1 to every embedding. Static.
       loss: `(logits [Q, W], targets [Q, W]) -> scalar`, a mean over Q.
       metrics: name -> `(logits, targets) -> scalar`. None: accuracy for
         `jaxmeta.losses.cross_entropy`, else none.
@@ -66,8 +65,8 @@ def ridge(
         targets are not one-hot, support and query differ in classes, a set is ragged or
         empty, or parameters are not floats.
 
-    Differs from the paper: lambda is per example, as in the released code, so that it
-    means the same for any number of shots; it and alpha are learned as logarithms.
+    Differs from the paper: lambda is per example, as in the released code, so that its
+    meaning does not depend on the shots; it and alpha are learned as logarithms.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -104,6 +103,7 @@ def ridge(
     def fit(head_params, support, **options):
         del options
         is_example = losses.is_example(support.targets)
+        # Zero rows for padding, intercept included, leave X^T X and X^T Y unchanged.
         x = jnp.where(is_example[:, None], features(support.inputs), 0)
         num_examples = jnp.maximum(jnp.sum(is_example), 1).astype(x.dtype)
         regularizer = jnp.exp(head_params.log_regularization.astype(x.dtype))
@@ -129,7 +129,7 @@ def solve_ridge(x: jax.Array, y: jax.Array, regularizer: jax.Array) -> jax.Array
     Args:
       x: [N, D].
       y: [N, W].
-      regularizer: [], positive; less than what rounding leaves of |x|^2 is that.
+      regularizer: [], positive; raised to the rounding error of |x|^2 if smaller.
 
     Example:
       >>> import jax.numpy as jnp
@@ -139,8 +139,9 @@ def solve_ridge(x: jax.Array, y: jax.Array, regularizer: jax.Array) -> jax.Array
     num_examples, size = x.shape
 
     def solve(gram, right):
-        # Examples that are the same make it singular but for the regularizer, which
-        # has to stand out from the rounding.
+        # Duplicate examples make the Gram matrix singular up to the regularizer, which
+        # must therefore exceed the rounding error.
+        # About n eps max_i G_ii for the Gram matrix G [n, n]; 10 is margin.
         rounding = 10 * len(gram) * jnp.finfo(x.dtype).eps * jnp.max(jnp.diag(gram))
         least = jnp.maximum(regularizer, jax.lax.stop_gradient(rounding))
         system = gram + least * jnp.eye(len(gram), dtype=x.dtype)

@@ -17,7 +17,7 @@ from jaxmeta.learners import _metric
 
 
 class SiameseParams(NamedTuple):
-    """How the differences between two embeddings are weighed; D features."""
+    """Weights on the differences between two embeddings of D features."""
 
     weights: jax.Array  # [D]
     bias: jax.Array  # []
@@ -28,38 +28,38 @@ def siamese(
     *,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns to tell whether two examples are of one class.
+    r"""Learns to verify whether two examples have the same class.
 
-    With the embedding :math:`f`, a pair is of one class with probability
+    With the embedding :math:`f`, a pair has the same class with probability
 
     .. math::
       p(x, x') = \operatorname{sigmoid}\Big(\sum_j \alpha_j |f_j(x) - f_j(x')|
         + b\Big).
 
-    Meta-training verifies: it minimises the binary cross-entropy of the pairs of each
-    query with each support example, pairs of one class and pairs of two weighing one
+    Meta-training is verification: it minimises the binary cross-entropy over the pairs
+    of each query and support example; same-class and different-class pairs weigh one
     half each. A query's logit for a class is that of its best match in the class.
 
     Args:
       model: the twin, anything with `init(key, inputs)` and `apply(params, inputs)`;
-        what it makes is flattened to [N, D].
+        its output is flattened to [N, D].
       metrics: name -> `(logits [Q, W], targets [Q, W]) -> scalar`. None: accuracy.
 
     Returns:
       A `MetaLearner`. Its meta-parameters are `MetricParams(params, head_params)`, the
-      latter `SiameseParams`. The loss that it reports is that of verification, and
-      "verification_accuracy" stands beside the metrics: the mean of the shares of pairs
-      of one class and of two that are told rightly. Ways and shots may differ from task
-      to task; a class without support examples is never predicted, and rows of zeros in
-      targets are padding.
+      latter `SiameseParams`. It reports the verification loss, and adds the metric
+      "verification_accuracy": the mean of the accuracies on same-class and on
+      different-class pairs. Ways and shots may differ from task to task; a class
+      without support examples is never predicted, and rows of zeros in targets are
+      padding.
 
     Raises:
       ValueError: while tracing, if targets are not one-hot, support and query differ in
         classes, a set is ragged or empty, or parameters are not floats.
 
-    Differs from the paper: pairs are those of a task, not drawn from the whole data
-    set; all of them are used, weighted, where the paper draws as many of each kind. The
-    weights start at -1 / √D and the bias at 1, so that near is alike from the start.
+    Differs from the paper: pairs come from one task, not from the whole data set; all
+    are used, with weights, where the paper draws equally many of each kind. The weights
+    start at -1 / √D and the bias at 1, so that nearby pairs match from the start.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -85,13 +85,13 @@ def siamese(
         return support, None
 
     def pair_logits(head_params, support, embeddings):
-        """Returns the logit [Q, N] that a query and a support example are alike."""
+        """Returns the logits [Q, N] that query and support example share a class."""
         differences = jnp.abs(embeddings[:, None] - support.inputs[None])
         weights = head_params.weights[None, None]
         return jnp.sum(weights * differences, -1) + head_params.bias
 
     def best_match(pairs, targets):
-        """Returns the largest logit of each class: [Q, N] -> [Q, W]."""
+        """Returns the largest logit in each class: [Q, N] -> [Q, W]."""
         of_class = jnp.where(targets[None] > 0, pairs[:, :, None], _metric.LOWEST)
         return jnp.max(of_class, 1)
 
@@ -104,9 +104,10 @@ def siamese(
     def evaluate_query(head_params, support, query, **options):
         del options
         pairs = pair_logits(head_params, support, query.inputs)
-        # [Q, N]; products with the numbers of classes leave out examples of none.
+        # [Q, N] weights; both are 0 for padding, whose targets sum to 0.
         same = query.targets @ support.targets.T
         of_some = [jnp.sum(x.targets, 1) for x in (query, support)]
+        # 1 for two examples minus 1 if they share the class.
         different = of_some[0][:, None] * of_some[1][None] - same
         loss = _balanced(
             jax.nn.softplus(-pairs), jax.nn.softplus(pairs), same, different
@@ -132,7 +133,7 @@ def siamese(
 
 
 def _balanced(of_same, of_different, same, different):
-    """The mean of two weighted means, or the one of which there are pairs."""
+    """The mean of both weighted means, or of the one that has pairs."""
     total, num_kinds = 0.0, 0.0
     for values, weights in ((of_same, same), (of_different, different)):
         weight = jnp.sum(weights)

@@ -16,7 +16,7 @@ from jaxmeta.learners import _embeddings, _metric
 
 
 class SubspaceParams(NamedTuple):
-    """What `subspace` learns beside the embedding."""
+    """Learned parameters of `subspace` besides the embedding."""
 
     log_scale: jax.Array  # []
 
@@ -25,7 +25,7 @@ class Subspaces(NamedTuple):
     """An affine subspace for each class."""
 
     means: jax.Array  # [W, D]
-    bases: jax.Array  # [W, N, D]; rows orthonormal, or zero
+    bases: jax.Array  # [W, N, D]; rows are orthonormal or zero
 
 
 def subspace(
@@ -37,7 +37,7 @@ def subspace(
     loss: base.LossFn = losses.cross_entropy,
     metrics: Mapping[str, base.MetricFn] | None = None,
 ) -> base.MetaLearner:
-    r"""Learns an embedding in which each class lies near a subspace of its own.
+    r"""Learns an embedding in which each class lies near its own subspace.
 
     The subspace of class :math:`c` is the span of its support embeddings less their
     mean :math:`\mu_c`, with projector :math:`P_c`. A query's logits are
@@ -46,16 +46,16 @@ def subspace(
       z_c(x) = -\alpha \|(I - P_c)(f(x) - \mu_c)\|^2,
 
     and meta-training adds :math:`\lambda \sum_{i \ne j} \|P_i^\top P_j\|_F^2`, which
-    turns the subspaces away from each other.
+    pushes the subspaces apart.
 
     Args:
       model: the embedding, anything with `init(key, inputs)` and
-        `apply(params, inputs)`; what it makes is flattened to [N, D].
-      scale: alpha to start from; meta-learned, and kept positive by its logarithm.
+        `apply(params, inputs)`; its output is flattened to [N, D].
+      scale: initial alpha; meta-learned as a logarithm, so it stays positive.
       discriminative: lambda.
       flip: add the mirror image of every support image [N, H, W, channels], as the
-        paper does with one shot: one example alone spans nothing, and the learner is
-        `prototypical`. Static.
+        paper does for one shot: a single example spans nothing, which reduces the
+        learner to `prototypical`. Static.
       loss: `(logits [Q, W], targets [Q, W]) -> scalar`, a mean over Q.
       metrics: name -> `(logits, targets) -> scalar`. None: accuracy for
         `jaxmeta.losses.cross_entropy`, else none.
@@ -68,16 +68,16 @@ def subspace(
 
     Raises:
       ValueError: if `scale` is not positive or `discriminative` is negative; while
-        tracing, if `flip` meets other than images, targets are not one-hot, support and
+        tracing, if `flip` is used without images, targets are not one-hot, support and
         query differ in classes, a set is ragged or empty, or parameters are not floats.
 
     Differs from the paper: the subspace is the whole span, of K - 1 dimensions for K
-    shots, which is what the paper's experiments keep of it; there is no way to keep
-    fewer. It comes of a Cholesky decomposition, since singular vectors have no
-    derivative where singular values meet; directions in which a class spreads by less
-    than rounding are damped. The released code for ResNet-12 decomposes the embeddings
-    themselves, not less their mean, and divides distances by D; that for Conv4 does
-    not square them.
+    shots, as in the paper's experiments; it cannot be truncated. It is computed by a
+    Cholesky decomposition, because singular vectors have no derivative where singular
+    values coincide; directions in which a class spreads by less than the rounding error
+    are damped. The released code for ResNet-12 decomposes the embeddings without
+    subtracting their mean, and divides distances by D; that for Conv4 does not square
+    them.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -120,9 +120,11 @@ def subspace(
         return -jnp.exp(head_params.log_scale) * distances
 
     def overlap(head_params, subspaces, support, query):
-        """The sum over pairs of classes, with P_i = B_i^T B_i."""
+        """The regularizer over pairs of classes: |P_i^T P_j|_F = |B_i B_j^T|_F."""
         del head_params, support, query
         ways, num_examples, size = subspaces.bases.shape
+        # Squared inner products of all basis vectors, [W N, W N], summed over each pair
+        # of classes, [W, W]; the diagonal i = j is excluded.
         bases = subspaces.bases.reshape(-1, size)
         products = jnp.square(jnp.matmul(bases, bases.T, precision="highest"))
         blocks = products.reshape(ways, num_examples, ways, num_examples).sum((1, 3))
@@ -141,27 +143,29 @@ def subspace(
 
 
 def _damping(support):
-    """What must be added to a singular A A^T to exceed its rounding.
+    """The damping that lifts a singular A A^T above its rounding error.
 
-    That comes of the embeddings before they are centred.
+    The error scales with the embeddings before centring.
     """
     is_example = losses.is_example(support.targets)
     squares = jnp.sum(jnp.square(support.inputs), -1)
     largest = jnp.max(jnp.where(is_example, squares, 0))
     num_examples = jnp.sum(is_example).astype(squares.dtype)
+    # About N eps max |x|^2; 10 is margin, and 1e-12 serves embeddings of zeros.
     return 10 * num_examples * jnp.finfo(squares.dtype).eps * largest + 1e-12
 
 
 def _basis(embeddings, mean, weights, damping):
-    """Returns an orthonormal basis, rows of [N, D], of one class; rank rows are zero.
+    """Returns an orthonormal basis of one class, rows [N, D]; surplus rows are zero.
 
-    The rows of L^-1 A, where A A^T = L L^T, are orthonormal and span the rows of A.
+    With A A^T = L L^T, the rows of L^-1 A are orthonormal and span the rows of A.
     """
     dtype, num_examples = embeddings.dtype, embeddings.shape[0]
     # Zero rows for the examples of other classes.
+    # `_or_one`: the derivative of sqrt is infinite at the zeros that `where` drops.
     centred = jnp.sqrt(_or_one(weights))[:, None] * (embeddings - mean[None])
     centred = jnp.where((weights > 0)[:, None], centred, 0)  # [N, D]
-    # A A^T is singular, always: the centred rows sum to zero.
+    # A A^T is always singular: the centred rows sum to zero.
     with jax.default_matmul_precision("highest"):
         gram = centred @ centred.T + damping * jnp.eye(num_examples, dtype=dtype)
         factor = jnp.linalg.cholesky(gram)
@@ -181,11 +185,11 @@ def _squared_distances(mean, basis, embeddings):
 
 
 def _with_mirror_images(examples):
-    """Appends every image, turned left to right."""
+    """Appends every image mirrored left to right."""
     for image in jax.tree.leaves(examples.inputs):
         if jnp.ndim(image) != 4:
             raise ValueError(
-                "`flip` needs images [N, H, W, channels] as support, got shape "
+                "`flip` requires images [N, H, W, channels] as support, got shape "
                 f"{jnp.shape(image)}."
             )
     mirrored = base.Examples(

@@ -1,4 +1,4 @@
-"""Models, all with `init(key, inputs)` and `apply(params, inputs)`."""
+"""Models with `init(key, inputs)` and `apply(params, inputs)`."""
 
 from jaxmeta.models._conv4 import Conv4
 from jaxmeta.models._conv_net import ConvNet

@@ -1,9 +1,9 @@
-"""Convolution and pooling, their lowerings chosen by platform in this one place.
+"""Convolution and pooling, lowered in the fastest way for each platform.
 
 On a CPU a small convolution is fastest as shifted slices and one matrix product
-(im2col); under `vmap` over kernels, which is what adapting a network to every task
-of a batch means, `lax.conv_general_dilated` becomes a grouped convolution and is
-tens of times slower there. Accelerators keep the convolution.
+(im2col): under `vmap` over kernels, as when a network adapts to every task of a
+batch, `lax.conv_general_dilated` becomes a grouped convolution, tens of times slower
+there. Accelerators use the convolution.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 def conv(
     inputs: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], padding: Padding
 ) -> jax.Array:
-    """Convolves images with a kernel, as `lax.conv_general_dilated` does.
+    """Convolves images with a kernel, like `lax.conv_general_dilated`.
 
     Args:
       inputs: [N, H, W, I].
       kernel: [h, w, I, O].
-      strides: of the window, (rows, columns). Static.
+      strides: window strides, (rows, columns). Static.
       padding: "SAME", "VALID" or ((top, bottom), (left, right)). Static.
 
     Returns:
@@ -64,7 +64,9 @@ def im2col_conv(
     x = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     out_height = (x.shape[1] - height) // strides[0] + 1
     out_width = (x.shape[2] - width) // strides[1] + 1
-    rows = (out_height - 1) * strides[0] + 1  # from the first to the last one read
+    # A strided slice starting at (i, j) gathers tap (i, j) of every window; it spans
+    # `rows` x `columns`, from the first entry read to the last.
+    rows = (out_height - 1) * strides[0] + 1
     columns = (out_width - 1) * strides[1] + 1
     patches = [
         lax.slice(
@@ -76,6 +78,7 @@ def im2col_conv(
         for i in range(height)
         for j in range(width)
     ]
+    # In the order of the kernel's axes h, w, I, so that it needs only a reshape.
     patches = jnp.concatenate(patches, axis=-1)  # [N, H', W', h * w * I]
     kernel = kernel.reshape(height * width * channels, features)
     outputs = product(patches.reshape(-1, len(kernel)), kernel)
@@ -83,10 +86,10 @@ def im2col_conv(
 
 
 def batch_last_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolves images that lie with the batch as last axis, for few channels.
+    """Convolves images with the batch as last axis, for few channels.
 
     Stride 1, padded to keep the size. On a CPU the patches are then copied in long
-    pieces: two to three times faster than `conv` on batches of 128.
+    runs: two to three times faster than `conv` on batches of 128.
 
     Args:
       inputs: [I, H, W, N].
@@ -129,16 +132,16 @@ def batch_last_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def promote(inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Brings both to one dtype, as flax does; integers to the kernel's."""
+    """Promotes both to one dtype, as flax does; integers to the kernel's."""
     dtype = jnp.promote_types(inputs.dtype, kernel.dtype)
     return inputs.astype(dtype), kernel.astype(dtype)
 
 
 def max_pool(inputs: jax.Array) -> jax.Array:
-    """Takes the maximum of each 2x2 window; an odd last row or column is left out.
+    """Takes the maximum of each 2x2 window; an odd last row or column is dropped.
 
     On a CPU its derivative is several times faster than that of `lax.reduce_window`.
-    Of equal entries the first gets all of it.
+    Of equal entries the first receives the whole cotangent.
 
     Args:
       inputs: [A, H, W, B]: channels first or last.
@@ -153,8 +156,8 @@ def max_pool(inputs: jax.Array) -> jax.Array:
     """
     first, height, width, last = inputs.shape
     height, width = height // 2, width // 2
-    # Not `jnp.max`: its derivative divides by how many entries equal the maximum, and
-    # where XLA computes the entries twice with different rounding, none may.
+    # Not `jnp.max`: its derivative divides by the number of entries equal to the
+    # maximum, which is 0 if XLA recomputes them with different rounding.
     larger = lambda a, b: jnp.where(a >= b, a, b)
     x = inputs[:, : 2 * height, : 2 * width]
     x = x.reshape(first, height, 2, 2 * width, last)

@@ -14,16 +14,16 @@ class Conv4(nn.Module):
     """Four blocks of 3x3 convolution, batch normalisation and ReLU.
 
     Inputs [N, H, W, channels]. Outputs [N, head], or the embedding [N, D] for
-    `head=None`: D is `filters` times the positions left (one after `strided` blocks,
-    whose last map is averaged over positions as in MAML's Omniglot network).
+    `head=None`: D is `filters` times the remaining positions (one with `strided`, which
+    averages the last map over positions as in MAML's Omniglot network).
 
     Attributes:
-      filters: of every convolution.
+      filters: filters per convolution.
       head: classes of the linear head; None for embeddings.
       strided: True halves the image by stride-2 convolutions (MAML on Omniglot), False
         by 2x2 max-pooling after each block (MAML on miniImageNet, ProtoNet).
       norm: "batch" or None.
-      statistics: where predictions take batch statistics from: "batch", the inputs
+      statistics: source of the batch statistics for predictions: "batch", the inputs
         predicted together (transductive), or "support", the support set.
 
     References:
@@ -69,8 +69,8 @@ def check_images(name: str, inputs: jax.Array, strided: bool) -> None:
     """Raises unless `inputs` are images that four blocks can halve."""
     if isinstance(inputs, tuple):
         raise ValueError(
-            f"{name} takes images alone, got {len(inputs)} inputs. With cavia's "
-            '`context="model"` the model is a `FilmConv4`.'
+            f"{name} takes only images, got {len(inputs)} inputs. With cavia's "
+            '`context="model"` use `FilmConv4`.'
         )
     if inputs.ndim != 4:
         raise ValueError(
@@ -79,7 +79,7 @@ def check_images(name: str, inputs: jax.Array, strided: bool) -> None:
     if not strided and min(inputs.shape[1:3]) < 16:
         raise ValueError(
             "Four poolings leave nothing of images under 16x16, got shape "
-            f"{inputs.shape}. Say `strided=True`, or give larger images."
+            f"{inputs.shape}. Use `strided=True` or larger images."
         )
 
 
@@ -98,7 +98,7 @@ class Block(nn.Module):
     ) -> jax.Array:
         """Maps [N, H, W, channels] to [N, H / 2, W / 2, filters].
 
-        `modulate` changes what goes into the ReLU.
+        `modulate` transforms the input of the ReLU.
         """
         stride = 2 if self.strided else 1
         x = _layers.normalized_conv(

@@ -13,13 +13,13 @@ from jaxmeta.models import _conv, _norm
 class ConvNet(nn.Module):
     """Convolutions with ReLU and 2x2 max-pooling, then dense layers.
 
-    Inputs [N, H, W, channels], outputs [N, num_outputs]. The defaults are the network
-    on CIFAR-10 of "Learning to learn by gradient descent by gradient descent", sizes
-    from its released code; every layer but the last is normalised on its batch.
+    Inputs [N, H, W, channels], outputs [N, num_outputs]. The defaults are the CIFAR-10
+    network of "Learning to learn by gradient descent by gradient descent", with sizes
+    from its released code; every layer except the last is batch-normalised.
 
     Attributes:
-      num_outputs: logits.
-      filters: of each convolution.
+      num_outputs: number of logits.
+      filters: filters of each convolution.
       kernel_size: height and width of the kernels; padding keeps the image's size.
       hidden: widths of the dense layers before the last.
       norm: "batch" or None.

@@ -1,7 +1,7 @@
-"""Equinox modules, as the models learners take.
+"""Adapts Equinox modules to the model interface of learners.
 
 An Equinox module is a pytree that maps ONE example: its floating-point arrays are the
-parameters, everything else is closed over, and `vmap` adds the axis of examples.
+parameters, everything else is closed over, and `vmap` adds the example axis.
 """
 
 import functools
@@ -20,28 +20,26 @@ if TYPE_CHECKING:
 
 
 def from_equinox(module: "eqx.Module | Callable[..., eqx.Module]") -> base.Model:
-    """Makes a `Model` of an Equinox module.
+    """Makes a `Model` from an Equinox module.
 
-    The module is called on one example at a time, as `module(x)` under `jax.vmap`, with
-    an argument for the kind of pass where `__call__` names one as `from_linen`
-    describes (or `inference`). Where it names `key`, each example gets a key of its own
-    in passes on which gradients are taken. In predictions `inference` is true
-    everywhere, so that dropout is off, and there is no key.
+    The module is called on one example at a time, as `module(x)` under `jax.vmap`. If
+    its `__call__` takes a mode argument (see `from_linen`) or `inference`, that is set.
+    If it takes `key`, each example gets its own key in training passes. In predictions
+    `inference` is true everywhere, so dropout is off, and there is no key.
 
     Args:
       module: a constructor `key -> eqx.Module`, such as a `functools.partial` of a
-        class, from which `init` draws new parameters with its key; or an eqx.Module,
-        such as a pretrained one, of whose parameters `init` returns a copy whatever its
-        key.
+        class, with which `init` draws new parameters; or an eqx.Module, such as a
+        pretrained one, whose parameters `init` copies, ignoring its key.
 
     Returns:
-      A `Model`. Its parameters are the module's floating-point (and complex) arrays,
-      as by `eqx.filter(module, eqx.is_inexact_array)`: `eqx.combine(params, module)` is
-      a module again. Integer arrays and all that is no array are constants.
+      A `Model`. Its parameters are the module's floating-point (and complex) arrays, as
+      from `eqx.filter(module, eqx.is_inexact_array)`; `eqx.combine(params, module)` is
+      a module again. Integer arrays and non-arrays are constants.
 
     Raises:
       ImportError: if Equinox is not installed.
-      ValueError: if `module` is neither, cannot be called, or keeps state (`eqx.nn`'s
+      ValueError: if `module` is neither, is not callable, or keeps state (`eqx.nn`'s
         BatchNorm and SpectralNorm); from `apply`, if inputs share no example axis.
 
     Example:
@@ -57,7 +55,7 @@ def from_equinox(module: "eqx.Module | Callable[..., eqx.Module]") -> base.Model
         import equinox as eqx
     except ImportError as error:
         raise ImportError(
-            "`from_equinox` needs Equinox: pip install equinox"
+            "`from_equinox` requires Equinox: pip install equinox"
         ) from error
 
     make = None if isinstance(module, eqx.Module) else _constructor(module)
@@ -65,7 +63,7 @@ def from_equinox(module: "eqx.Module | Callable[..., eqx.Module]") -> base.Model
     _check_equinox_module(reference)
     arguments = inspect.signature(type(reference).__call__).parameters
     modes = _modes.accepted_modes(reference)
-    if "inference" in arguments:  # Other names are deprecated ones beside it.
+    if "inference" in arguments:  # Equinox's own name; others beside it are deprecated.
         modes = {"inference": False}
     like, static = eqx.partition(reference, eqx.is_inexact_array)
     structure = jax.tree.structure(like)
@@ -73,7 +71,7 @@ def from_equinox(module: "eqx.Module | Callable[..., eqx.Module]") -> base.Model
     def init(key, inputs):
         del inputs  # An Equinox module knows its shapes.
         drawn = like if make is None else eqx.filter(make(key), eqx.is_inexact_array)
-        # Static fields of another module, lambdas say, may be other objects.
+        # `like`'s structure: static fields, e.g. lambdas, of `drawn` may be unequal.
         return structure.unflatten(jnp.copy(x) for x in jax.tree.leaves(drawn))
 
     def apply(params, inputs, *, key=None, train=False):
@@ -101,19 +99,19 @@ def _constructor(module):
 
 
 def _check_equinox_module(module):
-    """Raises unless this is a module that can be called and keeps no state."""
+    """Raises unless this is a callable module without state."""
     import equinox as eqx
 
     is_state = lambda x: isinstance(x, eqx.nn.State | eqx.nn.StateIndex)
     if any(map(is_state, jax.tree.leaves(module, is_leaf=is_state))):
         raise ValueError(
-            "`module` keeps state (`eqx.nn.State`), of which an episode has none. "
-            "Normalise without it (`eqx.nn.LayerNorm`, `GroupNorm`); batch "
-            "normalisation comes through `jaxmeta.models.from_linen` or `from_nnx`."
+            "`module` keeps state (`eqx.nn.State`), which episodes do not have. Use "
+            "stateless normalisation (`eqx.nn.LayerNorm`, `GroupNorm`); for batch "
+            "normalisation use `jaxmeta.models.from_linen` or `from_nnx`."
         )
     if not (isinstance(module, eqx.Module) and callable(module)):
         raise ValueError(
-            "`module` must construct an eqx.Module that can be called, got "
+            "`module` must construct a callable eqx.Module, got "
             f"{type(module).__name__}."
         )
 
@@ -123,8 +121,8 @@ def _count_examples(inputs):
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(inputs)}
     if len(sizes) != 1 or () in sizes:
         raise ValueError(
-            "`inputs` of an Equinox module must have leaves [N, ...] of as many "
-            f"examples, got shapes {jax.tree.map(jnp.shape, inputs)}: it is called on "
-            "one example at a time."
+            "`inputs` of an Equinox module must have leaves [N, ...] with the same N, "
+            f"got shapes {jax.tree.map(jnp.shape, inputs)}: it is called on one "
+            "example at a time."
         )
     return sizes.pop()[0]

@@ -1,4 +1,4 @@
-"""The four-block convolutional network with a layer that a context modulates."""
+"""The four-block convolutional network with a context-modulated layer."""
 
 import flax.linen as nn
 import jax
@@ -9,18 +9,18 @@ from jaxmeta.models import _conv4, _norm
 
 
 class FilmConv4(nn.Module):
-    """`Conv4` in whose third block a context scales and shifts what ReLU gets (FiLM).
+    """`Conv4` with a third block whose ReLU inputs a context scales and shifts (FiLM).
 
-    Takes the pair `(inputs [N, H, W, channels], context [P])`, as `jaxmeta.cavia` with
-    `context="model"` gives it. The context, through a linear layer, gives every channel
-    a factor and a shift; at zero the factors are near 1, the shifts near 0.
+    Takes the pair `(inputs [N, H, W, channels], context [P])`, which `jaxmeta.cavia`
+    passes with `context="model"`. A linear layer maps the context to a scale and shift
+    per channel; for a zero context the scales are near 1, the shifts near 0.
 
     Attributes:
-      filters: of every convolution.
+      filters: filters per convolution.
       head: classes of the linear head.
-      strided: halve the image by stride-2 convolutions rather than by pooling.
+      strided: halve the image by stride-2 convolutions instead of pooling.
       norm: "batch" or None.
-      statistics: where predictions take batch statistics from, as in `Conv4`.
+      statistics: source of the batch statistics for predictions, as in `Conv4`.
 
     References:
       Zintgraf et al., "Fast Context Adaptation via Meta-Learning", ICML 2019, Appendix
@@ -47,7 +47,7 @@ class FilmConv4(nn.Module):
         if not isinstance(inputs_and_context, tuple) or len(inputs_and_context) != 2:
             raise ValueError(
                 "FilmConv4 takes the pair (images, context), got "
-                f"{jax.tree.map(jnp.shape, inputs_and_context)}. Give it to "
+                f"{jax.tree.map(jnp.shape, inputs_and_context)}. Use it in "
                 '`jaxmeta.cavia` with `context="model"`.'
             )
         x, context = inputs_and_context
@@ -56,6 +56,7 @@ class FilmConv4(nn.Module):
             _checks.check_int(name, getattr(self, name))
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
         film = nn.Dense(2 * self.filters, param_dtype=dtype, name="film")
+        # [2 F] -> scale and shift [1, 1, 1, F], broadcast over [N, H, W, F].
         scale, shift = jnp.split(film(context).reshape(1, 1, 1, -1), 2, -1)
         modulate = lambda x: x * (1 + scale) + shift
         for i in range(4):

@@ -11,25 +11,24 @@ from jaxmeta.models import _conv
 
 
 class KochNet(nn.Module):
-    """Convolutions with ReLU and 2x2 max-pooling between them, then a dense sigmoid.
+    """Convolutions with ReLU and 2x2 max-pooling in between, then a dense sigmoid.
 
     Inputs [N, H, W, channels], embeddings [N, features] in (0, 1). The defaults are the
-    paper's network for 105x105 drawings. Convolutions take the image without padding,
-    so smaller images need smaller kernels: for 28x28,
-    `KochNet(kernel_sizes=(5, 3, 2, 2))`.
+    paper's network for 105x105 drawings. Convolutions are not padded, so smaller images
+    need smaller kernels: for 28x28, `KochNet(kernel_sizes=(5, 3, 2, 2))`.
 
-    Meant for one set of weights for all tasks, as metric learners have: with weights
-    adapted to every task it is slow on a CPU.
+    For learners that share weights across tasks, such as metric learners; with weights
+    adapted to each task it is slow on a CPU.
 
     Attributes:
-      filters: of each convolution.
+      filters: filters of each convolution.
       kernel_sizes: height and width of each convolution's kernel.
       features: width of the dense layer.
 
     References:
       Koch, Zemel, Salakhutdinov, "Siamese Neural Networks for One-shot Image
-      Recognition", ICML deep learning workshop 2015, section 3.1 and figure 4; weights
-      start as in its section 3.2.
+      Recognition", ICML deep learning workshop 2015, section 3.1 and figure 4;
+      initialisation from section 3.2.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -53,8 +52,8 @@ class KochNet(nn.Module):
             zip(self.filters, self.kernel_sizes, strict=True)
         ):
             x = x if i == 0 else _conv.max_pool(x)
-            # Not `_conv.conv`: for kernels this large im2col takes five times the
-            # memory on a CPU, and no less time while all tasks share them.
+            # Not `_conv.conv`: for large kernels im2col takes five times the memory on
+            # a CPU, and is no faster while all tasks share the kernels.
             convolve = nn.Conv(
                 filters,
                 (size, size),
@@ -73,29 +72,30 @@ class KochNet(nn.Module):
         return nn.sigmoid(dense(x.reshape(x.shape[0], -1)))
 
     def _check(self, inputs):
-        """Raises unless the layers are well given and leave something of the image."""
+        """Raises unless the layer sizes are valid and the image is large enough."""
         if inputs.ndim != 4:
             raise ValueError(
                 f"KochNet takes images [N, H, W, channels], got shape {inputs.shape}."
             )
         if not self.filters or len(self.filters) != len(self.kernel_sizes):
             raise ValueError(
-                "`filters` and `kernel_sizes` must be of one length, got "
+                "`filters` and `kernel_sizes` must have the same length, got "
                 f"{self.filters} and {self.kernel_sizes}."
             )
         for name in ("filters", "kernel_sizes"):
             for value in getattr(self, name):
                 _checks.check_int(name, value)
         _checks.check_int("features", self.features)
-        # What the last layer needs at least, backwards through those before it.
+        # The smallest image, backwards from the last kernel: pooling doubles the size
+        # and an unpadded convolution adds kernel size - 1.
         smallest = self.kernel_sizes[-1]
         for size in reversed(self.kernel_sizes[:-1]):
             smallest = 2 * smallest + size - 1
         if min(inputs.shape[1:3]) < smallest:
             raise ValueError(
-                f"`kernel_sizes` {self.kernel_sizes} need images of {smallest}x"
-                f"{smallest} at least, got shape {inputs.shape}. Give larger images or "
-                "smaller kernels."
+                f"`kernel_sizes` {self.kernel_sizes} require images of at least "
+                f"{smallest}x{smallest}, got shape {inputs.shape}. Use larger images "
+                "or smaller kernels."
             )
 
 

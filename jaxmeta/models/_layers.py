@@ -1,4 +1,4 @@
-"""What the blocks of the convolutional networks share."""
+"""Shared by the blocks of the convolutional networks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,18 +25,18 @@ def normalized_conv(
     convolve: Callable[..., jax.Array] = _conv.conv,
     kernel_init: nn.initializers.Initializer = _HE_NORMAL,
 ) -> jax.Array:
-    """Convolves, inside a compact module, by a new kernel, and normalises.
+    """Convolves with a new kernel and normalises, inside a compact module.
 
     Args:
-      module: gets the parameters "kernel" and, without a norm, "bias".
-      x: [N, H, W, channels], or what `convolve` takes.
+      module: owns the parameters "kernel" and, without a norm, "bias".
+      x: [N, H, W, channels], or the inputs of `convolve`.
       filters: F.
       norm: "batch" or None.
-      size: of the kernel, padded by half of it on all sides.
-      stride: of both axes.
-      suffix: to the names of the parameters.
-      channels: of the kernel; None is x's.
-      convolve: as `jaxmeta.models._conv.conv`.
+      size: kernel size; half of it pads each side.
+      stride: stride of both axes.
+      suffix: suffix of the parameter names.
+      channels: input channels of the kernel; None is x's.
+      convolve: a function like `jaxmeta.models._conv.conv`.
       kernel_init: draws the kernel.
 
     Returns:

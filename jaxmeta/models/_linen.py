@@ -1,8 +1,8 @@
-"""flax.linen modules with dropout or running statistics, as the models learners take.
+"""Adapts flax.linen modules with dropout or BatchNorm to the learners' interface.
 
-An episode has no running statistics that mean anything, so `from_linen` never uses a
-module's own: passes on which gradients are taken normalise by the batch, predictions
-by the batch or by the support set, whatever the module asks its BatchNorm for.
+Running statistics have no meaning in an episode, so `from_linen` never uses them:
+training passes normalise by the batch, predictions by the batch or by the support set,
+whatever the module requests of its BatchNorm.
 """
 
 import functools
@@ -16,29 +16,29 @@ from jaxmeta.models import _modes, _norm
 
 
 def from_linen(module: nn.Module, *, statistics: str = "batch") -> base.Model:
-    """Makes a `Model` of a flax.linen module with dropout or BatchNorm.
+    """Makes a `Model` from a flax.linen module with dropout or BatchNorm.
 
-    The module is called as `module(inputs)`. Where its `__call__` names one of `train`,
+    The module is called as `module(inputs)`. If its `__call__` takes one of `train`,
     `training`, `is_training`, `deterministic` or `use_running_average`, that argument
-    says whether this is a pass on which gradients are taken (the last two are false
-    then). `nn.BatchNorm` normalises by the batch in such passes and by `statistics` in
-    predictions; `nn.Dropout` is off in predictions, and without such an argument on in
-    the others.
+    is set to say whether this is a training pass, one on which gradients are taken (the
+    last two are false then). `nn.BatchNorm` normalises by the batch in training passes
+    and by `statistics` in predictions; `nn.Dropout` is off in predictions and, without
+    such an argument, on in training passes.
 
     Args:
       module: a flax.linen module. Its running statistics are never used.
-      statistics: where predictions take the statistics of `nn.BatchNorm` from: "batch",
-        the inputs predicted together (transductive), or "support", the support set.
-        Static.
+      statistics: source of the `nn.BatchNorm` statistics for predictions: "batch", the
+        inputs predicted together (transductive), or "support", the support set. Static.
 
     Returns:
-      A `Model`. `init` returns a dict of "params", all of it trainable; the key of
-      `apply` seeds every random stream of the module.
+      A `Model`. `init` returns a dict of "params", all trainable; the key of `apply`
+      seeds every random stream of the module.
 
     Raises:
-      ValueError: if `module` is no flax.linen module or `statistics` is unknown; from
-        `init`, if the module has collections other than "params" and the statistics of
-        `nn.BatchNorm`; from `apply`, if the support set's statistics are missing.
+      ValueError: if `module` is not a flax.linen module or `statistics` is unknown;
+        from `init`, if the module has collections other than "params" and the
+        statistics of `nn.BatchNorm`; from `apply`, if the support set's statistics are
+        missing.
 
     Example:
       >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -63,7 +63,7 @@ def from_linen(module: nn.Module, *, statistics: str = "batch") -> base.Model:
         change = functools.partial(
             _change_layer,
             stored=stored,
-            # A module that is told the mode may have its reasons to drop nothing.
+            # A module with a mode argument decides itself whether to drop units.
             dropout=None if train and modes else train,
             norms=set() if norms is None else norms,
         )
@@ -71,7 +71,7 @@ def from_linen(module: nn.Module, *, statistics: str = "batch") -> base.Model:
             return method(first, inputs, **_modes.mode(modes, train), **options)
 
     def on_batch(params, inputs, key, train):
-        """Normalises by the batch: returns the outputs and the batch's statistics."""
+        """Normalises by the batch; returns the outputs and the batch statistics."""
         params = {"params": params["params"]}
         return call(
             module.apply, params, inputs, train, rngs=key, mutable=["batch_stats"]
@@ -97,7 +97,7 @@ def from_linen(module: nn.Module, *, statistics: str = "batch") -> base.Model:
 
 
 def _change_layer(next_fun, args, kwargs, context, *, stored, dropout, norms):
-    """Sets the mode of `nn.BatchNorm` and `nn.Dropout`; adds to the norms' paths."""
+    """Sets the mode of `nn.BatchNorm` and `nn.Dropout`; records paths in `norms`."""
     layer = context.module
     if context.method_name != "__call__":
         return next_fun(*args, **kwargs)
@@ -105,7 +105,7 @@ def _change_layer(next_fun, args, kwargs, context, *, stored, dropout, norms):
         norms.add(layer.path)
         if stored and not layer.has_variable("batch_stats", "mean"):
             raise ValueError(_modes.NO_STATISTICS)
-        # What it would store is then exactly what it normalises by.
+        # With momentum 0 it stores exactly the batch statistics it normalises by.
         object.__setattr__(layer, "momentum", 0.0)
         args, kwargs = _set(context, args, kwargs, "use_running_average", stored)
     elif isinstance(layer, nn.Dropout) and dropout is not None:
@@ -115,7 +115,7 @@ def _change_layer(next_fun, args, kwargs, context, *, stored, dropout, norms):
 
 def _set(context, args, kwargs, name, value):
     """Sets an attribute of a layer that may also be an argument of this call."""
-    # Frozen, but this call's own: flax clones modules when it binds them.
+    # The layer is frozen, but private to this call: flax clones modules on binding.
     object.__setattr__(context.module, name, value)
     bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
     if name in bound.arguments:
@@ -128,13 +128,13 @@ def _check_collections(variables, norms):
     extra = sorted(set(variables) - {"params", "batch_stats"})
     if extra:
         raise ValueError(
-            f"`module` keeps the collections {extra}; `from_linen` knows what to do "
-            "with 'params' and 'batch_stats' only. Constants can be attributes."
+            f"`module` has the collections {extra}; `from_linen` supports only "
+            "'params' and 'batch_stats'. Make constants attributes."
         )
     stored = traverse_util.flatten_dict(variables.get("batch_stats", {}))
     strange = sorted("/".join(path) for path in stored if path[:-1] not in norms)
     if strange:
         raise ValueError(
-            f"`module` keeps the 'batch_stats' {strange}, which are not those of an "
-            "`nn.BatchNorm`: `from_linen` cannot tell what they mean in an episode."
+            f"`module` has the 'batch_stats' {strange}, which do not belong to an "
+            "`nn.BatchNorm`: `from_linen` does not know their meaning in an episode."
         )

@@ -13,16 +13,16 @@ class MLP(nn.Module):
     """Dense layers with a nonlinearity between them; the last one is linear.
 
     Inputs [N, ...] are flattened to [N, D], outputs are [N, features[-1]]. Weights and
-    biases start uniform in ±1 / √fan_in. Larger weights (He) and the smaller ones of
-    the MAML paper's released code (standard deviation 0.01) meta-train to sinusoids of
-    which more diverge in later inner steps.
+    biases are initialised uniformly in ±1 / √fan_in. On sinusoids, larger initial
+    weights (He) and the smaller ones of the MAML paper's released code (standard
+    deviation 0.01) make more tasks diverge in later inner steps.
 
     Attributes:
-      features: width of every layer, the output's last.
-      activation: after each hidden layer.
-      norm: "batch" normalises each hidden layer before its activation on the statistics
-        of the batch, as the MAML paper's network for Omniglot does; None, not at all.
-      statistics: where predictions take batch statistics from: "batch", the inputs
+      features: width of every layer, including the output.
+      activation: activation of the hidden layers.
+      norm: "batch" batch-normalises each hidden layer before its activation, like the
+        MAML paper's network for Omniglot; None does not normalise.
+      statistics: source of the batch statistics for predictions: "batch", the inputs
         predicted together (transductive), or "support", the support set.
 
     Example:
@@ -55,7 +55,7 @@ class MLP(nn.Module):
 
 
 def _dense(width, x, use_bias=True):
-    """Applies a new dense layer; call it within a compact method."""
+    """Applies a new dense layer; only callable inside a compact method."""
     reach = x.shape[-1] ** -0.5
 
     def init(key, shape, dtype):

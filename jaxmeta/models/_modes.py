@@ -1,10 +1,9 @@
-"""What the adapters of modules share: the names that modules give to a mode."""
+"""Shared by the module adapters: argument names for the train or eval mode."""
 
 import inspect
 from typing import Any
 
-# What modules call the argument that says which pass this is, and its value in a pass
-# on which gradients are taken.
+# Names of the mode argument in modules, and its value in a training pass.
 _MODES = {
     "train": True,
     "training": True,
@@ -14,17 +13,17 @@ _MODES = {
 }
 NO_STATISTICS = (
     "The parameters hold no statistics of a support set. With statistics='support' "
-    "predictions need `with_support_statistics(params, support_inputs)`, not `params` "
-    "alone."
+    "predictions require `with_support_statistics(params, support_inputs)`, not just "
+    "`params`."
 )
 
 
 def accepted_modes(module: Any) -> dict[str, bool]:
-    """Returns those of the names that `module.__call__` has, with their values."""
+    """Returns the mode arguments that `module.__call__` takes, with their values."""
     names = inspect.signature(type(module).__call__).parameters
     return {name: value for name, value in _MODES.items() if name in names}
 
 
 def mode(modes: dict[str, bool], train: bool) -> dict[str, bool]:
-    """Returns the arguments that say which pass this is."""
+    """Returns the mode arguments for this pass."""
     return {name: value == train for name, value in modes.items()}

@@ -1,8 +1,8 @@
-"""flax.nnx modules, as the models learners take.
+"""Adapts flax.nnx modules to the model interface of learners.
 
-An episode has no running statistics that mean anything, so `from_nnx` never uses a
-module's own: passes on which gradients are taken normalise by the batch, predictions
-by the batch or by the support set, whatever the module asks its BatchNorm for.
+Running statistics have no meaning in an episode, so `from_nnx` never uses them:
+training passes normalise by the batch, predictions by the batch or by the support set,
+whatever the module requests of its BatchNorm.
 """
 
 import functools
@@ -23,23 +23,22 @@ if TYPE_CHECKING:
 def from_nnx(
     module: "nnx.Module | Callable[..., nnx.Module]", *, statistics: str = "batch"
 ) -> base.Model:
-    """Makes a `Model` of a flax.nnx module.
+    """Makes a `Model` from a flax.nnx module.
 
-    The module is called as `module(inputs)`, with the argument for the kind of pass
-    that `from_linen` describes where `__call__` names one. `nnx.BatchNorm` normalises
-    by the batch in passes on which gradients are taken and by `statistics` in
-    predictions; dropout is off in predictions.
+    The module is called as `module(inputs)`, with a mode argument (see `from_linen`) if
+    its `__call__` takes one. `nnx.BatchNorm` normalises by the batch in training passes
+    and by `statistics` in predictions; dropout is off in predictions.
 
     Args:
       module: a constructor `rngs -> nnx.Module`, such as a class or a
-        `functools.partial` of one, from which `init` draws new parameters with its key;
-        or an nnx.Module, such as a pretrained one, of whose parameters `init` returns
-        a copy whatever its key. Only `nnx.Param` is trainable. Running statistics are
-        never used, and arrays outside variables are constants.
+        `functools.partial` of one, with which `init` draws new parameters; or an
+        nnx.Module, such as a pretrained one, whose parameters `init` copies, ignoring
+        its key. Only `nnx.Param` is trainable. Running statistics are never used, and
+        arrays outside variables are constants.
       statistics: as for `from_linen`. Static.
 
     Returns:
-      A `Model`. `init` returns a dict of "params", nested dicts of arrays, all of it
+      A `Model`. `init` returns a dict of "params", nested dicts of arrays, all
       trainable; the key of `apply` seeds every random stream of the module.
 
     Raises:
@@ -57,7 +56,7 @@ def from_nnx(
       >>> model.apply(params, jnp.ones((4, 2))).shape
       (4, 3)
     """
-    from flax import nnx  # Loads slowly, and few need it.
+    from flax import nnx  # Slow to import and rarely needed.
 
     _checks.check_choice("statistics", statistics, _norm.STATISTICS)
     make = None if isinstance(module, nnx.Module) else _constructor(module)
@@ -67,7 +66,7 @@ def from_nnx(
     graph, present, unused, constants = nnx.split(
         reference, nnx.Param, nnx.BatchStat, ...
     )
-    # Without their variables, which belong to `reference` and to this trace.
+    # Plain arrays: the variables belong to `reference` and to this trace.
     present, unused, constants = map(nnx.to_pure_dict, (present, unused, constants))
     streams = sorted(
         {x.tag for _, x in nnx.iter_graph(reference) if isinstance(x, nnx.RngStream)}
@@ -78,11 +77,11 @@ def from_nnx(
         net.set_attributes(deterministic=not train, raise_if_not_found=False)
         for _, layer in nnx.iter_modules(net):
             if isinstance(layer, nnx.BatchNorm):
-                # Its argument overrides its attribute; only its class decides.
+                # The call argument overrides the attribute, so replace the class.
                 object.__setattr__(layer, "__class__", _own_mode(type(layer)))
                 layer.use_running_average, layer.momentum = stored, 0.0
             elif isinstance(layer, nnx.Dropout) and not train:
-                layer.rate = 0.0  # Its argument overrides `deterministic`.
+                layer.rate = 0.0  # The call argument may override `deterministic`.
         if train and streams:
             if key is None:
                 raise ValueError("`key` must be given with `train=True`, got None.")
@@ -134,13 +133,13 @@ def _constructor(module):
 
 @functools.cache
 def _own_mode(norm):
-    """Returns `norm`, a class of BatchNorm, deaf to its argument for the mode."""
+    """Returns `norm`, a BatchNorm class, modified to ignore its mode argument."""
     from flax import nnx
 
     class OwnMode(nnx.BatchNorm):
         def __call__(self, x, use_running_average=None, *, mask=None):
             if not self.use_running_average:
-                # Statistics start as float32, and float64 ones would not fit in.
+                # Initial statistics are float32; reset them to hold float64 too.
                 scales = [y[...] for y in (self.scale, self.bias) if y is not None]
                 dtype = jnp.result_type(x, jnp.float32, *scales)
                 for stat in (self.mean, self.var):
@@ -149,7 +148,8 @@ def _own_mode(norm):
 
     if norm is nnx.BatchNorm:
         return OwnMode
-    return type(norm.__name__, (norm, OwnMode), {})  # After its own `__call__`.
+    # In the MRO after `norm`, whose own `__call__` runs first, but before BatchNorm.
+    return type(norm.__name__, (norm, OwnMode), {})
 
 
 def _check_nnx_module(module):
@@ -173,7 +173,7 @@ def _check_nnx_module(module):
             }
     if strange:
         raise ValueError(
-            f"`module` keeps the variables {strange}; `from_nnx` knows what to do with "
-            "nnx.Param, random streams and the statistics of nnx.BatchNorm only. "
-            "Constants can be plain arrays."
+            f"`module` has the variables {strange}; `from_nnx` supports only "
+            "nnx.Param, random streams and the statistics of nnx.BatchNorm. Make "
+            "constants plain arrays."
         )

@@ -1,8 +1,8 @@
-"""Batch normalisation for episodes: on the statistics of one set of examples.
+"""Batch normalisation for episodes, by the statistics of one set of examples.
 
-An episode has no running statistics that mean anything. Either every set that passes
-the network is normalised by itself, the queries too (transductive: what MAML's
-published numbers use), or the queries are normalised by the support set.
+Running statistics have no meaning in an episode. Either every set is normalised by its
+own statistics, including the queries (transductive, as in MAML's published results), or
+the queries are normalised by the support set's.
 """
 
 import flax.linen as nn
@@ -18,8 +18,8 @@ STATISTICS = ("batch", "support")
 class BatchNorm(nn.Module):
     """Normalises over all axes but one, then scales and shifts.
 
-    Uses the collection "batch_stats" when it is there, else the batch; stores the
-    batch's statistics when that collection is mutable. Never updates a running mean.
+    Uses the collection "batch_stats" if present, else the batch; stores the batch
+    statistics if that collection is mutable. Never updates a running mean.
     """
 
     epsilon: float = 1e-5
@@ -41,8 +41,8 @@ class BatchNorm(nn.Module):
             if x.size == x.shape[self.axis] and not self.is_initializing():
                 raise ValueError(
                     "Batch normalisation of a single example is a constant, got "
-                    f"features of shape {x.shape}. Predict several together, or say "
-                    '`statistics="support"` to the model.'
+                    f"features of shape {x.shape}. Predict several together, or set "
+                    'the model\'s `statistics="support"`.'
                 )
             mean = jnp.mean(x, axes)
             # Two passes: E[x^2] - E[x]^2 cancels, and its derivatives more so.
@@ -62,7 +62,7 @@ def normalize(norm: str | None, x: jax.Array, axis: int = -1) -> jax.Array:
 
 
 def with_support_statistics(module, params, inputs):
-    """Puts the batch statistics of `inputs` beside `params`, if `module` uses them."""
+    """Adds the batch statistics of `inputs` to `params`, if `module` uses them."""
     _checks.check_choice("statistics", module.statistics, STATISTICS)
     if module.statistics == "batch" or module.norm is None:
         return params

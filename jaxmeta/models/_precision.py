@@ -1,4 +1,4 @@
-"""Computing in fewer bits than parameters are kept in."""
+"""Mixed precision: computes in fewer bits than the parameters have."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from jaxmeta import _model, base
 def with_compute_dtype(
     model: base.ModelLike, dtype: Any = jnp.bfloat16
 ) -> base.ModelLike:
-    """Returns `model` computing in `dtype`, with parameters and outputs as they are.
+    """Returns `model` computing in `dtype`; parameters and outputs keep their dtypes.
 
-    Parameters and inputs are rounded on their way in, so that products run on the
-    matrix units of an accelerator; gradients, inner updates, losses and meta-parameters
-    keep their precision. Of a learned inner rule or a head the arithmetic stays as it
-    is. MAML on `tasks.glyphs` lost half a point of accuracy (83.0 against 83.5 %); on a
-    CPU it is slower than float32.
+    Parameters and inputs are rounded before each pass, so that products run on an
+    accelerator's matrix units; gradients, inner updates, losses and meta-parameters
+    keep their precision, as does the arithmetic of learned inner rules and heads. MAML
+    on `tasks.glyphs` lost half a point of accuracy (83.0 against 83.5 %); on a CPU it
+    is slower than float32.
 
     Args:
       model: anything with `init(key, inputs)` and `apply(params, inputs)`.
       dtype: floating, `jnp.bfloat16` or `jnp.float16`; the latter has a small range
-        and wants scaled losses.
+        and requires loss scaling.
 
     Returns:
       A model with the same parameters and attributes. Outputs are float32, or the
-      parameters' own type where that is wider.
+      parameters' dtype if that is wider.
 
     Raises:
       ValueError: if `dtype` is not floating.
@@ -46,18 +46,18 @@ def with_compute_dtype(
     """
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         name = None if dtype is None else jnp.dtype(dtype).name
-        raise ValueError(f"`dtype` must be floating, say jnp.bfloat16, got {name}.")
+        raise ValueError(f"`dtype` must be floating, e.g. jnp.bfloat16, got {name}.")
     return _Rounded(model, jnp.dtype(dtype))
 
 
 class _Rounded:
-    """A model in another precision; what else it says of itself is still true."""
+    """A model in another precision; other attributes are the model's own."""
 
     def __init__(self, model: base.ModelLike, dtype: Any):
         self._model, self._net, self._dtype = model, _model.normalize(model), dtype
 
     def __getattr__(self, name):
-        if name.startswith("_"):  # Not before `__init__`, as pickle asks.
+        if name.startswith("_"):  # pickle asks before `__init__` sets `_model`.
             raise AttributeError(name)
         return getattr(self._model, name)
 
@@ -72,7 +72,7 @@ class _Rounded:
     def with_support_statistics(self, params, inputs):
         rounded = _cast(params, self._dtype)
         found = self._net.with_support_statistics(rounded, _cast(inputs, self._dtype))
-        # What it hands back as it was given keeps all its bits.
+        # Leaves returned unchanged are restored to full precision.
         leaves = zip(jax.tree.leaves(rounded), jax.tree.leaves(params), strict=True)
         given = {id(narrow): wide for narrow, wide in leaves}
         dtype = _widest(params)

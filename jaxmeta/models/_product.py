@@ -1,9 +1,9 @@
-"""A matrix product whose derivatives lay out the smaller factor anew.
+"""A matrix product whose derivatives transpose the smaller factor.
 
-The derivative by a kernel contracts the many rows of both its factors, patches and
-cotangents, and a CPU's product wants the first of them transposed. JAX always takes
-the cotangents first; when patches are narrower, as of an image's few channels, that
-copies several times as much. A derivative of this product is this product again.
+The gradient of a kernel contracts the many rows of its two factors, patches and
+cotangents, and a CPU's product transposes the first of them. JAX always puts the
+cotangents first; if patches are narrower, as for an image's few channels, that copies
+several times as much. The derivatives of this product are this product again.
 """
 
 import jax
@@ -25,17 +25,17 @@ def product(x: jax.Array, y: jax.Array) -> jax.Array:
     """
     if not _are_local(x, y):
         return _dot(x, y)
-    # The compiler drops the 1. It is for checkify, which knows JAX's operations alone
-    # and would not see a NaN here.
+    # The compiler drops the factor 1. It is for checkify, which knows only JAX's own
+    # operations and would miss a NaN here.
     return _product_p.bind(x, y) * 1
 
 
 def _are_local(x, y):
-    """Whether no derivative has to sum over devices: JAX's own rules know how."""
+    """Whether no derivative must sum over devices; otherwise JAX's rules are used."""
     over_devices = (*jax.typeof(x).sharding.spec, *jax.typeof(y).sharding.spec)
     if any(axis is not None for axis in over_devices):
         return False
-    # In `shard_map`, where one varies over devices and the other does not, a cast.
+    # In `shard_map`, if only one factor varies over devices, JAX inserts a cast.
     return len(jax.make_jaxpr(_dot)(x, y).eqns) == 1
 
 
@@ -54,6 +54,7 @@ def _transpose_x(cotangents, x, y):
 
 def _transpose_y(cotangents, x, y):
     del y
+    # y_bar = x^T c = (c^T x)^T: the first factor is transposed, so take the narrower.
     if x.shape[1] < cotangents.shape[1]:
         return product(x.T, cotangents)
     return product(cotangents.T, x).T

@@ -19,15 +19,15 @@ class RelationEmbedding(nn.Module):
     """Four blocks of 3x3 convolution, normalisation and ReLU; the first two pool.
 
     Inputs [N, H, W, channels]. Outputs are feature maps [N, H // 4, W // 4, filters],
-    for `jaxmeta.learners.relation` to compare place by place.
+    which `jaxmeta.learners.relation` compares position by position.
 
     Attributes:
-      filters: of every convolution.
+      filters: filters per convolution.
       norm: "batch" or None.
-      statistics: where predictions take batch statistics from: "batch", the inputs
+      statistics: source of the batch statistics for predictions: "batch", the inputs
         predicted together (transductive), or "support", the support set.
 
-    Differs from the released code: every convolution is padded to keep the size, there
+    Differs from the released code: all convolutions are padded to keep the size; there
     the first two are not.
 
     Example:
@@ -68,20 +68,20 @@ class RelationEmbedding(nn.Module):
 
 
 class RelationModule(nn.Module):
-    """Says by one number how well two concatenated feature maps go together.
+    """Scores how well two concatenated feature maps match.
 
-    Inputs are pairs [P, H, W, channels], of any size, or of vectors [P, D]; or two sets
-    (a [A, ...], b [B, ...]), for all pairs of them, [B * A, ...], those with b_0 first:
-    the first convolution then sees every example once, and not every pair. Maps pass
-    two blocks of 3x3 convolution, normalisation and ReLU, each pooled by 2x2 while
-    there are two rows and columns; vectors pass one dense layer. Two more dense layers
-    give [P, 1].
+    Inputs are pairs of maps [P, H, W, channels], of any size, or of vectors [P, D]; or
+    two sets (a [A, ...], b [B, ...]) for all their pairs, [B * A, ...], those with b_0
+    first: the first convolution then processes each example once instead of each pair.
+    Maps go through two blocks of 3x3 convolution, normalisation and ReLU, each with 2x2
+    pooling while there are two rows and columns; vectors through one dense layer. Two
+    more dense layers give [P, 1].
 
     Attributes:
-      filters: of both convolutions; units of the dense layer for vectors.
+      filters: filters per convolution; units of the dense layer for vectors.
       hidden: units of the dense layer before the last.
-      norm: "batch" or None, of the convolutions.
-      statistics: where predictions take batch statistics from: "batch", the pairs
+      norm: "batch" or None, for the convolutions.
+      statistics: source of the batch statistics for predictions: "batch", the pairs
         predicted together (transductive), or "support", pairs within the support set.
 
     Example:
@@ -96,7 +96,7 @@ class RelationModule(nn.Module):
       (6, 1)
     """
 
-    takes_sets = True  # What `jaxmeta.learners.relation` asks.
+    takes_sets = True  # Read by `jaxmeta.learners.relation`.
 
     filters: int = 64
     hidden: int = 8
@@ -139,19 +139,21 @@ class RelationModule(nn.Module):
     def with_support_statistics(self, params, pairs):
         """Returns `params` with the statistics that predictions will use."""
         first = pairs[0] if isinstance(pairs, tuple) else pairs
-        if first.ndim == 2:  # Nothing is normalised.
+        if first.ndim == 2:  # Vectors are not normalised.
             return params
         return _norm.with_support_statistics(self, params, pairs)
 
 
 def _conv_of_pairs(sets, kernel, **options):
-    """Convolves pairs that are concatenated, or all pairs of two sets."""
+    """Convolves concatenated pairs, or all pairs of two sets."""
+    # Linear in the channels: conv([a, b], k) = conv(a, k_a) + conv(b, k_b).
     ends = list(itertools.accumulate(x.shape[-1] for x in sets))[:-1]
     kernels = jnp.split(kernel, ends, axis=2)
     parts = [_conv.conv(x, k, **options) for x, k in zip(sets, kernels, strict=True)]
     if len(parts) == 1:
         return parts[0]
     a, b = parts
+    # [1, A, ...] + [B, 1, ...]: the linear parts of all pairs, without concatenating.
     return (a[None] + b[:, None]).reshape(-1, *a.shape[1:])
 
 

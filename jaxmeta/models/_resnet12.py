@@ -10,7 +10,7 @@ from jax import lax
 from jaxmeta import _checks
 from jaxmeta.models import _conv, _layers, _norm
 
-# As the reference implementation's, "kaiming normal" by the fan out.
+# "Kaiming normal" with fan-out, as in the reference implementation.
 _KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -18,20 +18,20 @@ class ResNet12(nn.Module):
     """Four residual blocks of three 3x3 convolutions, each halving the image.
 
     Inputs [N, H, W, channels]. Outputs [N, head], or the embedding [N, filters[-1]] for
-    `head=None`: the last map averaged over positions. After each block activations are
-    dropped: single ones after the first two, whole squares (`drop_block`) after the
-    others. That happens only in passes on which gradients are taken: `apply` drops with
-    `train=True` and a `key`, which learners pass by themselves; inside another
-    flax.linen module, where there is a random stream "dropblock".
+    `head=None`: the last map averaged over positions. Each block ends with dropout: of
+    single activations in the first two blocks, of squares (`drop_block`) in the others.
+    It is active only in training passes: `apply` drops with `train=True` and a `key`,
+    which learners pass; inside another flax.linen module, if there is a random stream
+    "dropblock".
 
     Attributes:
-      filters: of each block's convolutions.
+      filters: filters of each block's convolutions.
       head: classes of the linear head; None for embeddings.
       drop_rate: share of the activations to drop.
-      block_size: side of the squares dropped; MetaOptNet's for 84x84 images, which
-        takes 2 for 32x32 ones.
+      block_size: side of the dropped squares; 5 is MetaOptNet's for 84x84 images, 2 for
+        32x32 images.
       norm: "batch" or None.
-      statistics: where predictions take batch statistics from: "batch", the inputs
+      statistics: source of the batch statistics for predictions: "batch", the inputs
         predicted together (transductive), or "support", the support set.
 
     References:
@@ -60,7 +60,7 @@ class ResNet12(nn.Module):
 
     @nn.nowrap
     def apply(self, variables, inputs, *, key=None, train=False, **options):
-        """Applies the network as `flax.linen.Module.apply` does, dropping by `key`."""
+        """Applies the network like `flax.linen.Module.apply`, with dropout by `key`."""
         if train and key is not None:
             options["rngs"] = {"dropblock": key}
         return super().apply(variables, inputs, **options)
@@ -75,7 +75,7 @@ class ResNet12(nn.Module):
         if min(inputs.shape[1:3]) < 16:
             raise ValueError(
                 "Four poolings leave nothing of images under 16x16, got shape "
-                f"{inputs.shape}. Give larger images."
+                f"{inputs.shape}. Use larger images."
             )
         if len(self.filters) != 4:
             raise ValueError(f"`filters` must be four widths, got {self.filters}.")
@@ -101,7 +101,7 @@ class ResNet12(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Three 3x3 convolutions beside one of 1x1, 2x2 max-pooling, leaky ReLU."""
+    """Three 3x3 convolutions and a 1x1 shortcut, 2x2 max-pooling, leaky ReLU."""
 
     filters: int
     norm: str | None
@@ -112,7 +112,7 @@ class ResidualBlock(nn.Module):
         shortcut = self._convolve("_shortcut", x, 1)
         for i in range(3):
             x = self._convolve(f"_{i}", x if i == 0 else _activate(x), 3)
-        # The activation rises: after pooling it gives the same, for a quarter of it.
+        # The activation is monotonic, so it commutes with pooling and costs a quarter.
         return _activate(_conv.max_pool(x + shortcut))
 
     def _convolve(self, suffix, x, size):
@@ -134,24 +134,24 @@ def _activate(x):
 def drop_block(
     key: jax.Array, inputs: jax.Array, *, rate: float, size: int
 ) -> jax.Array:
-    r"""Sets squares of each map to zero, and scales the rest to keep the mean.
+    r"""Zeroes squares of each map, and rescales the rest to keep the mean.
 
-    A square starts at each of the :math:`(H - b + 1)(W - b + 1)` places where one fits
-    with probability
+    A square starts at each of the :math:`(H - b + 1)(W - b + 1)` positions where it
+    fits with probability
 
     .. math::
       \gamma = \frac{r}{b^2} \frac{H W}{(H - b + 1)(W - b + 1)},
 
-    so that about a share r of the units is dropped, somewhat less as squares overlap.
-    Every example and channel has its own squares. What remains is scaled by the number
-    of all units over that of those left.
+    so that about a share r of the units is dropped, slightly less because squares
+    overlap. Every example and channel has its own squares. The remaining units are
+    scaled by the total number of units over theirs.
 
     Args:
       key: a PRNG key.
       inputs: [N, H, W, channels].
       rate: r, in [0, 1). Static.
-      size: b, the side of a square; 1 drops units one by one. In a map that is lower or
-        narrower than b, a block is as high or as wide as the map. Static.
+      size: b, the side of a square; 1 drops single units. Blocks are clipped to the
+        height and width of the map. Static.
 
     Returns:
       [N, H, W, channels].
@@ -176,18 +176,21 @@ def drop_block(
     examples, height, width, channels = inputs.shape
     rows, columns = min(size, height), min(size, width)
     starts = (height - rows + 1, width - columns + 1)
+    # gamma, for blocks of `rows` x `columns`.
     share = rate / (rows * columns) * (height * width) / (starts[0] * starts[1])
     starting = jax.random.bernoulli(key, share, (examples, *starts, channels))
+    # A unit is dropped if a square starts in the `rows` x `columns` window that ends at
+    # it: a max over the starts, padded back to [N, H, W, channels].
     padding = ((0, 0), (rows - 1, rows - 1), (columns - 1, columns - 1), (0, 0))
     window = (1, rows, columns, 1)
     dropped = lax.reduce_window(starting, False, lax.max, window, (1, 1, 1, 1), padding)
-    # All may be dropped where there is little.
+    # All units of a small input may be dropped: then divide by 1.
     scale = inputs.size / jnp.maximum(jnp.sum(~dropped), 1)
     return jnp.where(dropped, 0, inputs * scale.astype(inputs.dtype))
 
 
 def _check_drop(rate_name, rate, size_name, size):
-    """Raises unless the two, called so where they are given, are in their ranges."""
+    """Raises unless both values are in range; the names are for the messages."""
     if not 0 <= rate < 1:
         raise ValueError(f"`{rate_name}` must be in [0, 1), got {rate!r}.")
     _checks.check_int(size_name, size)

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 class Transformer(nn.Module):
     """Predicts the next token of a sequence.
 
-    Inputs [N, L] integers, outputs logits [N, L, vocabulary]; position l sees tokens up
-    to l alone. Layer normalisation comes before attention and before the dense layers.
+    Inputs [N, L] integers, outputs logits [N, L, vocabulary]; position l attends only
+    to tokens up to l. Layer normalisation precedes attention and the dense layers.
 
     Attributes:
-      vocabulary: tokens.
-      max_length: the longest sequence, which positions are learned for.
-      width: of the embeddings.
-      num_heads: attention heads; they divide `width`.
-      num_layers: blocks.
+      vocabulary: number of tokens.
+      max_length: maximum sequence length; positions are learned up to it.
+      width: width of the embeddings.
+      num_heads: attention heads; must divide `width`.
+      num_layers: number of blocks.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -39,7 +39,7 @@ class Transformer(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
             raise ValueError(
                 f"Transformer takes tokens [N, L], L <= {self.max_length}, got shape "
-                f"{tokens.shape}. Raise `max_length`."
+                f"{tokens.shape}. Increase `max_length`."
             )
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
         length = tokens.shape[1]

@@ -19,25 +19,25 @@ def adam(
     eps: float = 1e-8,
     grad_floor: float = 1e-5,
 ) -> optax.GradientTransformation:
-    r"""Adam whose derivative stays bounded where the gradient is zero.
+    r"""Adam with a bounded derivative where the gradient is zero.
 
     The same updates as `optax.adam`. Its derivative with respect to the gradients,
-    which MAML takes, is another matter: the square root of the second moment has an
-    infinite one at zero (`optax.adam` gives NaN), and close to zero the update is a
-    sign function, of slope :math:`1/\epsilon`. Here a coordinate whose
-    :math:`\sqrt{\hat v}` is under `grad_floor` is taken for what it is on any larger
-    scale, a step: its update is a constant to the derivative. All others have Adam's
-    exact derivative, at most of the order of 1 / `grad_floor`.
+    which MAML takes, differs: the square root of the second moment has an infinite
+    derivative at zero (`optax.adam` gives NaN), and close to zero the update is a sign
+    function with slope :math:`1/\epsilon`. Here a coordinate whose
+    :math:`\sqrt{\hat v}` is below `grad_floor` is treated as the step function it is on
+    any larger scale: its update is a constant to the derivative. All others have Adam's
+    exact derivative, at most of order 1 / `grad_floor`.
 
     Args:
       learning_rate: a float, an array that may be differentiated, or a schedule.
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the denominator.
-      grad_floor: root of the second moment under which an update is constant.
+      grad_floor: root of the second moment below which an update is constant.
 
     Returns:
-      An optax transformation, complete: its output is added to the parameters.
+      A complete optax transformation: its output is added to the parameters.
 
     Raises:
       ValueError: if `grad_floor` or a Python `learning_rate` is not positive.
@@ -71,7 +71,7 @@ def adamw(
     mask: Any | Callable[[optax.Params], Any] | None = None,
     grad_floor: float = 1e-5,
 ) -> optax.GradientTransformation:
-    """AdamW whose derivative stays bounded where the gradient is zero.
+    """AdamW with a bounded derivative where the gradient is zero.
 
     The same updates as `optax.adamw`, with the derivative of `jaxmeta.optimizers.adam`.
 
@@ -80,17 +80,16 @@ def adamw(
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the denominator.
-      weight_decay: times the parameters and the learning rate, it is subtracted from
-        them at each step.
+      weight_decay: each step subtracts it times the parameters and the learning rate.
       mask: which parameters decay: a pytree of bools, or a function of the parameters
         that returns one; None is all. The others are not frozen: they take Adam's
-        step. (Nor are they by `optax.masked(adamw(...), mask)`, which adds their
-        gradients to them; `optax.partition` with `optax.set_to_zero` freezes.)
-      grad_floor: root of the second moment under which an update is constant.
+        step. (`optax.masked(adamw(...), mask)` does not freeze them either: it adds
+        their gradients; `optax.partition` with `optax.set_to_zero` freezes.)
+      grad_floor: root of the second moment below which an update is constant.
 
     Returns:
-      An optax transformation, complete: its output is added to the parameters. Its
-      update requires `params`.
+      A complete optax transformation: its output is added to the parameters. Its update
+      requires `params`.
 
     Raises:
       ValueError: if `grad_floor` or a Python `learning_rate` is not positive, or

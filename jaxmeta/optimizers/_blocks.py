@@ -1,4 +1,4 @@
-"""Networks at every coordinate of a large leaf, block by block in one state."""
+"""Applies a network at every coordinate of a large leaf, block by block in place."""
 
 import functools
 import math
@@ -12,11 +12,11 @@ from jax import core
 from jax.extend import core as extend
 from jax.interpreters import batching, mlir
 
-# `(theta, inputs, state, axis) -> (outputs, state)`, each coordinate by itself: inputs
-# [..., I], state [..., S] and outputs [..., O], or, where axis is 0, the transposed.
+# `(theta, inputs, state, axis) -> (outputs, state)`, independent per coordinate: inputs
+# [..., I], state [..., S], outputs [..., O]; with axis 0, transposed.
 Step: TypeAlias = Callable[..., tuple[jax.Array, jax.Array]]
 
-# Coordinates whose gates stay in a CPU's second-level cache.
+# Coordinates per block, so that their gates stay in a CPU's second-level cache.
 _CPU_BLOCK = 256
 
 
@@ -30,21 +30,21 @@ def at_coordinates(
 ) -> tuple[jax.Array, jax.Array]:
     """One step at all coordinates of a leaf.
 
-    On a CPU the gates of a large leaf would go to memory and come back, and new memory
-    costs more than their computation. So they are computed in blocks, features first,
-    and the state is overwritten where it is. Derivatives, which need the gates, are
-    those of the whole. A program for several devices computes the whole at once: blocks
-    cut across shards, so that every device would gather all of them.
+    On a CPU the gates of a large leaf would make a round trip to memory, and allocating
+    it costs more than computing them. So they are computed in blocks, features first,
+    and the state is updated in place. Derivatives, which need the gates, are computed
+    for the whole leaf. Multi-device programs also compute it at once: blocks cut across
+    shards, so every device would gather all of them.
 
     Args:
-      step: what is to be computed. Static.
-      block_size: how many coordinates at once on other devices; None is all. Static.
+      step: the function to compute. Static.
+      block_size: coordinates per block on other devices; None is all. Static.
       theta: the network's weights.
       inputs: [..., I].
       state: [..., S].
     """
     size = math.prod(state.shape[:-1])
-    # Explicit shardings are known while tracing, others when the program is lowered.
+    # Explicit shardings are known at trace time, others only at lowering.
     sharded = any(jax.typeof(state).sharding.spec)
 
     def in_blocks_of(block):
@@ -52,6 +52,7 @@ def at_coordinates(
             return step
         return functools.partial(_in_blocks_on_one_device, step, block)
 
+    # Only for large leaves, of 16 blocks or more.
     on_cpu = in_blocks_of(_CPU_BLOCK) if size >= 16 * _CPU_BLOCK else step
     others = in_blocks_of(block_size)
     if on_cpu is others:
@@ -61,23 +62,22 @@ def at_coordinates(
 
 @at_coordinates.defjvp
 def _(step, block_size, primals, tangents):
+    # Tangents of the whole leaf; values by blocks, also for `jax.checkpoint`'s forward.
     _, tangents = jax.jvp(step, primals, tangents)
-    # Where `jax.checkpoint` wants the value alone, that comes from the blocks too.
     return at_coordinates(step, block_size, *primals), tangents
 
 
-# Under `jit`, so that it is traced once for all leaves of a shape.
+# Under `jit`, so that it is traced once per shape.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _in_blocks_on_one_device(step, block, *operands):
     is_alone = _on_one_device.bind(*jax.tree.leaves(operands))
-    # The predicate is a constant to the compiler, which drops the other branch.
+    # The predicate is a compile-time constant: the other branch is dropped.
     in_blocks = functools.partial(_in_blocks, step, block)
     return jax.lax.cond(is_alone, in_blocks, step, *operands)
 
 
-# Whether the program that has these operands runs on one device: [] bool, a constant
-# that JAX knows no earlier than when it lowers the program. The operands let it follow
-# them into the programs that transformations make.
+# Whether the program with these operands runs on one device: [] bool, a constant known
+# only at lowering. The operands tie it to the programs that transformations create.
 _on_one_device = extend.Primitive("on_one_device")
 _on_one_device.def_abstract_eval(lambda *_: core.ShapedArray((), np.dtype(bool)))
 _on_one_device.def_impl(  # Under `jax.disable_jit`.
@@ -92,7 +92,7 @@ batching.primitive_batchers[_on_one_device] = lambda operands, _: (
 def _lower_on_one_device(ctx, *_):
     context: Any = ctx.module_context.axis_context
     num_devices = getattr(context, "num_devices", 1)
-    if hasattr(context, "manual_axes"):  # Within `shard_map` each device is alone.
+    if hasattr(context, "manual_axes"):  # In `shard_map` manual axes are one device.
         sizes = context.mesh.shape.items()
         num_devices = math.prod(n for x, n in sizes if x not in context.manual_axes)
     return [mlir.ir_constant(np.bool_(num_devices == 1))]
@@ -121,7 +121,7 @@ def _in_blocks(step, block, theta, inputs, state):
     carry = jax.lax.fori_loop(
         0, count, lambda i, c: advance(c, i * block, block), carry
     )
-    if rest:
+    if rest:  # The last, shorter block has its own static size.
         carry = advance(carry, count * block, rest)
     outputs, bits = carry
     new_state = jax.lax.bitcast_convert_type(bits, state.dtype)
@@ -129,14 +129,15 @@ def _in_blocks(step, block, theta, inputs, state):
 
 
 def _vary_like(operands, x):
-    """What a loop overwrites must vary in `shard_map` as what is written into it.
+    """Makes a loop carry vary in `shard_map` over the devices like its updates.
 
-    By a selection that says so to JAX and that the compiler removes.
+    It is a `where` whose predicate is false but depends on the operands; the compiler
+    removes it.
     """
     never = [jnp.zeros_like(leaf, bool, shape=()) for leaf in jax.tree.leaves(operands)]
     return jnp.where(functools.reduce(jnp.logical_or, never), jnp.zeros_like(x), x)
 
 
 def _as_bits(x):
-    """Half precision as integers: XLA's CPU would widen all of it to write a part."""
+    """Half precision as integers: XLA on CPU would widen the whole array per update."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.itemsize == 2 else x

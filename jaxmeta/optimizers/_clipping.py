@@ -1,8 +1,7 @@
-"""Clipping and normalisation for inner loops: optax's, of bounded derivative.
+"""Clipping and normalisation for inner loops: optax's, with bounded derivatives.
 
-A norm has no derivative at zero: automatic differentiation of optax's rules gives NaN
-where a gradient is exactly zero, although a clipped update is there the gradient
-itself.
+A norm has no derivative at zero: differentiating optax's rules gives NaN where a
+gradient is exactly zero, although the clipped update is the gradient itself there.
 """
 
 from collections.abc import Callable
@@ -17,19 +16,19 @@ from jaxmeta.optimizers import _coordinates
 
 
 def clip_by_global_norm(max_norm: float | jax.Array) -> optax.GradientTransformation:
-    """Scales gradients down to a norm of at most `max_norm`, all leaves together.
+    """Scales gradients down to a norm of at most `max_norm` over all leaves.
 
-    The same updates as `optax.clip_by_global_norm`, with a derivative at zero too: that
-    of the identity.
+    The same updates as `optax.clip_by_global_norm`, but differentiable at zero too,
+    like the identity.
 
     Args:
-      max_norm: the highest norm; an array may be differentiated.
+      max_norm: the maximum norm; an array may be differentiated.
 
     Returns:
-      An optax transformation, to be chained with a rule.
+      An optax transformation, to chain with a rule.
 
     Raises:
-      ValueError: if a `max_norm` that is not traced is not positive and finite.
+      ValueError: if an untraced `max_norm` is not positive and finite.
 
     References:
       Pascanu, Mikolov, Bengio, "On the difficulty of training recurrent neural
@@ -57,17 +56,17 @@ def clip_by_global_norm(max_norm: float | jax.Array) -> optax.GradientTransforma
 def clip_by_block_rms(threshold: float | jax.Array) -> optax.GradientTransformation:
     """Scales each leaf down to a root mean square of at most `threshold`.
 
-    The same updates as `optax.clip_by_block_rms`, with a derivative at zero too: that
-    of the identity.
+    The same updates as `optax.clip_by_block_rms`, but differentiable at zero too, like
+    the identity.
 
     Args:
-      threshold: the highest root mean square of a leaf.
+      threshold: the maximum root mean square of a leaf.
 
     Returns:
-      An optax transformation, to be chained with a rule.
+      An optax transformation, to chain with a rule.
 
     Raises:
-      ValueError: if a `threshold` that is not traced is not positive and finite.
+      ValueError: if an untraced `threshold` is not positive and finite.
 
     References:
       Shazeer, Stern, "Adafactor", ICML 2018, Algorithm 4, step 9.
@@ -98,21 +97,21 @@ def adaptive_grad_clip(
 ) -> optax.GradientTransformation:
     """Scales each unit's gradient down to `clipping` times the norm of its parameters.
 
-    The same updates as `optax.adaptive_grad_clip`, with a derivative where gradients or
-    parameters are zero too.
+    The same updates as `optax.adaptive_grad_clip`, but differentiable where gradients
+    or parameters are zero too.
 
     Args:
-      clipping: the highest ratio of the two norms.
-      eps: parameters have at least this norm.
-      axis: over which a unit's norms are taken; None decides by the number of axes, as
+      clipping: the maximum ratio of the two norms.
+      eps: minimum norm of the parameters.
+      axis: axes of a unit's norm; None chooses by the number of axes, as
         `optax.adaptive_grad_clip` does.
 
     Returns:
-      An optax transformation, to be chained with a rule. Its update requires `params`.
+      An optax transformation, to chain with a rule. Its update requires `params`.
 
     Raises:
-      ValueError: if `eps`, or a `clipping` that is not traced, is not positive and
-        finite; while tracing, if there are no `params`.
+      ValueError: if `eps` or an untraced `clipping` is not positive and finite; while
+        tracing, if there are no `params`.
 
     References:
       Brock, De, Smith, Simonyan, "High-performance large-scale image recognition
@@ -147,21 +146,21 @@ def normalize_by_update_norm(
     eps: float = 1e-6,
     grad_floor: float = 1e-5,
 ) -> optax.GradientTransformation:
-    r"""Scales gradients to a norm of `scale_factor`, all leaves together.
+    r"""Scales gradients to a norm of `scale_factor` over all leaves.
 
     The same updates as `optax.normalize_by_update_norm`,
-    :math:`s g / (\lVert g \rVert + \epsilon)`. Close to zero that is a step, of slope
-    :math:`s / \epsilon`, and optax's derivative at zero is NaN. Here an update whose
-    gradient has a norm under `grad_floor` is a constant to the derivative, as
-    `jaxmeta.optimizers.adam` does it; all others have the exact one.
+    :math:`s g / (\lVert g \rVert + \epsilon)`. Close to zero that is a step function
+    with slope :math:`s / \epsilon`, and optax's derivative at zero is NaN. Here, as in
+    `jaxmeta.optimizers.adam`, the update is a constant to the derivative if the
+    gradient's norm is below `grad_floor`; otherwise the derivative is exact.
 
     Args:
       scale_factor: the norm of updates; an array may be differentiated.
-      eps: added to the gradient's norm.
-      grad_floor: norm of the gradient under which an update is constant.
+      eps: added to the gradient norm.
+      grad_floor: gradient norm below which an update is constant.
 
     Returns:
-      An optax transformation, to be chained with a rule.
+      An optax transformation, to chain with a rule.
 
     Raises:
       ValueError: if `eps` or `grad_floor` is not positive and finite.
@@ -193,13 +192,13 @@ def normalize_by_update_norm(
 def _norm_at_least(
     limit: float | jax.Array, norm: Callable[[Any], jax.Array], tree: Any
 ) -> jax.Array:
-    """`max(norm(tree), limit)`, whose derivative is zero under the limit.
+    """`max(norm(tree), limit)`, with zero derivative below the limit.
 
-    The norm may be one of all, [], or, of a single leaf, like it.
+    The norm may be global, [], or unitwise, broadcastable to a single leaf.
     """
     is_above = norm(jax.lax.stop_gradient(tree)) > limit
-    # A double where: the root's derivative is infinite at zero, and zero times infinity
-    # is NaN, so that in the branch not taken there must be something else.
+    # A double where: the root's derivative is infinite at zero, and 0 * inf is NaN, so
+    # the branch not taken must be evaluated elsewhere.
     tree = jax.tree.map(lambda x: jnp.where(is_above, x, 1), tree)
     return jnp.where(is_above, norm(tree), limit)
 
@@ -211,7 +210,7 @@ def _root_mean_square(x):
 def _check_limit(name, value):
     if callable(value):
         raise ValueError(
-            f"`{name}` must be a number, got {value!r}. A schedule goes through "
+            f"`{name}` must be a number, got {value!r}. For a schedule use "
             "`optax.inject_hyperparams`."
         )
     _checks.check_positive(name, value)

@@ -1,4 +1,4 @@
-"""What coordinatewise rules share: maps over trees, dense layers, stacks of LSTMs."""
+"""Shared by coordinatewise rules: maps over trees, dense layers, LSTM stacks."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,21 +19,21 @@ class Linear(NamedTuple):
 
 
 class LstmTheta(NamedTuple):
-    """A stack of LSTM layers of H units, and what reads it out."""
+    """A stack of LSTM layers with H units, and its output layer."""
 
     layers: tuple[Linear, ...]  # kernels [I + H, 4 H]
     head: Linear  # kernel [H, O]
 
 
 class LstmState(NamedTuple):
-    """State of a stack of L LSTM layers of H units."""
+    """State of a stack of L LSTM layers with H units."""
 
     hidden_and_cell: Any  # a tree like the parameters, leaves [..., 2 L H]
 
 
 OTHER_PARAMETERS = (
-    "`updates`, `state` and `params` must be of the same parameters, the state of this "
-    "optimizer: `state = tx.init(params)` with these."
+    "`updates`, `state` and `params` must match, with a state of this optimizer: use "
+    "`state = tx.init(params)`."
 )
 
 
@@ -42,8 +42,8 @@ def map_unzipped(
 ) -> tuple[Any, ...]:
     """Maps `fn` over leaves; returns a tuple of trees instead of a tree of tuples.
 
-    Leaves of `tree` decide: what a masked tree leaves out is left out, and `rest` may
-    have whole subtrees at their places.
+    The leaves of `tree` decide: masked nodes stay masked, and `rest` may have whole
+    subtrees in place of them.
     """
     leaves, treedef = jax.tree.flatten(tree)
     others = [_leaves_like(treedef, other) for other in rest]
@@ -53,13 +53,13 @@ def map_unzipped(
 
 
 def without_masked(tree: Any, other: Any) -> Any:
-    """`other` at the leaves of `tree`, without what a masked tree leaves out."""
+    """`other` at the leaves of `tree`, without masked nodes."""
     treedef = jax.tree.structure(tree)
     return treedef.unflatten(_leaves_like(treedef, other))
 
 
 def _leaves_like(treedef: Any, other: Any) -> list[Any]:
-    """Flattens a tree that goes with the updates: their state, or the parameters."""
+    """Flattens a tree that matches the updates: their state, or the parameters."""
     try:
         return treedef.flatten_up_to(other)
     except (TypeError, ValueError) as error:
@@ -67,9 +67,9 @@ def _leaves_like(treedef: Any, other: Any) -> list[Any]:
 
 
 def hidden_like(params: Any, size: int, dtype: DTypeLike) -> Any:
-    """Zeros of a hidden vector a coordinate: leaves [..., size].
+    """A zero hidden vector per coordinate: leaves [..., size].
 
-    A broadcast, not a reshape, so that a parameter's sharding carries over.
+    By broadcasting instead of reshaping, to keep a parameter's sharding.
     """
 
     def zeros(p):
@@ -87,7 +87,7 @@ def over_coordinates(features: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def init_linear(key: jax.Array, num_inputs: int, num_outputs: int) -> Linear:
-    """Weights of variance 1 / num_inputs, truncated normal; no bias."""
+    """Truncated normal weights with variance 1 / num_inputs; zero bias."""
     initializer = jax.nn.initializers.lecun_normal()
     dtype = jnp.result_type(float)
     kernel = initializer(key, (num_inputs, num_outputs), dtype)
@@ -95,7 +95,7 @@ def init_linear(key: jax.Array, num_inputs: int, num_outputs: int) -> Linear:
 
 
 def apply_linear(layer: Linear, inputs: jax.Array, axis: int = -1) -> jax.Array:
-    """Applies a dense layer to [..., I], or, where `axis` is 0, to [I, N]."""
+    """Applies a dense layer to [..., I], or with `axis` 0 to [I, N]."""
     if axis == 0:
         return layer.kernel.T @ inputs + layer.bias[:, None]
     outputs = inputs @ layer.kernel
@@ -105,20 +105,22 @@ def apply_linear(layer: Linear, inputs: jax.Array, axis: int = -1) -> jax.Array:
 def normalize(
     values: jax.Array, second_moment: jax.Array, eps: float, floor: float = 1e-5
 ) -> jax.Array:
-    """Values over the root of a second moment, of bounded derivative.
+    """Values over the root of a second moment, with a bounded derivative.
 
-    Where the root is under `floor`, the quotient is a constant to the derivative.
+    Where the root is below `floor`, the quotient is a constant to the derivative.
     """
     smooth = second_moment >= floor**2
-    # A double where: the branch not taken must not divide by zero either.
+    # A double where: the branch not taken must have a finite derivative too, and that
+    # of sqrt is infinite at 0.
     root = jnp.sqrt(jnp.where(smooth, second_moment, 1))
+    # Below the floor: the same value, but constant.
     root_of_constant = jnp.sqrt(jax.lax.stop_gradient(second_moment))
     constant = jax.lax.stop_gradient(values) / (root_of_constant + eps)
     return jnp.where(smooth, values / (root + eps), constant)
 
 
 def init_lstm(key: jax.Array, num_inputs: int, hidden_size: int) -> Linear:
-    """One layer's weights, gates in the order of `lstm_cell`; forget bias of 1."""
+    """One layer's weights, gates ordered as in `lstm_cell`; forget bias 1."""
     layer = init_linear(key, num_inputs + hidden_size, 4 * hidden_size)
     return layer._replace(bias=layer.bias.at[hidden_size : 2 * hidden_size].set(1.0))
 
@@ -137,7 +139,7 @@ def lstm_cell(
       inputs: [..., I].
       hidden: [..., H].
       cell: [..., H].
-      axis: of the features; 0 for [I, N] and [H, N].
+      axis: axis of the features; 0 for [I, N] and [H, N].
 
     Returns:
       The new hidden vector and cell.
@@ -156,7 +158,7 @@ def init_stack(
     num_outputs: int = 1,
     head_scale: float | jax.Array = 1.0,
 ) -> LstmTheta:
-    """Draws the weights of a stack, those that read it out times `head_scale`."""
+    """Draws the weights of a stack; those of the head are scaled by `head_scale`."""
     head_key, *keys = jax.random.split(key, num_layers + 1)
     sizes = [num_inputs, *[hidden_size] * (num_layers - 1)]
     head = init_linear(head_key, hidden_size, num_outputs)
@@ -170,6 +172,7 @@ def init_stack(
 
 def init_stack_state(params: Any, theta: LstmTheta, dtype: DTypeLike) -> LstmState:
     """Zeros for every coordinate of `params`."""
+    # Hidden vector and cell per layer; the bias [4 H] holds four gates.
     size = 2 * sum(layer.bias.size // 4 for layer in theta.layers)
     return LstmState(hidden_like(params, size, dtype))
 
@@ -185,11 +188,10 @@ def apply_stack(
 
     Args:
       theta: the weights.
-      inputs: a tree with leaves [..., I], in what is to be computed in.
-      state: of any float type, which it keeps.
-      num_averaged: how many cells of each layer put out their mean over all
-        coordinates. Static.
-      block_size: as of `_blocks.at_coordinates`.
+      inputs: a tree with leaves [..., I], in the dtype to compute in.
+      state: in any float dtype, which is kept.
+      num_averaged: cells per layer that output their mean over all coordinates. Static.
+      block_size: as for `_blocks.at_coordinates`.
 
     Returns:
       A tree with leaves [..., O], and the state.
@@ -198,7 +200,7 @@ def apply_stack(
         step = functools.partial(_blocks.at_coordinates, _step, block_size, theta)
         outputs, after = map_unzipped(step, 2, inputs, state.hidden_and_cell)
         return outputs, LstmState(after)
-    # L hidden vectors, then L cells.
+    # The state is L hidden vectors, then L cells.
     sizes = [layer.bias.size // 4 for layer in 2 * theta.layers]
     vectors = split_outputs(state.hidden_and_cell, sizes)
     hidden, cell = [], vectors[len(theta.layers) :]
@@ -217,7 +219,7 @@ def apply_stack(
 
 
 def _step(theta, inputs, state, axis=-1):
-    """A stack at the coordinates of one leaf; `axis` is that of the features."""
+    """A stack at the coordinates of one leaf; `axis` is the feature axis."""
     num_layers = len(theta.layers)
     vectors = jnp.split(state.astype(inputs.dtype), 2 * num_layers, axis)
     for i, layer in enumerate(theta.layers):
@@ -239,7 +241,7 @@ def split_outputs(tree: Any, sizes: Sequence[int]) -> list[Any]:
 
 
 def _average_first(tree: Any, count: int) -> Any:
-    """Replaces the first `count` features by their means over all coordinates."""
+    """Replaces the first `count` features with their means over all coordinates."""
     leaves = jax.tree.leaves(tree)
     num_coordinates = sum(x[..., 0].size for x in leaves)
     if not num_coordinates:

@@ -1,4 +1,4 @@
-"""Gradient descent along learned linear transformations of the gradient.
+"""Gradient descent with learned linear transformations of the gradient.
 
 References:
   Park, Oliva, "Meta-Curvature", NeurIPS 2019, Section 3.
@@ -18,28 +18,27 @@ from jaxmeta import _checks, _describe, base
 def curvature_sgd(
     learning_rate: float = 0.1, *, max_size: int = 2048
 ) -> base.LearnedOptimizer:
-    r"""Gradient descent whose gradients are multiplied by a learned matrix an axis.
+    r"""Gradient descent that multiplies gradients by a learned matrix per axis.
 
     .. math::
       \theta_{t+1} = \theta_t - \alpha \, MC(\nabla f(\theta_t)), \qquad
       MC(G) = G \times_3 M_f \times_2 M_i \times_1 M_o
 
-    A kernel's last two axes, its inputs and outputs, have a matrix each, and all axes
-    before them (a window's height and width) one together; a vector has one. All start
-    at the identity.
+    A kernel's last two axes, its inputs and outputs, have one matrix each, and all axes
+    before them (a window's height and width) share one; a vector has one. All start at
+    the identity.
 
     Args:
       learning_rate: alpha.
-      max_size: longer axes have a learned factor an entry instead, a diagonal matrix.
-        Static.
+      max_size: longer axes have a diagonal matrix. Static.
 
     Returns:
-      A `LearnedOptimizer`. Its `init` needs the parameters; theta is a tree like these,
-      each leaf a tuple of matrices [n, n], or [n] where they are diagonal.
+      A `LearnedOptimizer`. Its `init` requires the parameters; theta is a tree like
+      them, each leaf a tuple of matrices [n, n], or [n] if diagonal.
 
     Raises:
-      ValueError: if an argument is not positive; from `init` if it is given no
-        parameters; from `update` if theta does not fit the gradients.
+      ValueError: if an argument is not positive; from `init` without parameters; from
+        `update` if theta does not match the gradients.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -58,9 +57,7 @@ def curvature_sgd(
     def init(key, params=None):
         del key
         if params is None:
-            raise ValueError(
-                "`params` must be given to `init`: there are matrices for each."
-            )
+            raise ValueError("`init` requires `params`: each has its own matrices.")
 
         def identities(p):
             eye = lambda n: jnp.eye(n) if n <= max_size else jnp.ones(n)
@@ -81,10 +78,11 @@ def curvature_sgd(
                 if tuple(m.shape[0] for m in matrices) != shape:
                     raise ValueError(
                         f"`theta` has matrices {[m.shape for m in matrices]} for a "
-                        f"gradient of shape {grads.shape}. `init` it with these "
+                        f"gradient of shape {grads.shape}. Call `init` with these "
                         "parameters."
                     )
                 turned = grads.reshape(shape)
+                # The mode products commute: one axis after the other.
                 for axis, matrix in enumerate(matrices):
                     turned = _multiply(matrix.astype(grads.dtype), turned, axis)
                 return (-learning_rate * turned.reshape(grads.shape)).astype(
@@ -99,14 +97,14 @@ def curvature_sgd(
 
 
 def _merged(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A kernel's shape, the axes before its last two as one."""
+    """A kernel's shape with all axes before the last two merged."""
     if len(shape) <= 2:
         return shape or (1,)
     return (math.prod(shape[:-2]), *shape[-2:])
 
 
 def _multiply(matrix: jax.Array, x: jax.Array, axis: int) -> Any:
-    """The mode product: `matrix` over one axis of `x`."""
+    """The mode product of `x` with `matrix` along one axis."""
     moved = jnp.moveaxis(x, axis, -1)
     if matrix.ndim == 1:
         scaled = moved * matrix.reshape((1,) * (x.ndim - 1) + (-1,))

@@ -1,4 +1,4 @@
-"""Any optax optimizer as a learned one, of one meta-parameter."""
+"""Any optax optimizer as a learned one with one meta-parameter."""
 
 from collections.abc import Callable
 
@@ -13,20 +13,21 @@ def learned_rate(
     make_tx: Callable[[jax.Array], optax.GradientTransformation],
     learning_rate: float = 1e-3,
 ) -> base.LearnedOptimizer:
-    """An optax optimizer whose learning rate is to be learned, or tuned.
+    """An optax optimizer with a learned, or tuned, learning rate.
 
     Args:
-      make_tx: `(learning_rate) -> transformation`, say `optax.adam`. Estimators that
+      make_tx: `(learning_rate) -> transformation`, e.g. `optax.adam`. Estimators that
         differentiate through updates (`bptt`, `truncated_bptt`) require a derivative
         at zero gradients: `jaxmeta.optimizers.adam`.
-      learning_rate: to start from.
+      learning_rate: initial value.
 
     Returns:
       A `LearnedOptimizer` whose theta is the rate, [].
 
     Raises:
       ValueError: if `make_tx` is not a function or `learning_rate` not positive; from
-        `transform`, if `theta` is not a scalar, or `make_tx` returns no transformation.
+        `transform`, if `theta` is not a scalar, or `make_tx` does not return a
+        transformation.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

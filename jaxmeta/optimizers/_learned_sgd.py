@@ -1,4 +1,4 @@
-"""Gradient descent whose rates are learned."""
+"""Gradient descent with learned rates."""
 
 from typing import Literal, NamedTuple
 
@@ -23,31 +23,30 @@ def learned_sgd(
     shared_by: Literal["all", "leaf", "none"] = "all",
     num_steps: int | None = None,
 ) -> base.LearnedOptimizer:
-    r"""Gradient descent with a learned rate: one, one a leaf, or one a parameter.
+    r"""Gradient descent with one learned rate, one per leaf, or one per parameter.
 
     .. math::
       \theta_{t+1} = \theta_t - \alpha_t \odot \nabla f(\theta_t)
 
-    With one rate a parameter this is the inner rule of Meta-SGD; with one a leaf and
-    step, that of MAML++. The meta-parameters are the rates themselves, which may turn
-    negative, as in both papers. Gradients that are not finite pass, as in `optax.sgd`.
+    With one rate per parameter this is the inner rule of Meta-SGD; with one per leaf
+    and step, that of MAML++. The meta-parameters are the rates themselves, which may
+    become negative, as in both papers. Non-finite gradients pass, as in `optax.sgd`.
 
     Args:
-      learning_rate: what all rates start from, or (low, high): they start uniform
-        between these.
-      shared_by: one rate for "all" parameters, one for each "leaf" of the tree, or, of
-        "none" shared, one a parameter. Static.
-      num_steps: K rates, one a step; later steps use the last. None is the same rate
-        at every step. Static.
+      learning_rate: initial value of all rates, or (low, high) to draw them uniformly.
+      shared_by: one rate for "all" parameters, one per "leaf" of the tree, or, with
+        "none" shared, one per parameter. Static.
+      num_steps: K rates, one per step; later steps use the last. None uses the same
+        rate at every step. Static.
 
     Returns:
-      A `LearnedOptimizer`. Its `init` needs the parameters unless `shared_by="all"`;
+      A `LearnedOptimizer`. Its `init` requires the parameters unless `shared_by="all"`;
       its theta is one array, or a tree like the parameters, leaves [K, ...] with
       `num_steps`. A masked tree, or a part of it, uses the rates at its own paths.
 
     Raises:
-      ValueError: if an argument is none of the above; from `init` if it is given no
-        parameters; from `update` if theta has no rate for a leaf, or of another shape.
+      ValueError: if an argument is invalid; from `init` without parameters; from
+        `update` if theta has no rate for a leaf, or one with the wrong shape.
 
     References:
       Li et al., "Meta-SGD", 2017. https://arxiv.org/abs/1707.09835
@@ -74,15 +73,15 @@ def learned_sgd(
         def rate(key, shape):
             if isinstance(learning_rate, tuple | list):
                 return jax.random.uniform(key, steps + shape, minval=low, maxval=high)
-            # Of a dtype of its own: an update would change the type of a plain number.
+            # Strongly typed: an update would change the dtype of a plain number.
             return jnp.full(steps + shape, low, jnp.result_type(low, float))
 
         if shared_by == "all":
             return rate(key, ())
         if params is None:
             raise ValueError(
-                f'`params` must be given to `init` with shared_by="{shared_by}": there '
-                "is a rate for each."
+                f'`init` requires `params` with shared_by="{shared_by}": each has its '
+                "own rate."
             )
         leaves, treedef = jax.tree.flatten(params)
         shape = lambda p: jnp.shape(p) if shared_by == "none" else ()
@@ -122,7 +121,7 @@ def learned_sgd(
 
 
 def _checked_range(learning_rate):
-    """The lowest and the highest rate to start from."""
+    """The lowest and the highest initial rate."""
     is_range = isinstance(learning_rate, tuple | list)
     low, high = learning_rate if is_range else (learning_rate, learning_rate)
     for rate in (low, high):
@@ -138,6 +137,6 @@ def _rate_at(by_path, name, shape):
     if got != shape:
         raise ValueError(
             f"`theta` must have rates of shape {shape} for the leaf {name!r}, got "
-            f"{got}. `init` it with these parameters."
+            f"{got}. Call `init` with these parameters."
         )
     return by_path[name]

@@ -1,4 +1,4 @@
-"""The coordinatewise LSTM optimizer, alone and with global averaging cells.
+"""The coordinatewise LSTM optimizer, with or without global averaging cells.
 
 References:
   Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
@@ -22,37 +22,37 @@ def lstm(
     state_dtype: DTypeLike | None = None,
     block_size: int | None = None,
 ) -> base.LearnedOptimizer:
-    r"""An LSTM that makes the updates, the same for every coordinate.
+    r"""An LSTM that computes the updates, shared by all coordinates.
 
     .. math::
       \theta_{t+1} = \theta_t + g_t, \qquad
       (g_t, h_{t+1}) = m(\nabla f(\theta_t), h_t, \phi)
 
-    Each coordinate has a state of its own, all share the weights :math:`\phi`. The
-    update is the paper's, sign included: it is *added*. Per-group LSTMs (convolutional
-    and fully connected weights) are `optax.partition` of two transformations.
+    Each coordinate has its own state, all share the weights :math:`\phi`. The update is
+    the paper's, including its sign: it is *added*. For per-group LSTMs (convolutional
+    and fully connected weights) use `optax.partition` with two transformations.
 
-    A gradient that is NaN makes the state of its coordinate, and all its later updates,
-    NaN; `optax.apply_if_finite` skips such steps. An infinite one saturates the gates.
+    A NaN gradient makes the state of its coordinate, and all its later updates, NaN;
+    `optax.apply_if_finite` skips such steps. An infinite one saturates the gates.
 
     Args:
-      hidden_size: H, the units of a layer. Static.
-      num_layers: layers of LSTM. Static.
-      preprocess: what the network sees of a gradient, `[...] -> [..., F]`; None is
-        `log_gradient(p=10)`. The paper's quadratics have `scaled_gradient()`.
-      output_scale: of the update; the paper's is 0.1 on MNIST, 1 on quadratics.
-      init_scale: of the weights that read the network out, at first. Untrained, the
-        rule drifts; where updates can saturate the units of what they train (sigmoids),
-        1, the released code's, leaves some seeds without a meta-gradient for good.
-      state_dtype: of the state; None is that of the meta-parameters. The network
-        computes in float32, or in what the meta-parameters have if that is more.
-      block_size: how many coordinates of a larger leaf go through the network at once,
-        which needs some hundred numbers each; None is all. On CPUs the blocks are
-        always small. Programs of several devices have no blocks, except within
-        `jax.shard_map`: blocks cut across shards. Static.
+      hidden_size: H, units per layer. Static.
+      num_layers: LSTM layers. Static.
+      preprocess: features of a gradient, `[...] -> [..., F]`; None is
+        `log_gradient(p=10)`. The paper's quadratics use `scaled_gradient()`.
+      output_scale: scale of the update; in the paper 0.1 on MNIST, 1 on quadratics.
+      init_scale: initial scale of the output weights. An untrained rule drifts; if
+        updates can saturate the trained units (sigmoids), 1, the released code's, makes
+        the meta-gradient vanish for good with some seeds.
+      state_dtype: dtype of the state; None is that of the meta-parameters. The network
+        computes in float32, or in the meta-parameters' dtype if that is wider.
+      block_size: coordinates of a large leaf per pass of the network, which takes some
+        hundred numbers each; None is all. On CPUs blocks are always small. Multi-device
+        programs use no blocks, except within `jax.shard_map`: blocks cut across shards.
+        Static.
 
     Returns:
-      A `LearnedOptimizer`. Its state is 2 H numbers a layer and parameter.
+      A `LearnedOptimizer`. Its state is 2 H numbers per layer and parameter.
 
     Raises:
       ValueError: if a size is not a positive int, or `preprocess` adds no axis; from
@@ -95,20 +95,19 @@ def lstm_gac(
     init_scale: float | jax.Array = 0.1,
     state_dtype: DTypeLike | None = None,
 ) -> base.LearnedOptimizer:
-    """The LSTM with global averaging cells, by which coordinates speak to each other.
+    """The LSTM with global averaging cells, through which coordinates communicate.
 
-    The first `num_averaged` cells of each layer are cells like others, but what they
-    put out, to the next layer and to the next step, is its mean over all coordinates:
-    enough for, say, clipping by the global norm. Under `optax.partition` or
-    `optax.masked`, "all" are those of the group; a gradient that is not finite reaches
-    every coordinate.
+    The first `num_averaged` cells of each layer pass their mean over all coordinates to
+    the next layer and the next step: enough for clipping by the global norm, for
+    example. Under `optax.partition` or `optax.masked`, "all" means those of the group;
+    a non-finite gradient reaches every coordinate.
 
-    The paper leaves open how many cells; 2 is what its Appendix D needs for BFGS.
+    The paper does not say how many cells; 2 is what its Appendix D needs for BFGS.
 
     Args:
-      hidden_size: H, the units of a layer. Static.
-      num_layers: layers of LSTM. Static.
-      num_averaged: averaging cells of each layer. Static.
+      hidden_size: H, units per layer. Static.
+      num_layers: LSTM layers. Static.
+      num_averaged: averaging cells per layer. Static.
       preprocess: as for `lstm`.
       output_scale: as for `lstm`.
       init_scale: as for `lstm`.
@@ -145,7 +144,7 @@ def lstm_gac(
 
 
 def check_averaged(num_averaged: int, hidden_size: int) -> None:
-    """Raises unless a layer has that many cells."""
+    """Raises unless layers have at least that many cells."""
     _checks.check_int("num_averaged", num_averaged)
     _checks.check_int("hidden_size", hidden_size)
     if num_averaged > hidden_size:

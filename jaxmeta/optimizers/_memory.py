@@ -1,7 +1,7 @@
 r"""External memory with low-rank updates: a matrix over all coordinates.
 
-It starts as the identity; each write adds :math:`\sum_j a_j b_j^\top`, a read is its
-product with a vector. Vectors are trees like the parameters.
+It starts as the identity; a write adds :math:`\sum_j a_j b_j^\top`, a read multiplies
+it by a vector. Vectors are trees like the parameters.
 
 References:
   Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
@@ -24,7 +24,7 @@ class Memory(NamedTuple):
     Attributes:
       init: `(params, dtype) -> state`.
       read: `(state, vector) -> vector`.
-      write: `(state, a, b) -> state`, leaves of a and b [..., W], one pair a head.
+      write: `(state, a, b) -> state`, leaves of a and b [..., W], one pair per head.
     """
 
     init: Callable[[Any, DTypeLike], Any]
@@ -33,9 +33,9 @@ class Memory(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """The last M writes of W pairs."""
+    """The last M writes of W pairs each."""
 
-    count: jax.Array  # [] int32, writes made
+    count: jax.Array  # [] int32, writes so far
     a: Any  # a tree like the parameters, leaves [..., M * W]
     b: Any
 
@@ -55,15 +55,16 @@ def dense() -> Memory:
     def write(matrix, a, b):
         if not matrix.size:
             return matrix
+        # [n, W] @ [W, n]: the outer products of all W pairs at once.
         return matrix + _ravel(a, 1) @ _ravel(b, 1).T
 
     return Memory(init, read, write)
 
 
 def sliding(window: int, num_pairs: int) -> Memory:
-    """The pairs of the last `window` writes, older ones forgotten.
+    """The pairs of the last `window` writes, without older ones.
 
-    Reading and writing take time and space linear in the coordinates.
+    Reading and writing take time and space linear in the number of coordinates.
     """
 
     def init(params, dtype):
@@ -71,6 +72,7 @@ def sliding(window: int, num_pairs: int) -> Memory:
         return Pairs(count=jnp.zeros((), jnp.int32), a=empty(), b=empty())
 
     def read(pairs, vector):
+        # (I + A B^T) r = r + A (B^T r), with the sum over coordinates across leaves.
         def product(b, r):  # [M * W]
             return jnp.sum(b * r[..., None], tuple(range(r.ndim)))
 
@@ -81,7 +83,7 @@ def sliding(window: int, num_pairs: int) -> Memory:
         return jax.tree.map(lambda a, r: r + a @ total, pairs.a, vector)
 
     def write(pairs, a, b):
-        slot = num_pairs * (pairs.count % window)
+        slot = num_pairs * (pairs.count % window)  # ring buffer: overwrites the oldest
 
         def put(old, new):
             axis = old.ndim - 1
@@ -97,7 +99,7 @@ def sliding(window: int, num_pairs: int) -> Memory:
 
 
 def _ravel(tree: Any, num_trailing: int) -> jax.Array:
-    """Joins leaves into [n, ...]; what is sharded is gathered."""
+    """Joins leaves into [n, ...]; sharded leaves are gathered."""
 
     def flat(x):
         if jax.typeof(x).sharding.mesh.are_all_axes_explicit:

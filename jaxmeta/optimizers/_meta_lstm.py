@@ -17,7 +17,7 @@ from jaxmeta.optimizers import _coordinates, _preprocess, _rule
 
 
 class MetaLstmTheta(NamedTuple):
-    """Meta-parameters of `meta_lstm`, H hidden units."""
+    """Meta-parameters of `meta_lstm` with H hidden units."""
 
     lstm: _coordinates.Linear  # kernel [4 + H, 4 H]
     forget_gate: _coordinates.Linear  # kernel [H + 2, 1]
@@ -34,28 +34,28 @@ class MetaLstmState(NamedTuple):
 
 
 def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimizer:
-    r"""An LSTM whose cell state are the parameters themselves.
+    r"""An LSTM whose cell state is the parameters themselves.
 
     .. math::
       \theta_t = f_t \odot \theta_{t-1} - i_t \odot \nabla L_t
 
     The gates of a coordinate are sigmoids of a dense layer over an LSTM's output, the
-    parameter and the gate before; that LSTM, shared by all coordinates, sees the
-    gradient and the loss, both through `log_gradient`. It starts as gradient descent
-    of rate 0.01 or so: forget gates near 1, input gates near 0.01.
+    parameter and the previous gate; the LSTM, shared by all coordinates, sees the
+    gradient and the loss, both through `log_gradient`. Initially it is gradient descent
+    with a rate of about 0.01: forget gates near 1, input gates near 0.01.
 
-    The update needs the parameters and the loss: `tx.update(grads, state, params,
-    value=loss)`, as every learner of jaxmeta calls it. An infinite gradient
-    with a finite loss makes the update infinite but not the state; one that is NaN, or
-    with a loss that is not finite, stays in its coordinate's state.
+    The update requires the parameters and the loss: `tx.update(grads, state, params,
+    value=loss)`, as every learner in jaxmeta calls it. An infinite gradient with a
+    finite loss makes the update infinite but not the state; a NaN gradient or a
+    non-finite loss stays in its coordinate's state.
 
     Args:
-      hidden_size: H, units of the LSTM. Static.
-      p: of `log_gradient`.
+      hidden_size: H, LSTM units. Static.
+      p: as for `log_gradient`.
 
     Returns:
-      A `LearnedOptimizer`. The paper also learns where the parameters start, and drops
-      the derivatives of gradients and losses: both are the learner's business.
+      A `LearnedOptimizer`. The paper also learns the initial parameters, and drops the
+      derivatives of gradients and losses: the learner does both.
 
     Raises:
       ValueError: if a size is not positive; from `transform`, if `theta` does not
@@ -64,8 +64,8 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
 
     Differs from the paper:
       As in the released code, the gates see the LSTM's output, not the raw gradient
-      and loss, and the gate of the step before comes without its sigmoid. The released
-      code also divides gradients by the batch size; this does not.
+      and loss, and the previous gate before its sigmoid. The released code also divides
+      gradients by the batch size; this code does not.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -82,6 +82,8 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
 
     def init(key):
         lstm_key, forget_key, input_key = jax.random.split(key, 3)
+        # sigmoid(4 ... 5) > 0.98 keeps the parameters; sigmoid(-5 ... -4), about 0.01,
+        # is the initial learning rate.
         return MetaLstmTheta(
             lstm=_uniform(lstm_key, 4 + hidden_size, 4 * hidden_size),
             forget_gate=_uniform(forget_key, hidden_size + 2, 1, (4.0, 5.0)),
@@ -101,7 +103,7 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
         )
         forget = _gate(theta.forget_gate, hidden, params, forget)
         input_ = _gate(theta.input_gate, hidden, params, input_)
-        # sigmoid(f) - 1 = -sigmoid(-f), without cancellation.
+        # theta_t - theta_{t-1}, where f_t - 1 = -sigmoid(-f) avoids cancellation.
         step = -jax.nn.sigmoid(-forget) * params - jax.nn.sigmoid(input_) * grads
         return step, hidden, cell, forget, input_
 
@@ -121,7 +123,7 @@ def _uniform(
     num_outputs: int,
     bias: tuple[float, float] = (-0.01, 0.01),
 ) -> _coordinates.Linear:
-    """A dense layer of small weights, its bias between the numbers given."""
+    """A dense layer with small weights and a bias uniform in the given range."""
     kernel_key, bias_key = jax.random.split(key)
     shape = num_inputs, num_outputs
     return _coordinates.Linear(
@@ -133,6 +135,6 @@ def _uniform(
 
 
 def _gate(layer, hidden, params, before):
-    """A gate before its sigmoid, [...]; it sees itself a step before."""
+    """A gate before its sigmoid, [...]; one input is its previous value."""
     joined = jnp.concatenate([hidden, params[..., None], before[..., None]], -1)
     return _coordinates.apply_linear(layer, joined)[..., 0]

@@ -1,4 +1,4 @@
-"""A small network a parameter, over normalised features.
+"""A small network per parameter, over normalised features.
 
 References:
   Metz et al., "Tasks, stability, architecture, and compute: training more effective
@@ -19,7 +19,7 @@ from jaxmeta import _checks, _describe, base
 from jaxmeta.optimizers import _coordinates, _rule
 
 _MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-# When in training it is: tanh(t / T - 1) for these T.
+# Training-progress features: tanh(t / T - 1) for these T.
 _TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 _NUM_FEATURES = 2 + len(_MOMENTUM_DECAYS) + len(_TIME_SCALES)
 
@@ -37,24 +37,24 @@ def mlp(
     *,
     step_scale: float = 1e-3,
 ) -> base.LearnedOptimizer:
-    r"""A multilayer perceptron that makes the update of each parameter.
+    r"""A multilayer perceptron that computes the update of each parameter.
 
-    It sees the gradient, six momenta of decays 0.1 ... 0.9999 and the parameter, each
-    over its root mean square in the leaf, and eleven features of the time; it puts out
-    a direction d and a logarithm of its length m, for an update of
-    :math:`10^{-3}\, d\, e^{10^{-3} m}`. A third of the arithmetic and a thirteenth of
-    the state of an LSTM of 20 units, and indifferent to the scale of the loss. A
-    gradient that is NaN makes its whole leaf NaN, an infinite one its own parameter;
-    both stay in the momenta. `optax.apply_if_finite` skips such steps.
+    It sees the gradient, six momenta with decays 0.1 ... 0.9999 and the parameter, each
+    over its root mean square in the leaf, and eleven features of time; it outputs a
+    direction d and log-magnitude m, for an update of
+    :math:`10^{-3}\, d\, e^{10^{-3} m}`. It needs a third of the arithmetic and a
+    thirteenth of the state of an LSTM with 20 units, and is invariant to the scale of
+    the loss. A NaN gradient makes its whole leaf NaN, an infinite one its own
+    parameter; both stay in the momenta. `optax.apply_if_finite` skips such steps.
 
     Args:
-      hidden_size: units of a hidden layer (ReLU). Static.
+      hidden_size: units per hidden layer (ReLU). Static.
       num_layers: hidden layers. Static.
       step_scale: both factors :math:`10^{-3}`.
 
     Returns:
-      A `LearnedOptimizer`. Its state is 6 numbers a parameter; its update needs the
-      parameters.
+      A `LearnedOptimizer`. Its state is 6 numbers per parameter; its update requires
+      the parameters.
 
     Raises:
       ValueError: if a size is not positive; from `transform`, if `theta` does not
@@ -118,11 +118,12 @@ def mlp(
 
 
 def _normalized(features: jax.Array) -> jax.Array:
-    """Features [..., F], each over its root mean square in the leaf."""
-    if not features.size:  # The mean over nothing is NaN.
+    """Features [..., F], each divided by its root mean square in the leaf."""
+    if not features.size:  # An empty mean is NaN.
         return features
     axes = tuple(range(features.ndim - 1))
     mean_square = jnp.mean(jnp.square(features), axes, keepdims=True)
+    # 1e-10 inside the root bounds its derivative for a leaf of zeros.
     return features * jax.lax.rsqrt(
         jnp.broadcast_to(mean_square, features.shape) + 1e-10
     )

@@ -1,4 +1,4 @@
-"""An LSTM with an external memory, after quasi-Newton methods.
+"""An LSTM with an external memory, modelled on quasi-Newton methods.
 
 References:
   Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
@@ -19,7 +19,7 @@ class NtmBfgsState(NamedTuple):
     """State of `ntm_bfgs`."""
 
     lstm: _coordinates.LstmState
-    reads: tuple[Any, ...]  # of each read head a tree like the parameters
+    reads: tuple[Any, ...]  # one tree like the parameters per read head
     memory: Any
 
 
@@ -36,29 +36,28 @@ def ntm_bfgs(
 ) -> base.LearnedOptimizer:
     r"""An LSTM with global averaging cells that keeps a matrix over the coordinates.
 
-    The matrix plays the part that the inverse Hessian has in BFGS. At each coordinate
-    the controller sees the gradient and what its read heads found a step ago; it puts
-    out the update, a number :math:`r` a read head and a pair :math:`(a, b)` a write
-    head:
+    The matrix plays the role of the inverse Hessian in BFGS. At each coordinate the
+    controller sees the gradient and the previous step's reads; it outputs the update, a
+    number :math:`r` per read head and a pair :math:`(a, b)` per write head:
 
     .. math::
       i_t = M_t r_t, \qquad M_{t+1} = M_t + \frac{1}{n} \sum_j a_{t,j} b_{t,j}^\top
 
-    One read head, three write heads and two averaging cells are enough for BFGS, given
-    a controller that can compute any function of a coordinate.
+    One read head, three write heads and two averaging cells suffice for BFGS, if the
+    controller can compute any function of a coordinate.
 
     Args:
-      hidden_size: H, the units of a layer. Static.
-      num_layers: layers of LSTM. Static.
+      hidden_size: H, units per layer. Static.
+      num_layers: LSTM layers. Static.
       num_reads: read heads. Static.
       num_writes: write heads. Static.
-      num_averaged: averaging cells of each layer, as for `lstm_gac`. Static.
+      num_averaged: averaging cells per layer, as for `lstm_gac`. Static.
       window: None keeps the matrix, n x n numbers for n parameters. An int keeps the
-        pairs of that many last steps instead, 2 `window` `num_writes` numbers a
-        parameter: the limited-memory form, the same for runs no longer than the
+        pairs of that many last steps instead, 2 `window` `num_writes` numbers per
+        parameter: the limited-memory variant, identical for runs no longer than the
         window. Static.
-      preprocess: of gradients and of what is read; None is `log_gradient(p=10)`.
-      output_scale: of the update.
+      preprocess: features of gradients and reads; None is `log_gradient(p=10)`.
+      output_scale: scale of the update.
 
     Returns:
       A `LearnedOptimizer`.
@@ -69,10 +68,9 @@ def ntm_bfgs(
         architecture, or parameters are complex.
 
     Differs from the paper:
-      Which leaves open where the matrix starts: here, as BFGS, at the identity; how it
-      is kept in bounds: here writes are divided by n, so that what is read does not
-      grow with the number of parameters, and nothing decays; and what the controller
-      sees at the first step: zeros.
+      Choices that the paper leaves open: the matrix starts at the identity, as in BFGS;
+      writes are divided by n, so that reads do not grow with the number of parameters,
+      and nothing decays; the reads at the first step are zeros.
 
     Example:
       >>> import jax, jax.numpy as jnp

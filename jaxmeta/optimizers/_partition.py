@@ -14,22 +14,22 @@ def partition(
     lopts: Mapping[str, base.LearnedOptimizer | optax.GradientTransformation],
     labels: Any | Callable[[Any], Any],
 ) -> base.LearnedOptimizer:
-    """Gives each group of parameters a learned optimizer of its own.
+    """Gives each group of parameters its own learned optimizer.
 
     The learned counterpart of `optax.partition`: all are meta-trained together.
 
     Args:
-      lopts: one for each label. Plain optax rules, such as `optax.set_to_zero()` for
-        what is not trained, are not in theta.
+      lopts: one per label. Plain optax rules, such as `optax.set_to_zero()` for frozen
+        parameters, are not part of theta.
       labels: a tree of labels like the parameters, or a function of the parameters that
         returns one.
 
     Returns:
-      A `LearnedOptimizer`; its theta is a dict of the learned groups'.
+      A `LearnedOptimizer`; its theta is a dict of the learned groups' thetas.
 
     Raises:
       ValueError: if a rule is neither learned nor optax's, or none is learned; from
-        `transform`, if `theta` has other groups.
+        `transform`, if `theta` has different groups.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -53,7 +53,7 @@ def partition(
             got = sorted(map(str, theta)) if isinstance(theta, Mapping) else type(theta)
             raise ValueError(
                 f"`theta` must have the groups {sorted(map(str, learned))}, got {got}: "
-                "`init` it with these optimizers."
+                "call `init` with these optimizers."
             )
         transforms: dict[Hashable, Any] = {**lopts}
         transforms |= {label: x.transform(theta[label]) for label, x in learned.items()}
@@ -77,7 +77,7 @@ def _checked(lopts: Any) -> dict[str, base.LearnedOptimizer]:
     learned = {label: x for label, x in lopts.items() if hasattr(x, "transform")}
     if not learned:
         raise ValueError(
-            "`lopts` must have a learned rule, got only plain ones: these need no "
-            "meta-training, `optax.partition` takes them as they are."
+            "`lopts` must have a learned rule, got only plain ones: use "
+            "`optax.partition` for these."
         )
     return learned

@@ -1,4 +1,4 @@
-"""How learned rules see a gradient, whose scale may be anything."""
+"""Features of gradients of any scale, as inputs of learned rules."""
 
 from collections.abc import Callable
 from typing import TypeAlias
@@ -12,7 +12,7 @@ Preprocess: TypeAlias = Callable[[jax.Array], jax.Array]  # [...] -> [..., F]
 
 
 def log_gradient(p: float = 10.0) -> Preprocess:
-    r"""A gradient's logarithm and sign.
+    r"""Logarithm and sign of a gradient.
 
     .. math::
       g \mapsto \begin{cases}
@@ -20,12 +20,12 @@ def log_gradient(p: float = 10.0) -> Preprocess:
         (-1,\ e^p g) & \text{otherwise}
       \end{cases}
 
-    The released code of the paper has p = 5. The derivative is finite everywhere, also
-    where the gradient is zero.
+    The paper's released code has p = 5. The derivative is finite everywhere, even where
+    the gradient is zero.
 
     Args:
-      p: how small a gradient may be before it counts as none; at most 80, as
-        exp(-p) must be a float32.
+      p: gradients below exp(-p) are treated linearly; at most 80, since exp(-p) must be
+        a float32.
 
     Raises:
       ValueError: if `p` is not positive, or too large.
@@ -47,7 +47,7 @@ def log_gradient(p: float = 10.0) -> Preprocess:
     def preprocess(grads):
         magnitudes = jnp.abs(grads)
         is_large = magnitudes >= jnp.exp(-p)
-        # A double where: the logarithm not taken must have no derivative at zero.
+        # A double where: log 0 in the branch not taken would make its gradient NaN.
         logs = jnp.log(jnp.where(is_large, magnitudes, 1)) / p
         first = jnp.where(is_large, logs, -1)
         second = jnp.where(is_large, jnp.sign(grads), jnp.exp(p) * grads)
@@ -57,7 +57,7 @@ def log_gradient(p: float = 10.0) -> Preprocess:
 
 
 def scaled_gradient(scale: float | jax.Array = 1.0) -> Preprocess:
-    """A gradient times a constant, which the paper found to work as well.
+    """A gradient times a constant, which worked equally well in the paper.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,7 +69,7 @@ def scaled_gradient(scale: float | jax.Array = 1.0) -> Preprocess:
 
 
 def count_features(preprocess: Preprocess) -> int:
-    """F: what a network sees of one number."""
+    """F, the number of features per coordinate."""
     shape = jax.eval_shape(preprocess, jnp.zeros(())).shape
     if len(shape) != 1:
         raise ValueError(

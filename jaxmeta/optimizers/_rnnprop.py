@@ -1,4 +1,4 @@
-"""RNNprop: an LSTM that sees normalised gradients.
+"""RNNprop: an LSTM on normalised gradients.
 
 References:
   Lv, Jiang, Li, "Learning gradient descent: better generalization and longer horizons",
@@ -18,7 +18,7 @@ from jaxmeta.optimizers import _coordinates, _rule
 
 
 class RnnpropTheta(NamedTuple):
-    """Meta-parameters of `rnnprop`, H hidden units."""
+    """Meta-parameters of `rnnprop` with H hidden units."""
 
     embedding: _coordinates.Linear  # kernel [2, H]
     lstm: _coordinates.LstmTheta
@@ -42,34 +42,33 @@ def rnnprop(
     eps: float = 1e-8,
     state_dtype: DTypeLike | None = None,
 ) -> base.LearnedOptimizer:
-    r"""An LSTM over Adam's and RMSprop's directions, its update bounded.
+    r"""An LSTM over Adam's and RMSprop's directions, with bounded updates.
 
     With the bias-corrected moments :math:`\hat m_t`, :math:`\hat v_t` of the gradient
-    :math:`g_t`, both of decay 0.95,
+    :math:`g_t`, both with decay 0.95,
 
     .. math::
       \theta_{t+1} = \theta_t + \alpha \tanh\!\left(m\!\left(
         \hat m_t / \sqrt{\hat v_t},\ g_t / \sqrt{\hat v_t}\right)\right)
 
-    so that the rule does not know the scale of the loss. The derivative of a direction
-    with respect to the gradient is taken as that of a constant where
-    :math:`\sqrt{\hat v}` is under 1e-5, as `jaxmeta.optimizers.adam` does: it is
-    bounded everywhere.
+    so the rule is invariant to the scale of the loss. As in `jaxmeta.optimizers.adam`,
+    a direction is a constant to the derivative where :math:`\sqrt{\hat v}` is below
+    1e-5, so its derivative is bounded everywhere.
 
-    A gradient that is NaN or infinite makes the moments of its coordinate, and all its
-    later updates, NaN; `optax.apply_if_finite` skips such steps.
+    A non-finite gradient makes the moments of its coordinate, and all its later
+    updates, NaN; `optax.apply_if_finite` skips such steps.
 
     Args:
       hidden_size: H, units of the embedding (a dense layer with ELU) and of each LSTM
         layer. Static.
-      num_layers: layers of LSTM. Static.
-      decay: of both moments.
-      output_scale: :math:`\alpha`, the largest update.
+      num_layers: LSTM layers. Static.
+      decay: decay of both moments.
+      output_scale: :math:`\alpha`, the maximum update.
       eps: added to the square root of the second moment.
-      state_dtype: of the LSTM's state; None is that of the meta-parameters.
+      state_dtype: dtype of the LSTM's state; None is that of the meta-parameters.
 
     Returns:
-      A `LearnedOptimizer`. Its state is 2 + 2 H num_layers numbers a parameter.
+      A `LearnedOptimizer`. Its state is 2 + 2 H num_layers numbers per parameter.
 
     Raises:
       ValueError: if a size is not a positive int; from `transform`, if `theta` does not

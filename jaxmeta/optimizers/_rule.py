@@ -1,4 +1,4 @@
-"""What rules with a network share: checks and casts of theta, states, arguments."""
+"""Shared by rules with a network: checks and casts of theta, states and arguments."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,17 +20,17 @@ def from_network(
     *,
     needs: tuple[str, ...] = (),
 ) -> base.LearnedOptimizer:
-    """Returns a learned optimizer whose theta is the same for all parameters.
+    """Returns a learned optimizer with one theta for all parameters.
 
     Args:
       description: the call of its factory.
       init: `(key) -> theta`.
-      init_state: `(theta, params, compute) -> state`; theta is as given, `compute` the
-        dtype that updates are computed in. No two fields may be one array: callers
-        donate states.
+      init_state: `(theta, params, compute) -> state`; theta is not cast, `compute` is
+        the dtype that updates are computed in. No two fields may share an array,
+        because callers donate states.
       update: `(theta, grads, state, **needed) -> (steps, state)`, all but the state
-        in `compute`. The steps are cast to what the gradients had.
-      needs: of "params" and "value" (the loss), what `update` is given, by name.
+        in `compute`. The steps are cast to the gradients' dtypes.
+      needs: which of "params" and "value" (the loss) `update` requires as keywords.
     """
 
     def init_any(key, params=None):
@@ -67,20 +67,20 @@ def from_network(
 
 
 def compute_dtype(theta: Any) -> DTypeLike:
-    """What a rule computes in: float32, or what theta has if that is more."""
+    """The dtype a rule computes in: float32, or theta's if that is wider."""
     return jnp.promote_types(jnp.result_type(*jax.tree.leaves(theta)), jnp.float32)
 
 
 def check_state(
     init_state: Callable[[Any], Any], updates: Any, state: Any, params: Any = None
 ) -> None:
-    """Raises unless `state` is one of parameters like `updates`.
+    """Raises unless `state` belongs to parameters like `updates`.
 
     Args:
-      init_state: of the transformation.
-      updates: what is to be updated; of `state` and `params` that much is needed.
-      state: as given.
-      params: as given, where the rule needs them.
+      init_state: the transformation's `init`.
+      updates: gradients; `state` and `params` must cover their leaves.
+      state: the state that was passed.
+      params: the parameters that were passed, if the rule requires them.
     """
     paths = lambda tree: {
         jax.tree_util.keystr(path): jnp.shape(x)
@@ -108,6 +108,6 @@ def _check_given(description, needed):
         loss = ", value=loss" if "value" in needed else ""
         what = " and ".join(f"`{argument}`" for argument in needed)
         raise ValueError(
-            f"{what} must be given to the update of `{name}`, got None: "
+            f"The update of `{name}` requires {what}, got None: "
             f"tx.update(grads, state, params{loss})."
         )

@@ -1,4 +1,4 @@
-"""Weights of learned optimizers in files: safetensors, with a card in JSON."""
+"""Weight files of learned optimizers: safetensors, with a card in JSON."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from jaxmeta.optimizers import _lstm, _preprocess, _rnnprop
 
 _FOLDER = pathlib.Path(__file__).parent / "weights"
 
-# The types that files have, by the names that safetensors gives them.
+# Dtypes in files, by their safetensors names.
 _DTYPES = {
     "BOOL": np.bool_,
     "U8": np.uint8,
@@ -40,7 +40,7 @@ _DTYPES = {
     "C64": np.complex64,
 }
 
-# What each was meta-trained as.
+# The family each was meta-trained in.
 _PRETRAINED: dict[str, Callable[[], base.LearnedOptimizer]] = {
     "lstm-quadratic": lambda: _lstm.lstm(
         preprocess=_preprocess.scaled_gradient(), output_scale=1.0
@@ -59,12 +59,12 @@ class Pretrained(NamedTuple):
 
 
 def pretrained(name: str) -> optax.GradientTransformationExtraArgs:
-    """Returns a meta-trained optimizer, complete, like `optax.adam(1e-3)`.
+    """Returns a complete meta-trained optimizer, like `optax.adam(1e-3)`.
 
     Args:
       name: "lstm-mlp", for some hundred updates of small networks;
-        "rnnprop-mlp", slower at first, which lasts, with ReLU too; or
-        "lstm-quadratic", for quadratics of ten dimensions.
+        "rnnprop-mlp", slower at first but stable for longer, also with ReLU; or
+        "lstm-quadratic", for quadratics in ten dimensions.
         `load_pretrained(name).card` says how they were trained, and where they fail.
 
     Raises:
@@ -83,7 +83,7 @@ def pretrained(name: str) -> optax.GradientTransformationExtraArgs:
 
 
 def load_pretrained(name: str) -> Pretrained:
-    """Returns a meta-trained optimizer's family, weights and card, to train it on.
+    """Returns a meta-trained optimizer's family, weights and card, e.g. to fine-tune.
 
     Args:
       name: as in `pretrained`.
@@ -108,17 +108,17 @@ def load_pretrained(name: str) -> Pretrained:
 def save(
     path: str | os.PathLike[str], theta: Any, card: Mapping[str, Any] | None = None
 ) -> None:
-    """Saves a theta in a new file `path`, and `card` beside it as JSON.
+    """Saves a theta in a new file `path`, and `card` next to it as JSON.
 
     Args:
-      path: ends in ".safetensors".
-      theta: a pytree of arrays, of integers, booleans, complex64, or floats of 8 to 64
+      path: must end in ".safetensors".
+      theta: a pytree of arrays of integers, booleans, complex64, or floats with 8 to 64
         bits.
-      card: what users should know of it.
+      card: information for users.
 
     Raises:
-      ValueError: if `path` has another ending or exists, since nothing is overwritten;
-        if a leaf is of another type, or two have the same name; or the card is not of
+      ValueError: if `path` has another suffix or exists (nothing is overwritten); if a
+        leaf has another dtype, or two have the same name; or if the card does not hold
         plain JSON values.
       OSError: if it cannot be written.
 
@@ -134,36 +134,37 @@ def save(
     card_path = path.with_suffix(".json")
     for taken in (path, card_path):
         if taken.exists():
-            raise ValueError(f"`path` exists already, choose another: {taken}.")
+            raise ValueError(f"`path` already exists, choose another: {taken}.")
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: _as_array(name, leaf) for name, leaf in named_leaves(theta)}
     try:
         told = json.dumps(dict(card or {}), indent=1) + "\n"
     except TypeError as error:
-        raise ValueError(f"`card` must be of plain JSON values: {error}.") from error
+        raise ValueError(f"`card` must hold plain JSON values: {error}.") from error
     with tempfile.TemporaryDirectory(dir=path.parent) as partial:
         for target, content in (
             (path, safetensors.numpy.save(arrays)),
             (card_path, told.encode()),
         ):
+            # Renaming is atomic: a crash leaves no half-written file.
             new = pathlib.Path(partial) / target.name
             new.write_bytes(content)
             os.replace(new, target)
 
 
 def load(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mapping[str, Any]]:
-    """Loads what `save` wrote.
+    """Loads a theta and card written by `save`.
 
     Args:
-      path: of the file.
-      like: a theta with the structure and shapes to expect, say `lopt.init(key)` or its
+      path: the file.
+      like: a theta with the expected structure and shapes, e.g. `lopt.init(key)` or its
         `jax.eval_shape`.
 
     Returns:
-      Theta, in the types of `like`, and the card.
+      Theta, in the dtypes of `like`, and the card.
 
     Raises:
-      ValueError: if there is no such file, or it is damaged or does not match this
+      ValueError: if the file does not exist, is damaged or does not match this
         architecture.
     """
     reading = path = _checked(path)
@@ -191,19 +192,19 @@ def load(path: str | os.PathLike[str], *, like: Any) -> tuple[Any, Mapping[str, 
 
 
 def _as_array(name, leaf):
-    """The leaf as what a file has, or a ValueError that names it."""
+    """The leaf as a storable array, or a ValueError that names it."""
     dtype = jnp.result_type(leaf) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
     known = [np.dtype(x) for x in _DTYPES.values()]
     if dtype not in known:
         raise ValueError(
             f"`theta` must hold arrays of {', '.join(x.name for x in known)}, got "
-            f"{dtype} at {name!r}. Cast it; of PRNG keys save `jax.random.key_data`."
+            f"{dtype} at {name!r}. Cast it; for PRNG keys save `jax.random.key_data`."
         )
     return np.asarray(leaf)
 
 
 def _parse(content):
-    """The arrays of a file; safetensors' own reader has no bfloat16 for NumPy."""
+    """The arrays in a file; safetensors' NumPy reader does not support bfloat16."""
     return {
         name: np.frombuffer(saved["data"], _DTYPES[saved["dtype"]]).reshape(
             saved["shape"]
@@ -213,7 +214,7 @@ def _parse(content):
 
 
 def _kind(dtype):
-    """Float, complex, integer or boolean: among the types of a kind files are cast."""
+    """Float, complex, integer or boolean; loading casts within a kind."""
     kinds = jnp.floating, jnp.complexfloating, jnp.integer, jnp.bool_
     return next(k.__name__ for k in kinds if jnp.issubdtype(dtype, k))
 

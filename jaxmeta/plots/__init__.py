@@ -1,8 +1,8 @@
-"""Pictures of runs and tasks, by matplotlib (the extra `plots`).
+"""Matplotlib figures of runs and tasks (extra `plots`).
 
-Nothing goes through pyplot: each function draws on `ax`, or on a new
-`matplotlib.figure.Figure`, and returns the axes. `ax.figure.savefig(path)` writes the
-picture; in a notebook with `%matplotlib inline`, `ax.figure` shows it.
+Without pyplot: each function draws on `ax`, or on a new `matplotlib.figure.Figure`, and
+returns the axes. `ax.figure.savefig(path)` saves the figure; in a notebook with
+`%matplotlib inline`, `ax.figure` shows it.
 """
 
 from jaxmeta.plots._curves import (

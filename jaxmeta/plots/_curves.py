@@ -22,23 +22,22 @@ def learning_curve(
 ) -> "Axes":
     """Draws a metric over meta-training: a training curve and validation points.
 
-    A long run gets a running mean over its records. Several runs (seeds) get their
-    mean, at the steps that all of them have, and a band from the least run to the
-    greatest.
+    A long run also shows a running mean over its records. Several runs (seeds) show
+    their mean, at the steps they share, and a band from the lowest run to the highest.
 
     Args:
-      records: a run folder; or a run's records, as `jaxmeta.training.read_metrics`
-        gives them; or an array [S, ...] with a value for each meta-step, say `.loss`
-        of what `lax.scan` over steps stacks up, averaged over its other axes. Or a list
-        of such, one a run.
-      metric: which; an accuracy is shown in %. A loss that spans more than a factor
-        of ten gets a logarithmic axis.
-      ax: where to draw; None makes a figure.
+      records: a run folder; or a run's records, from `jaxmeta.training.read_metrics`;
+        or an array [S, ...] with a value per meta-step, e.g. `.loss` of the infos that
+        `lax.scan` over steps stacks, averaged over its other axes. Or a list of such,
+        one per run.
+      metric: metric name; accuracies are shown in %. A loss that spans more than a
+        factor of ten gets a logarithmic axis.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
       ValueError: if there are no records, or the runs share no step with this metric.
-      OSError: if a run folder has none.
-      ImportError: without matplotlib.
+      OSError: if a run folder has no records.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> records = [{"step": 10, "loss": 4.0, "validation_loss": 3.0},
@@ -55,7 +54,7 @@ def learning_curve(
     if not any(steps for steps, _ in curves):
         found = sorted(set().union(*(record for run in runs for record in run)))
         raise ValueError(
-            f"`metric` {metric!r} is at no step that the runs share; they have {found}."
+            f"The runs share no step with the `metric` {metric!r}; they have {found}."
         )
     ax = _axes.figure().subplots() if ax is None else ax
     of_runs = f", mean of {len(runs)} runs" if len(runs) > 1 else ""
@@ -68,6 +67,7 @@ def learning_curve(
     ):
         if not steps:
             continue
+        # A window of about 4 % of the records; none below 50.
         reach = len(steps) // 50 if name == "training" and not of_runs else 0
         if reach:
             ax.plot(steps, values[0], color="0.7", linewidth=1, label=name)
@@ -76,9 +76,9 @@ def learning_curve(
         edges = (values.min(0), values.max(0)) if of_runs else None
         _draw_curve(ax, steps, values.mean(0), edges, name + of_runs, style, color)
     ax.set_xlabel("meta-steps")
-    ax.locator_params(axis="x", nbins=5)  # Thousands are long words.
+    ax.locator_params(axis="x", nbins=5)  # Labels in thousands are long.
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    title = "bands from the least run to the greatest" if of_runs else None
+    title = "bands from the lowest run to the highest" if of_runs else None
     _axes.finish(ax, metric, [values.ravel() for _, values in curves], title=title)
     return ax
 
@@ -92,16 +92,16 @@ def adaptation_curve(
     """Draws a metric over inner steps 0 ... K: means with 95 % bands over tasks.
 
     Args:
-      evaluation: what `jaxmeta.training.evaluate` returned; or a tested run folder, or
-        the dict under `test` in its `summary.json`, with its inductive curve if it has
-        one. Or name -> such for each learner to compare, without inductive curves.
-      metric: which, leaves [K + 1]; an accuracy is shown in %.
-      ax: where to draw; None makes a figure.
+      evaluation: result of `jaxmeta.training.evaluate`; or a tested run folder, or the
+        dict under `test` in its `summary.json`, with its inductive curve if any. Or
+        name -> such for each learner to compare, without inductive curves.
+      metric: metric name, leaves [K + 1]; accuracies are shown in %.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
       ValueError: if an evaluation has no such metric.
       OSError: if a run folder has no `summary.json`.
-      ImportError: without matplotlib.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> loss = {"mean": [3.0, 1.0, 0.5], "interval": [0.5, 0.25, 0.125]}
@@ -115,7 +115,7 @@ def adaptation_curve(
     curves = {name: table[metric] for name, table in tables.items()}
     counts = {table["num_tasks"] for table in tables.values() if "num_tasks" in table}
     label = "mean and 95 % interval"
-    if len(counts) == 1:  # The dict under `inductive` has none.
+    if len(counts) == 1:  # The dict under `inductive` has no `num_tasks`.
         label += f" over {counts.pop():,} tasks"
     title = label
     if is_one and metric in (inductive := tables[""].get("inductive", {})):
@@ -139,7 +139,7 @@ def adaptation_curve(
 
 
 def _as_runs(source, metric):
-    """Returns a list of records for each run."""
+    """Returns one list of records per run."""
     is_list = isinstance(source, Sequence) and not isinstance(source, str)
     if is_list and not (source and isinstance(source[0], Mapping)):
         return [_as_records(run, metric) for run in source]
@@ -157,7 +157,7 @@ def _as_records(run, metric):
 
 
 def _is_of_several(evaluation):
-    """Whether it is name -> evaluation, and no evaluation itself."""
+    """Whether it is name -> evaluation instead of a single evaluation."""
     is_table = lambda found: isinstance(found, Mapping) and "mean" in found
     return isinstance(evaluation, Mapping) and not any(
         map(is_table, evaluation.values())
@@ -165,7 +165,7 @@ def _is_of_several(evaluation):
 
 
 def _as_table(found, metric):
-    """Returns what `summary.json` has under `test`, with the metric for sure."""
+    """Returns the table under `test` in `summary.json`, checked to have the metric."""
     if isinstance(found, str | os.PathLike):
         found = _axes.read_test(found)
     if not isinstance(found, Mapping):
@@ -179,7 +179,7 @@ def _as_table(found, metric):
 
 
 def _draw_curve(ax, x, mean, edges, label, style, color):
-    """Draws a line and its band `edges`, a bar if there is but one point."""
+    """Draws a line and its band `edges`; for a single point, a marker and a bar."""
     if len(x) == 1:
         style = style.strip("-") or "o"
     ax.plot(x, mean, style, color=color, markersize=4, label=label)

@@ -1,4 +1,4 @@
-"""Where a metric learner puts the examples of a task."""
+"""Embeddings of a task's examples, in two dimensions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,23 +20,23 @@ def embedding_map(
     names: Sequence[str] | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws embeddings in the plane in which they vary most, and their prototypes.
+    """Draws embeddings and prototypes in their plane of principal components.
 
-    The plane is that of the first two principal components of the prototypes (of the
-    embeddings where there are fewer than three): what separates classes is in view.
-    Each class has a marker of its own, its prototype a larger one with its name.
+    The plane is spanned by the first two principal components of the prototypes (of the
+    embeddings if there are fewer than three), which shows how classes are separated.
+    Each class has its own marker; prototypes have larger markers with class names.
 
     Args:
-      embeddings: [N, ...], flattened; of queries, say.
-      labels: their classes, [N] from 0 to W - 1 or one-hot [N, W], where rows of zeros
-        are padding.
-      prototypes: [W, ...]; None takes the classes' means.
-      names: of the classes; None are their numbers.
-      ax: where to draw; None makes a figure.
+      embeddings: [N, ...], flattened, e.g. of queries.
+      labels: their classes, [N] from 0 to W - 1 or one-hot [N, W], with all-zero rows
+        as padding.
+      prototypes: [W, ...]; None uses the class means.
+      names: class names; None uses their numbers.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
-      ValueError: if shapes do not go together.
-      ImportError: without matplotlib.
+      ValueError: if shapes do not match.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> ax = embedding_map([[0.0, 1.0], [0.0, 3.0], [9.0, 2.0]], [0, 0, 1])
@@ -47,8 +47,8 @@ def embedding_map(
     points = points.reshape(len(points), -1)
     if classes.shape != (len(points),):
         raise ValueError(
-            f"`labels` must be one for each of the {len(points)} embeddings, got shape "
-            f"{classes.shape}."
+            f"`labels` must have one label for each of the {len(points)} embeddings, "
+            f"got shape {classes.shape}."
         )
     points, classes = points[classes >= 0], classes[classes >= 0]
     if prototypes is None:
@@ -59,18 +59,19 @@ def embedding_map(
         centers = centers.reshape(len(centers), -1)
     if centers.shape[1:] != points.shape[1:] or len(centers) <= classes.max():
         raise ValueError(
-            f"`prototypes` must be of all {classes.max() + 1} classes with the "
+            f"`prototypes` must cover all {classes.max() + 1} classes with the "
             f"embeddings' {points.shape[1]} features, got shape {centers.shape}."
         )
     named = [str(way) for way in range(len(centers))] if names is None else list(names)
     if len(named) != len(centers):
-        raise ValueError(f"`names` must be {len(centers)}, got {named}.")
+        raise ValueError(f"`names` must have {len(centers)} names, got {named}.")
     ax = _axes.figure().subplots() if ax is None else ax
     spread = centers if len(centers) > 2 else np.concatenate([points, centers])
     middle = spread.mean(0)
+    # The first two right singular vectors are the principal axes.
     axes = np.linalg.svd(spread - middle, full_matrices=False)[2][:2]  # [2, D]
     points, centers = (points - middle) @ axes.T, (centers - middle) @ axes.T
-    if points.shape[1] == 1:  # One feature: all on a line.
+    if points.shape[1] == 1:  # A single feature: points on a line.
         points, centers = (np.pad(x, [(0, 0), (0, 1)]) for x in (points, centers))
     for way, name in enumerate(named):
         marker, color = "os^vDP*X"[way % 8], f"C{way}"

@@ -1,4 +1,4 @@
-"""Optimizers side by side: their losses, and what they make of a gradient."""
+"""Comparisons of optimizers: their losses, updates and paths."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,19 +21,19 @@ def optimizer_curves(
     *,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws the losses of optimizers over updates: means, with 95 % bands.
+    """Draws the losses of optimizers over updates: means with 95 % bands.
 
-    The first is the one that matters: dark, with its median dotted.
+    The first optimizer is highlighted: dark, with its median dotted.
 
     Args:
-      curves: of each optimizer what `jaxmeta.training.evaluate_optimizer` returned, or
-        its losses [N, T + 1] on N problems; or a tested run folder, or the dict under
-        `optimizers` in its `summary.json`.
-      ax: where to draw; None makes a figure.
+      curves: name -> result of `jaxmeta.training.evaluate_optimizer`, or losses
+        [N, T + 1] on N problems; or a tested run folder, or the dict under `optimizers`
+        in its `summary.json`.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
       ValueError: if there are no curves.
-      ImportError: without matplotlib.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> loss = {"mean": [2.0, 1.0], "interval": [0.5, 0.25], "median": [2.0, 0.5]}
@@ -44,7 +44,7 @@ def optimizer_curves(
     is_run = isinstance(curves, str | os.PathLike)
     of_each: Any = _axes.read_test(curves)["optimizers"] if is_run else curves
     if not of_each:
-        raise ValueError("`curves` must be of at least one optimizer, got none.")
+        raise ValueError("`curves` must have at least one optimizer, got none.")
     ax = _axes.figure(width=7).subplots() if ax is None else ax
     drawn = []
     for i, (name, found) in enumerate(of_each.items()):
@@ -62,7 +62,7 @@ def optimizer_curves(
             ax.plot(steps, median, ":", color=color, label=f"{name}, median")
             drawn.append(median)
     ax.set_xlabel("updates")
-    # A baseline that diverges must not squeeze the others.
+    # A diverging baseline must not squeeze the others.
     best = min(np.nanmax(curve) for curve in drawn)
     lowest = min(np.nanmin(curve[curve > 0], initial=np.inf) for curve in drawn)
     _axes.finish(ax, "loss", drawn, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -80,16 +80,16 @@ def horizon_sweep(
     """Draws losses against the number of updates, far beyond the trained horizon.
 
     Both axes are logarithmic. Each point is the mean over runs and over the last tenth
-    of the updates up to it, which takes out the minibatches' noise.
+    of the updates up to it, which averages out minibatch noise.
 
     Args:
       curves: as for `optimizer_curves`, by name; the runs may differ in length.
-      horizon: of the meta-training; a vertical line marks it.
-      ax: where to draw; None makes a figure.
+      horizon: meta-training horizon, marked by a vertical line.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
       ValueError: if there are no curves.
-      ImportError: without matplotlib.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> loss = {"mean": [2.0, 1.0, 0.5], "interval": [0] * 3, "median": [0] * 3}
@@ -98,11 +98,12 @@ def horizon_sweep(
       [1 2] [1.  0.5]
     """
     if not curves:
-        raise ValueError("`curves` must be of at least one optimizer, got none.")
+        raise ValueError("`curves` must have at least one optimizer, got none.")
     ax = _axes.figure(width=7).subplots() if ax is None else ax
     drawn = []
     for i, (name, found) in enumerate(curves.items()):
         mean, _, _ = _numbers(found)
+        # 60 points, evenly spaced on the log axis; integers repeat at its start.
         ends = np.unique(np.geomspace(1, len(mean) - 1, 60).astype(int))
         smooth = np.array([mean[end - end // 10 : end + 1].mean() for end in ends])
         color, style = _look(i, len(curves))
@@ -127,14 +128,14 @@ def width_depth_grid(
     """Draws final losses on networks of several widths and depths.
 
     Args:
-      losses: of each optimizer, [D, W].
-      widths: [W], units of a hidden layer.
+      losses: optimizer name -> [D, W].
+      widths: [W], units per hidden layer.
       depths: [D], hidden layers; each has its own markers.
-      ax: where to draw; None makes a figure.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
-      ValueError: if losses are not of shape [D, W], or there are none.
-      ImportError: without matplotlib.
+      ValueError: if losses do not have shape [D, W], or there are none.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> ax = width_depth_grid({"learned": [[0.4, 0.3], [0.6, 0.5]]}, [5, 20], [1, 2])
@@ -142,20 +143,20 @@ def width_depth_grid(
       ['learned, 1 layer', 'learned, 2 layers']
     """
     if not losses:
-        raise ValueError("`losses` must be of at least one optimizer, got none.")
+        raise ValueError("`losses` must have at least one optimizer, got none.")
     ax = _axes.figure(width=7).subplots() if ax is None else ax
     for i, (name, of_optimizer) in enumerate(losses.items()):
         of_optimizer = np.asarray(of_optimizer, float)
         if of_optimizer.shape != (len(depths), len(widths)):
             raise ValueError(
-                f"`losses` of {name!r} must be of shape [D, W], "
+                f"`losses` of {name!r} must have shape [D, W], "
                 f"{(len(depths), len(widths))}, got {of_optimizer.shape}."
             )
         color, style = _look(i, len(losses))
         for depth, row, marker in zip(depths, of_optimizer, _markers(), strict=False):
             label = f"{name}, {depth} layer{'s' * (depth > 1)}"
             ax.plot(widths, row, color=color, linestyle=style, label=label, **marker)
-    ax.set_xlabel("units of a hidden layer")
+    ax.set_xlabel("units per hidden layer")
     rows = [row for found in losses.values() for row in np.asarray(found, float)]
     _axes.finish(ax, "loss", rows, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
@@ -166,20 +167,20 @@ def update_against_gradient(
     *,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws the update that a coordinate gets against its gradient, along runs.
+    """Draws a coordinate's update against its gradient, along runs.
 
-    One line for each number of updates made before: the median over runs, with a band
-    from the first to the third quartile. A straight line through the origin is gradient
-    descent, its slope minus the learning rate; a step is a sign rule, clipped; a line
-    beside the origin is momentum.
+    One line per number of earlier updates: the median over runs, with a band from the
+    first to the third quartile. A straight line through the origin is gradient descent,
+    with minus the learning rate as slope; a step is a sign rule, or clipping; an offset
+    from the origin is momentum.
 
     Args:
-      responses: what `jaxmeta.training.update_responses` returned; or a tested run
-        folder, or the dict under `responses` in its `summary.json`.
-      ax: where to draw; None makes a figure.
+      responses: result of `jaxmeta.training.update_responses`; or a tested run folder,
+        or the dict under `responses` in its `summary.json`.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
-      ImportError: without matplotlib.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> responses = {"steps": [0, 9], "gradients": [-1.0, 1.0],
@@ -218,16 +219,16 @@ def optimizer_paths(
     *,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws the ways of optimizers through a plane, on the loss's contour lines.
+    """Draws the paths of optimizers in a plane, over contour lines of the loss.
 
     Args:
       loss: `(params [2]) -> scalar`.
-      paths: of each optimizer its parameters [K + 1, 2], before and after each update.
-      ax: where to draw; None makes a figure.
+      paths: optimizer name -> parameters [K + 1, 2], before and after each update.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
-      ValueError: if there are no paths, or they are not in a plane.
-      ImportError: without matplotlib.
+      ValueError: if there are no paths, or they are not two-dimensional.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -240,7 +241,7 @@ def optimizer_paths(
     wrong = {name: x.shape for name, x in ways.items() if x.shape[1:] != (2,)}
     if wrong or not ways:
         raise ValueError(
-            f"`paths` must be of at least one optimizer, [K + 1, 2], got {wrong}."
+            f"`paths` must have at least one optimizer, [K + 1, 2], got {wrong}."
         )
     ax = _axes.figure().subplots() if ax is None else ax
     places = np.concatenate(list(ways.values()))
@@ -252,7 +253,7 @@ def optimizer_paths(
     )
     grid = np.stack(np.meshgrid(x, y), -1)  # [80, 80, 2]
     heights = np.asarray(jax.vmap(jax.vmap(loss))(jnp.asarray(grid)))
-    # Even steps in rank: the floor of a valley has as many lines as its walls.
+    # Levels at quantiles, so that a flat valley has as many lines as its walls.
     levels = np.unique(np.quantile(heights, np.linspace(0.02, 0.98, 14)))
     ax.contour(x, y, heights, levels, colors="0.8", linewidths=0.8)
     for i, (name, path) in enumerate(ways.items()):
@@ -266,7 +267,7 @@ def optimizer_paths(
 
 
 def _look(i, count):
-    """The first is the one that matters: dark; the rest in greys."""
+    """Color and line style: dark for the first, greys for the others."""
     if not i:
         return _axes.DARK, "-"
     grey = str(0.2 + 0.5 * (i - 1) / max(1, count - 2))

@@ -1,4 +1,4 @@
-"""What a task looks like."""
+"""Pictures of a task's examples."""
 
 from typing import TYPE_CHECKING
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 def task_sheet(
     task: base.Task, *, ax: "Axes | None" = None, queries_per_class: int = 5
 ) -> "Axes":
-    """Draws a task: images as a sheet with a row a class, numbers as points.
+    """Draws a task: images as a sheet with one row per class, numbers as points.
 
-    A row has the support images of its class, framed, and beside them query images.
+    A row has the support images of its class, framed, followed by query images.
 
     Args:
-      task: of images [N, H, W, 1 or 3] and targets one-hot [N, W] (rows of zeros are
-        padding) or integer [N], or of numbers, [N, 1] and [N, 1]. Images in [0, 1] are
-        drawn as they are, others scaled to it, all of the task alike.
-      ax: where to draw; None makes a figure.
-      queries_per_class: how many query images at most.
+      task: images [N, H, W, 1 or 3] with targets one-hot [N, W] (all-zero rows are
+        padding) or integer [N], or numbers [N, 1] with targets [N, 1]. Images outside
+        [0, 1] are rescaled to it, all images of the task alike.
+      ax: axes to draw on; None makes a figure.
+      queries_per_class: maximum number of query images per class.
 
     Raises:
       ValueError: if the task has other shapes.
-      ImportError: without matplotlib.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> import jax, jaxmeta as jm
@@ -57,7 +57,7 @@ def task_sheet(
     for name, (examples, marker, color) in points.items():
         ax.plot(*map(np.ravel, examples), marker, color=color, label=name)
     ax.set_xlabel("input x")
-    # Above the axes: points may be anywhere inside.
+    # The legend is above the axes, since points may be anywhere inside.
     _axes.finish(ax, "target y", loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return ax
 
@@ -76,7 +76,7 @@ def _draw_sheet(ax, task, queries_per_class):
     gap = max(1, height // 14)
 
     def draw_block(k, most):
-        """Lays out the support (k = 0) or query images, each in white."""
+        """Lays out the support (k = 0) or query images on white."""
         pixels = (images[k] - low) / (high - low)  # One channel broadcasts to three.
         rows = [pixels[labels[k] == way][:most] for way in range(ways)]
         shape = (ways, gap + height, max(map(len, rows)), gap + width, 3)

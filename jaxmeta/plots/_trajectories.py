@@ -1,4 +1,4 @@
-"""Where a policy walks before and after adaptation."""
+"""Trajectories of policies before and after adaptation."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,19 +20,19 @@ def trajectories(
     num_episodes: int = 5,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws the walks of policies through the plane, one color a policy.
+    """Draws the trajectories of policies in the plane, one color per policy.
 
     Args:
-      rollouts: of each policy; the first two features observed are the position.
+      rollouts: one per policy; the first two features of observations are the position.
       goal: [2], marked by a star.
-      labels: what the policies are called.
-      num_episodes: how many episodes of each at most.
-      ax: where to draw; None makes a figure.
+      labels: names of the policies.
+      num_episodes: maximum number of episodes per policy.
+      ax: axes to draw on; None makes a figure.
 
     Raises:
-      ValueError: if observations have fewer than two features, or there are not as
-        many labels as rollouts.
-      ImportError: without matplotlib.
+      ValueError: if observations have fewer than two features, or there are fewer
+        labels than rollouts.
+      ImportError: if matplotlib is not installed.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm

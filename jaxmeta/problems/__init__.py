@@ -1,4 +1,4 @@
-"""Families of problems for optimizers, each an `OptimizationProblem`."""
+"""Families of optimization problems, each an `OptimizationProblem`."""
 
 from jaxmeta.problems._classification import classification
 from jaxmeta.problems._quadratics import quadratics

@@ -1,4 +1,4 @@
-"""Classifiers to train, a family of optimization problems."""
+"""Training a classifier as a family of optimization problems."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,24 +20,24 @@ def classification(
     loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy,
     init_scale: float | None = None,
 ) -> base.OptimizationProblem:
-    """Training `model` on minibatches of one data set; runs differ in their start.
+    """Trains `model` on minibatches of one data set; runs differ in initialisation.
 
     Args:
-      inputs: [N, ...], held once, on the device: uint8 pixels, flat ones too (scaled to
-        [0, 1]), floats, or integers of another type, such as token ids (as they are).
+      inputs: [N, ...], stored once on the device: uint8 pixels, flat ones too (scaled
+        to [0, 1]), floats, or other integers, such as token ids (unchanged).
       labels: [N] integers, or [N, W].
       model: `(inputs [B, ...]) -> logits [B, W]`.
-      batch_size: B, examples a step, drawn with replacement. Static.
-      loss: of the logits and labels of a batch.
-      init_scale: starts every parameter normal with this standard deviation, as the
-        paper does (its code has 0.01); None is the model's own start.
+      batch_size: B, examples per step, drawn with replacement. Static.
+      loss: `(logits, labels) -> scalar`, the loss of a batch.
+      init_scale: standard deviation of normal initial parameters, as in the paper (0.01
+        in its code); None is the model's own initialisation.
 
     Returns:
       An `OptimizationProblem`; its `loss` is a `jax.tree_util.Partial` whose leaves are
       the data.
 
     Raises:
-      ValueError: if there are no examples, or not as many labels.
+      ValueError: if there are no examples, or inputs and labels differ in number.
 
     References:
       Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
@@ -55,10 +55,11 @@ def classification(
     inputs, labels = jnp.asarray(np.asarray(inputs)), jnp.asarray(np.asarray(labels))
     if not inputs.shape or not inputs.size or inputs.shape[0] != labels.shape[0]:
         raise ValueError(
-            "`inputs` and `labels` must be of the same examples, at least one, got "
-            f"shapes {inputs.shape} and {labels.shape}."
+            "`inputs` and `labels` must have the same, positive number of examples, "
+            f"got shapes {inputs.shape} and {labels.shape}."
         )
     net = _model.normalize(model)
+    # One example of zeros in the dtype the model will see, to initialise it.
     first = jnp.zeros((1, *inputs.shape[1:]), _to_float(inputs[:0]).dtype)
 
     def sample(key):

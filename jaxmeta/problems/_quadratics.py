@@ -1,4 +1,4 @@
-"""Random quadratics, a family of optimization problems."""
+"""Random quadratics as a family of optimization problems."""
 
 from typing import Literal
 
@@ -20,9 +20,9 @@ def quadratics(
 
     Args:
       dim: D of W [D, D], y [D] and the parameters [D].
-      distribution: of the entries of W and y: "uniform" on [0, 1), of which the paper's
-        figure and released code are, or "gaussian", standard, of which its text speaks.
-      init_scale: standard deviation of where a run starts.
+      distribution: distribution of W and y: "uniform" on [0, 1) (the paper's figure and
+        released code) or "gaussian", standard (the paper's text).
+      init_scale: standard deviation of the initial parameters.
 
     Raises:
       ValueError: if `dim` is not a positive int or `distribution` is unknown.

@@ -1,4 +1,4 @@
-"""Random scaling: the same problem in other units."""
+"""Random scaling of the coordinates of a problem."""
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,14 @@ from jaxmeta import _checks, _pytrees, base
 def random_scaling(
     problem: base.OptimizationProblem, reach: float = 3.0
 ) -> base.OptimizationProblem:
-    r"""Scales every coordinate by its own factor, drawn once a run.
+    r"""Scales every coordinate by its own factor, drawn once per run.
 
     With factors :math:`c = e^u`, :math:`u \sim U(-r, r)`, the parameters of a run are
     :math:`\theta / c` and its loss :math:`f(c \odot \theta)`: an optimizer that does
-    well on these knows no unit of any coordinate. To be meta-trained on, not tested.
+    well on these is invariant to coordinate scales. For meta-training, not for testing.
 
     Args:
-      problem: of which the instances are scaled.
+      problem: the problem to scale.
       reach: r.
 
     Raises:
@@ -42,7 +42,7 @@ def random_scaling(
         instance = problem.sample(instance_key)
         like = jax.eval_shape(problem.init, init_key, instance)
         leaves, treedef = jax.tree.flatten(like)
-        keys = jax.random.split(scale_key, max(1, len(leaves)))
+        keys = jax.random.split(scale_key, max(1, len(leaves)))  # at least one key
 
         def draw(key, leaf):
             uniform = jax.random.uniform(
@@ -60,7 +60,7 @@ def random_scaling(
         inner, scales = instance
         return problem.loss(jax.tree.map(jnp.multiply, params, scales), inner, key)
 
-    # With the problem as argument, its data stay leaves.
+    # The problem is an argument so that its data stay leaves.
     return base.OptimizationProblem(
         Partial(sample, problem), Partial(init, problem), Partial(loss, problem)
     )

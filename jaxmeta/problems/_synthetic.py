@@ -1,6 +1,6 @@
-"""Problems without data: every instance is a world of its own.
+"""Synthetic problems: every instance draws its own data distribution.
 
-To see whether an optimizer does on others what it does on those it was trained on.
+They test whether an optimizer generalises beyond the problems it was trained on.
 """
 
 import jax
@@ -16,13 +16,13 @@ def softmax_regression(
     margin: float = 1.0,
     batch_size: int = 64,
 ) -> base.OptimizationProblem:
-    """Linear classification of normal clouds; convex.
+    """Linear classification of Gaussian clusters; convex.
 
     Args:
       dim: D, features.
       classes: W.
-      margin: standard deviation of the clouds' centres; that of the clouds is 1.
-      batch_size: examples a step, always fresh ones. Static.
+      margin: standard deviation of the cluster centres; the clusters' own is 1.
+      batch_size: examples per step, always fresh. Static.
 
     Raises:
       ValueError: if a size is not a positive int, or `margin` not positive.
@@ -69,14 +69,14 @@ def language_model(
     sharpness: float = 3.0,
     batch_size: int = 16,
 ) -> base.OptimizationProblem:
-    """Predicting sequences in which each token depends on the two before it.
+    """Next-token prediction; each token depends on the two before it.
 
     Args:
-      model: `(tokens [N, L]) -> logits [N, L, V]`, say `jaxmeta.models.Transformer()`.
-      vocabulary: V, tokens. Static.
+      model: `(tokens [N, L]) -> logits [N, L, V]`, e.g. `jaxmeta.models.Transformer()`.
+      vocabulary: V, number of tokens. Static.
       length: L. Static.
-      sharpness: standard deviation of the logits by which tokens follow one another.
-      batch_size: N, sequences a step, always fresh ones. Static.
+      sharpness: standard deviation of the transition logits.
+      batch_size: N, sequences per step, always fresh. Static.
 
     Raises:
       ValueError: if a size is not a positive int, or `sharpness` not positive.
@@ -99,7 +99,7 @@ def language_model(
 
     def sample(key):
         shape = (vocabulary, vocabulary, vocabulary)
-        return sharpness * jax.random.normal(key, shape)  # logits of what follows
+        return sharpness * jax.random.normal(key, shape)  # logits of the next token
 
     net = _model.normalize(model)
 

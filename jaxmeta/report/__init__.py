@@ -1,7 +1,7 @@
-"""A page about one run, or about several side by side (the extra `report`).
+"""An HTML report of one run, or of several side by side (extra `report`).
 
-`jaxmeta report RUN...` writes one HTML file that needs nothing else: settings, curves,
-the hardest test tasks with their mistakes, and where it was trained.
+`jaxmeta report RUN...` writes one self-contained HTML file: settings, curves, the
+hardest test tasks with their mistakes, and the training environment.
 """
 
 from jaxmeta.report._write import write_report

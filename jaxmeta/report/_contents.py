@@ -1,4 +1,4 @@
-"""What run folders say of themselves."""
+"""Contents of run folders."""
 
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,17 +8,17 @@ from jaxmeta import _json, recipes, runs
 
 
 class Contents(NamedTuple):
-    """What one run folder says."""
+    """Contents of one run folder."""
 
     run: runs.Run
-    title: str  # the recipe's name, and the folder's where several runs share it
+    title: str  # the recipe's name, with the folder if several runs share it
     settings: Mapping[str, Any]  # dotted names
     records: Sequence[Mapping[str, float]]
-    summary: Mapping[str, Any]  # empty while it trains
+    summary: Mapping[str, Any]  # empty while training
 
 
 def read(directory: pathlib.Path) -> Contents:
-    """Reads a run folder; raises ValueError where there is nothing to tell of."""
+    """Reads a run folder; raises ValueError if it has nothing to report."""
     run = runs.read(directory)
     records, path = runs.read_records(run), directory / "summary.json"
     try:
@@ -30,7 +30,7 @@ def read(directory: pathlib.Path) -> Contents:
 
 
 def _flat(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted names and values; what a part is counts as its value."""
+    """Yields dotted names and values of nested settings."""
     for name, value in part.items():
         if name in ("summary", "published", "protocol"):
             continue

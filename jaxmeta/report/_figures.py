@@ -1,4 +1,4 @@
-"""The curves of a page."""
+"""The curves of a report."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +32,7 @@ def of_run(contents: _contents.Contents) -> dict[str, Any]:
 
 
 def compare(found: Sequence[_contents.Contents]) -> dict[str, Any]:
-    """Several runs in each picture: title -> figure; none of a single run."""
+    """Curves of several runs per figure: title -> figure; none for a single run."""
     if len(found) < 2:
         return {}
     figures = {}
@@ -54,7 +54,7 @@ def compare(found: Sequence[_contents.Contents]) -> dict[str, Any]:
 
 
 def _draw_validation(ax, contents, metric, color):
-    """Validations where there are any; a run just begun has training alone."""
+    """Draws validation points if any; a run just started has only training records."""
     for name, style in ((f"validation_{metric}", "o-"), (metric, "-")):
         curve = [(r["step"], r[name]) for r in contents.records if name in r]
         if curve:

@@ -1,4 +1,4 @@
-"""The test tasks that a run is worst at, and what it gets wrong there."""
+"""The test tasks with the highest loss, and the mistakes on them."""
 
 from typing import Any, NamedTuple
 
@@ -12,20 +12,20 @@ NUM_SHOWN = 3
 
 
 class Hardest(NamedTuple):
-    """A picture and what it shows."""
+    """A figure and its caption."""
 
     figure: Any
     caption: str
 
 
 def hardest_tasks(run: runs.Run) -> Hardest | None:
-    """Looks for a run's worst test tasks; None where there are none to be drawn."""
+    """Finds and draws a run's worst test tasks; None if there are none to draw."""
     recipe = run.recipe
     is_saved = any((run.directory / "checkpoints").glob("*"))
     if not isinstance(recipe, recipes.Recipe) or not is_saved:
         return None
     if isinstance(recipe.tasks, recipes.NavigationTasks):
-        caption = "Walks to three test goals, before and after adaptation."
+        caption = "Trajectories to three test goals, before and after adaptation."
         return Hardest(runs.draw_walks(run), caption)
     if isinstance(recipe.tasks, recipes.PolicyTasks):
         return None
@@ -66,14 +66,14 @@ def _draw_images(answers, losses):
     figure = _axes.figure(width=12)
     axes = figure.subplots(2, len(answers), height_ratios=(3, 2), squeeze=False)
     for column, (task, logits), loss in zip(axes.T, answers, losses, strict=True):
-        is_real = task.query.targets.any(1)  # The others are padding.
+        is_real = task.query.targets.any(1)  # All-zero rows are padding.
         query = jax.tree.map(lambda x, is_real=is_real: x[is_real], task.query)
         true, taken = (np.argmax(x, 1) for x in (query.targets, logits[is_real]))
-        # Rows of the sheet show the mistakes first.
+        # Mistakes first in each row of the sheet.
         order = np.argsort(true == taken, kind="stable")
         query = base.Examples(query.inputs[order], query.targets[order])
         plots.task_sheet(base.Task(task.support, query), ax=column[0])
-        column[0].set_title(f"loss {loss:.2f}, {np.mean(true == taken):.0%} right")
+        column[0].set_title(f"loss {loss:.2f}, {np.mean(true == taken):.0%} correct")
         ways = task.query.targets.shape[1]
         counts = np.zeros((ways, ways), int)
         np.add.at(counts, (true, taken), 1)
@@ -82,9 +82,9 @@ def _draw_images(answers, losses):
     figure.set_size_inches(12, min(14.0, height + 0.75 * height + 1))
     return Hardest(
         figure,
-        f"The {len(answers)} of {NUM_TASKS} test tasks with the greatest loss. Above, "
-        "the support images (framed) and queries, those that were taken for another "
-        "class first; below, how many queries of each class were taken for which.",
+        f"The {len(answers)} of {NUM_TASKS} test tasks with the highest loss. Above, "
+        "the support images (framed) and queries, misclassified ones first; below, the "
+        "confusion matrix of the queries.",
     )
 
 
@@ -95,7 +95,7 @@ def _draw_confusion(ax, counts):
         for (row, column), count in np.ndenumerate(counts):
             color = "white" if count > counts.sum(1).max() / 2 else "black"
             ax.text(column, row, str(count), ha="center", va="center", color=color)
-    ax.set(xlabel="taken for", ylabel="class")
+    ax.set(xlabel="predicted class", ylabel="class")
     ax.set_xticks(range(ways))
     ax.set_yticks(range(ways))
 
@@ -105,11 +105,11 @@ def _draw_curves(answers, losses):
     axes = figure.subplots(1, len(answers), squeeze=False)[0]
     for ax, (task, outputs), loss in zip(axes, answers, losses, strict=True):
         plots.task_sheet(task, ax=ax)
-        ax.plot(task.query.inputs[:, 0], outputs[:, 0], "x", color="0.2", label="said")
+        ax.plot(task.query.inputs[:, 0], outputs[:, 0], "x", color="0.2", label="model")
         ax.set_title(f"loss {loss:.2f}", loc="right")
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return Hardest(
         figure,
-        f"The {len(answers)} of {NUM_TASKS} test tasks with the greatest loss after "
+        f"The {len(answers)} of {NUM_TASKS} test tasks with the highest loss after "
         "adaptation to the support points.",
     )

@@ -1,4 +1,4 @@
-"""Fills the page."""
+"""Writes the report."""
 
 import base64
 import importlib.resources
@@ -15,19 +15,19 @@ def write_report(
     directories: Sequence[str | os.PathLike[str]],
     path: str | os.PathLike[str] | None = None,
 ) -> pathlib.Path:
-    """Writes one self-contained HTML page about run folders.
+    """Writes one self-contained HTML report of run folders.
 
     Args:
-      directories: of the runs; the first is the one that the others are compared with.
-      path: of the page; None is `report.html` in the first folder.
+      directories: run folders; the others are compared with the first.
+      path: path of the report; None is `report.html` in the first folder.
 
     Returns:
-      Where it is.
+      The path of the report.
 
     Raises:
       ValueError: if a folder holds no run, has no metrics yet, or is damaged.
       OSError: if it cannot be written.
-      ImportError: without matplotlib or jinja2.
+      ImportError: if matplotlib or jinja2 is not installed.
     """
     try:
         import jinja2
@@ -37,7 +37,7 @@ def write_report(
             "Reports require matplotlib and jinja2: pip install matplotlib jinja2"
         ) from error
     if not directories:
-        raise ValueError("`directories` must be at least one run folder, got none.")
+        raise ValueError("`directories` must have at least one run folder, got none.")
     found = [_contents.read(pathlib.Path(directory)) for directory in directories]
     names = [contents.run.name for contents in found]
     if len(set(names)) < len(names):
@@ -69,7 +69,7 @@ def write_report(
 
 
 def _compared(found: Sequence[_contents.Contents]) -> list[dict[str, Any]]:
-    """A row a setting, with a value a run; those that differ come first."""
+    """One row per setting, one value per run; differing settings come first."""
     names = list(
         dict.fromkeys(name for contents in found for name in contents.settings)
     )
@@ -81,7 +81,7 @@ def _compared(found: Sequence[_contents.Contents]) -> list[dict[str, Any]]:
 
 
 def _sections(contents: _contents.Contents) -> dict[str, Any]:
-    """What the page says of one run."""
+    """The sections about one run."""
     recipe, summary = contents.run.recipe, contents.summary
     environment = {
         "run folder": str(contents.run.directory),
@@ -116,7 +116,7 @@ def _sections(contents: _contents.Contents) -> dict[str, Any]:
 
 
 def _result(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The test as a table, its head first."""
+    """The test results as a table, header first."""
     if not summary:
         return []
     test = summary["test"]

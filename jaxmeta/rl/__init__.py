@@ -1,9 +1,9 @@
-"""Meta-reinforcement learning: environments, policies and learners of policies.
+"""Meta-reinforcement learning: environments, policies and policy learners.
 
-A task is an environment's parameters. `maml` makes of an `Environment` and a `Policy`
-a learner like all others: `estimators.over_tasks`, `training.make_train_step`,
-`training.evaluate` and `training.fit` take it as it is. `ppo` and `trpo` are estimators
-that update on a batch of tasks; follow them by `optax.sgd(1.0)`.
+A task is an environment's parameters. `maml` turns an `Environment` and a `Policy` into
+a learner like any other, for `estimators.over_tasks`, `training.make_train_step`,
+`training.evaluate` and `training.fit`. `ppo` and `trpo` are estimators that update on a
+batch of tasks; use them with `optax.sgd(1.0)`.
 
 Example:
   >>> import jax, optax, jaxmeta as jm

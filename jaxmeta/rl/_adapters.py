@@ -1,4 +1,4 @@
-"""Environments of gymnax and brax (the extra `rl`)."""
+"""Adapters for gymnax and brax environments (extra `rl`)."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -11,7 +11,7 @@ from jaxmeta.rl import _env
 
 # (task, brax state before, action, brax state after) -> reward
 BraxReward = Callable[[Any, Any, jax.Array, Any], jax.Array]
-# The physics: the most exact first, the fastest last.
+# Physics backends, from most accurate to fastest.
 BraxBackend = Literal["generalized", "positional", "spring"]
 
 
@@ -21,13 +21,13 @@ def from_gymnax(
     *,
     horizon: int | None = None,
 ) -> _env.Environment:
-    """Makes an `Environment` of gymnax's; tasks are its `EnvParams`.
+    """Makes an `Environment` from a gymnax one; tasks are its `EnvParams`.
 
     Args:
-      env: the first of what `gymnax.make` returns.
-      sample_task: `(key) -> EnvParams`, say `lambda key: params.replace(gravity=...)`;
-        None is always the default.
-      horizon: H; None is the `max_steps_in_episode` of the defaults. Static.
+      env: the first result of `gymnax.make`.
+      sample_task: `(key) -> EnvParams`, e.g. `lambda key: params.replace(gravity=...)`;
+        None always returns the default.
+      horizon: H; None is the default `max_steps_in_episode`. Static.
 
     Raises:
       ValueError: if its actions are neither real in one range nor discrete, or it has
@@ -48,7 +48,7 @@ def from_gymnax(
         observation, after, reward, done, info = env.step_env(
             key, state, action, params
         )
-        if hasattr(env, "is_truncated"):  # From gymnax 1.0 on beside the end.
+        if hasattr(env, "is_truncated"):  # Separate from `done` since gymnax 1.0.
             done = done | env.is_truncated(after, params)
         after = _as_before(after, state)
         reward = jnp.asarray(reward, jnp.result_type(float))
@@ -70,12 +70,12 @@ def from_brax(
     *,
     horizon: int = 200,
 ) -> _env.Environment:
-    """Makes an `Environment` of brax's, with a reward that depends on the task.
+    """Makes an `Environment` from a brax one, with a task-dependent reward.
 
     Args:
-      env: of `brax.envs.get_environment`, unwrapped.
-      sample_task: `(key) -> task`, what `reward` is told.
-      reward: `(task, before, action, after) -> scalar` of the brax states; `after` has
+      env: from `brax.envs.get_environment`, unwrapped.
+      sample_task: `(key) -> task`, the first argument of `reward`.
+      reward: `(task, before, action, after) -> scalar` from brax states; `after` has
         brax's own `reward` and `metrics`.
       horizon: H. Static.
 
@@ -102,10 +102,10 @@ def from_brax(
 def half_cheetah_direction(
     *, horizon: int = 200, backend: BraxBackend = "generalized"
 ) -> _env.Environment:
-    """A cheetah that is to run forwards or backwards; the task is +1 or -1.
+    """A cheetah that must run forwards or backwards; the task is +1 or -1.
 
-    The reward is the velocity in that direction less 0.05 times the squared action.
-    Brax's simulator is not MuJoCo's of the paper: returns compare within it only.
+    The reward is the velocity in that direction minus 0.05 times the squared action.
+    Brax's simulator is not the paper's MuJoCo: returns are comparable only within it.
 
     References:
       Finn et al. 2017, Section 5.3, and `HalfCheetahEnvRandDirec` in
@@ -127,9 +127,9 @@ def half_cheetah_direction(
 def half_cheetah_velocity(
     *, horizon: int = 200, backend: BraxBackend = "generalized"
 ) -> _env.Environment:
-    """A cheetah that is to run at a velocity, the task, uniform in [0, 2].
+    """A cheetah that must run at a target velocity, the task, uniform in [0, 2].
 
-    The reward is minus the distance from it, less 0.05 times the squared action.
+    The reward is minus the distance from it, minus 0.05 times the squared action.
 
     References:
       Finn et al. 2017, Section 5.3, and `HalfCheetahEnvRand` in
@@ -150,10 +150,10 @@ def half_cheetah_velocity(
 def ant_velocity(
     *, horizon: int = 200, backend: BraxBackend = "generalized"
 ) -> _env.Environment:
-    """An ant that is to run at a velocity, the task, uniform in [0, 3].
+    """An ant that must run at a target velocity, the task, uniform in [0, 3].
 
-    The reward is 1 less the distance from it and 0.005 times the squared action, and
-    0.05 for being upright.
+    The reward is 1 minus the distance from it, minus 0.005 times the squared action,
+    plus 0.05 for being upright.
 
     References:
       Finn et al. 2017, Section 5.3, and `AntEnvRand` in
@@ -179,18 +179,18 @@ def _brax(name, backend):
 
 
 def _actions(space):
-    """A gymnax space as ours."""
+    """Converts a gymnax space to `Box` or `Discrete`."""
     if hasattr(space, "n"):
         return _env.Discrete(int(space.n))
     low, high = (jnp.unique(jnp.asarray(x)) for x in (space.low, space.high))
     if len(space.shape) > 1 or low.size != 1 or high.size != 1:
         raise ValueError(
-            f"`env` must have one range for all its actions, in one axis, got {space}. "
+            f"`env` must have one range for all actions, in one axis, got {space}. "
             "Rescale them in a wrapper."
         )
     return _env.Box(*space.shape or (1,), low=float(low[0]), high=float(high[0]))
 
 
 def _as_before(after, before):
-    """`after` in the dtypes of `before`: these libraries mix Python's numbers in."""
+    """`after` in the dtypes of `before`: these libraries mix in Python numbers."""
     return jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), after, before)

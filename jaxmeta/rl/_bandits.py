@@ -21,7 +21,7 @@ def bandit(
     noise: float = 1.0,
     horizon: int = 10,
 ) -> _env.Environment:
-    """Arms with unknown mean rewards; the task is these means, [A].
+    """Arms with unknown mean rewards; the task is their means, [A].
 
     The observation is a constant, [1].
 
@@ -30,7 +30,7 @@ def bandit(
       rewards: "gaussian": means are standard normal, rewards normal around them;
         "bernoulli": means are uniform in [0, 1], rewards 0 or 1. Static.
       noise: standard deviation of Gaussian rewards.
-      horizon: H, pulls an episode. Static.
+      horizon: H, pulls per episode. Static.
 
     Raises:
       ValueError: if a size is not a positive int, `noise` is negative, or `rewards` is

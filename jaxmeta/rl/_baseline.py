@@ -1,4 +1,4 @@
-"""What a state is worth, by least squares.
+"""Value baselines by least squares.
 
 References:
   Duan et al., "Benchmarking Deep Reinforcement Learning for Continuous Control", ICML
@@ -15,7 +15,7 @@ from jaxmeta.rl._rollout import Rollout
 def linear_baseline(
     rollout: Rollout, *, discount: float, ridge: float = 1e-5
 ) -> jax.Array:
-    r"""Fits values to the returns of some episodes; returns them there, [B, H].
+    r"""Fits values to the returns of episodes; returns their values, [B, H].
 
     The features of a time step are
 
@@ -23,13 +23,13 @@ def linear_baseline(
       \phi = (o, o^2, t/100, (t/100)^2, (t/100)^3, 1),
 
     and the weights solve :math:`(\Phi^\top \Phi + \rho D) w = \Phi^\top R` for the
-    discounted returns R, with D the diagonal of :math:`\Phi^\top \Phi`. Meant for one
-    task's episodes under one policy: fit it anew for the next ones.
+    discounted returns R, with D the diagonal of :math:`\Phi^\top \Phi`. For one task's
+    episodes under one policy: refit it for new ones.
 
     Args:
       rollout: the episodes.
-      discount: of the returns.
-      ridge: rho. rllab has the identity for D, far below single precision.
+      discount: discount of the returns.
+      ridge: rho. rllab uses the identity for D, which single precision would lose.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -42,11 +42,11 @@ def linear_baseline(
       [[2. 1.]]
     """
     num_episodes, horizon = rollout.rewards.shape
-    # A Gram matrix has no digits to lose, and LAPACK no half precision.
+    # A Gram matrix needs full precision, and LAPACK has no half precision.
     dtype = jnp.promote_types(rollout.rewards.dtype, jnp.float32)
     targets = _returns.discounted_sums(rollout.rewards.astype(dtype), discount)
     observations = rollout.observations.reshape(num_episodes, horizon, -1)
-    observations = jnp.clip(observations.astype(dtype), -10, 10)  # As rllab.
+    observations = jnp.clip(observations.astype(dtype), -10, 10)  # As in rllab.
     t = jnp.arange(horizon, dtype=dtype) / 100
     times = jnp.stack([t, t**2, t**3, jnp.ones_like(t)], -1)  # [H, 4]
     times = jnp.broadcast_to(times[None], (num_episodes, horizon, 4))
@@ -55,7 +55,8 @@ def linear_baseline(
 
     flat = features.reshape(-1, features.shape[-1])  # [B H, F]
     gram, moments = flat.T @ flat, flat.T @ targets.reshape(-1)
-    # Features of one scale: else the ridge drowns in the rounding of the largest.
+    # Solve for features of unit norm: else the ridge would be smaller than the rounding
+    # error of the largest feature.
     scale = jnp.sqrt(jnp.diagonal(gram))
     scale = jnp.where(scale > 0, scale, 1)
     correlations = gram / (scale[:, None] * scale[None]) + ridge * jnp.eye(

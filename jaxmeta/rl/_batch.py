@@ -1,4 +1,4 @@
-"""A batch of tasks that an outer update goes over several times."""
+"""A batch of tasks that an outer update uses several times."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from jaxmeta.rl import _loop, _maml
 
 
 class TaskBatch(NamedTuple):
-    """The tasks of a step, and means over them; made by `task_batch`."""
+    """The tasks of a step, with means over them; made by `task_batch`."""
 
     learner: _maml.PolicyLearner
     sampler: Partial
@@ -28,7 +28,7 @@ class TaskBatch(NamedTuple):
     def collect(
         self, sampler: Partial, key: jax.Array, meta_params: base.Params
     ) -> tuple[_loop.Samples, _loop.PolicyInfo]:
-        """Draws tasks and their episodes, leaves [T, ...]."""
+        """Draws tasks and their episodes, with leaves [T, ...]."""
 
         def of_task(shared, key):
             sampler, meta_params = shared
@@ -48,18 +48,18 @@ class TaskBatch(NamedTuple):
         *,
         exclude: bool = True,
     ) -> tuple[Any, jax.Array]:
-        """Returns the mean over the valid tasks, and which they are, [T].
+        """Returns the mean over the valid tasks, and which are valid, [T].
 
         Args:
-          of_task: `(params, samples of one) -> tree of floats`.
-          params: what all tasks share.
-          samples: of `collect`.
-          exclude: tasks of which the tree is not finite are not valid either.
+          of_task: `(params, samples of one task) -> tree of floats`.
+          params: shared by all tasks.
+          samples: from `collect`.
+          exclude: also treat tasks with a non-finite tree as invalid.
         """
 
         def kept_terms(params, samples):
             terms = of_task(params, samples)
-            # Zero episodes need not make zero terms: think of a KL penalty.
+            # Masked explicitly: zero episodes may have nonzero terms (a KL penalty).
             is_valid = samples.is_valid
             if exclude:
                 is_valid &= _loop.all_finite(terms)
@@ -89,11 +89,11 @@ def task_batch(
     tasks_per_chunk: int | None,
     mesh: Mesh | None,
 ) -> TaskBatch:
-    """Chunks and shards the tasks, as `jaxmeta.estimators.over_tasks`."""
+    """Chunks and shards the tasks like `jaxmeta.estimators.over_tasks`."""
     if not hasattr(learner, "loop"):
         raise ValueError(
-            "`learner` must be a `jaxmeta.rl.PolicyLearner`, as `jaxmeta.rl.maml` "
-            f"returns, got {type(learner).__name__}."
+            "`learner` must be a `jaxmeta.rl.PolicyLearner` from `jaxmeta.rl.maml`, "
+            f"got {type(learner).__name__}."
         )
     num_devices = 1 if mesh is None else mesh.size
     _task_axis.check_counts(num_tasks, tasks_per_chunk, num_devices)

@@ -1,6 +1,6 @@
 """Environments as pure functions of their parameters, which are the task.
 
-Two letters beside those of `jaxmeta.base`: B episodes, H time steps (the horizon).
+Two letters besides those of `jaxmeta.base`: B episodes, H time steps (the horizon).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ EnvState: TypeAlias = base.PyTree
 
 
 class Box(NamedTuple):
-    """Actions [size] of real numbers between `low` and `high`."""
+    """Real actions [size] between `low` and `high`."""
 
     size: int
     low: float = -1.0
@@ -30,18 +30,18 @@ class Discrete(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """A family of environments: one for each value of their parameters.
+    """A family of environments, one for each value of the parameters.
 
-    The functions have gymnax's signatures, without its automatic reset: what follows
-    the end of an episode does not count.
+    The functions have gymnax's signatures, but no automatic reset: everything after the
+    end of an episode is ignored.
 
     Attributes:
       reset: `(key, params) -> (observation, state)`.
       step: `(key, state, action, params) -> (observation, state, reward, done, info)`,
-        `reward` a float and `done` a bool, both []; `info` is not looked at.
+        `reward` a float and `done` a bool, both []; `info` is ignored.
       sample_task: `(key) -> params`, a task.
-      actions: what `step` takes, a `Box` or `Discrete`.
-      horizon: H, time steps of an episode that is not done before. Static.
+      actions: action space of `step`, a `Box` or `Discrete`.
+      horizon: H, maximum time steps per episode. Static.
 
     Example:
       >>> import jax, jaxmeta as jm
@@ -60,13 +60,13 @@ class Environment(NamedTuple):
 
 
 def check_environment(env: Environment) -> None:
-    """Raises unless `env` has the fields of one, with a horizon and actions."""
+    """Raises unless `env` has all fields, with a valid horizon and actions."""
     missing = [name for name in Environment._fields if not hasattr(env, name)]
     if missing:
         raise ValueError(
             f"`env` must be a `jaxmeta.rl.Environment`, got {type(env).__name__} "
-            f"without {missing}. gymnax and brax go through `jaxmeta.rl.from_gymnax` "
-            "and `from_brax`."
+            f"without {missing}. For gymnax and brax use `jaxmeta.rl.from_gymnax` and "
+            "`from_brax`."
         )
     _checks.check_int("horizon", env.horizon)
     if not isinstance(env.actions, Box | Discrete):
@@ -80,9 +80,9 @@ def check_environment(env: Environment) -> None:
 
 
 def check_step(env: Environment, params: EnvParams) -> None:
-    """Raises unless a step keeps the shapes and dtypes that `reset` has made.
+    """Raises unless `step` keeps the shapes and dtypes of `reset`.
 
-    Traces both once, on abstract values.
+    Traces both once, with abstract values.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     reset = jax.eval_shape(env.reset, key, params)
@@ -92,7 +92,7 @@ def check_step(env: Environment, params: EnvParams) -> None:
         )
     if not isinstance(reset[0], jax.ShapeDtypeStruct):
         raise ValueError(
-            "`reset` must return an observation that is one array, got "
+            "`reset` must return an observation in one array, got "
             f"{type(reset[0]).__name__}. Concatenate its parts in a wrapper."
         )
     if isinstance(env.actions, Box):
@@ -113,7 +113,7 @@ def check_step(env: Environment, params: EnvParams) -> None:
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"`step` must keep the shapes and dtypes of the {name} that `reset` "
-                f"returns, {shapes[0]}, got {shapes[1]}. Cast what `step` returns "
+                f"returns, {shapes[0]}, got {shapes[1]}. Cast the result of `step` "
                 "(`x.astype(state.x.dtype)`)."
             )
     is_float = jnp.issubdtype(reward.dtype, jnp.floating)

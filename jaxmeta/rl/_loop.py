@@ -1,4 +1,4 @@
-"""The inner loop of a policy: sampled once, then replayed as often as gradients ask."""
+"""The inner loop of a policy: sampled once, then replayed for each differentiation."""
 
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -21,11 +21,11 @@ AverageOver = Literal["steps", "episodes"]
 
 
 class Samples(NamedTuple):
-    """What was sampled of one task while adapting to it."""
+    """Episodes sampled while adapting to one task."""
 
     inner: _surrogates.Batch  # leaves [K, B, H, ...], before each inner step
     outer: _surrogates.Batch  # leaves [B, H, ...], after the last
-    is_valid: jax.Array  # [] bool, all finite; if not, everything above is zero
+    is_valid: jax.Array  # [] bool, all finite; if not, all of the above is zero
 
 
 class AdaptationInfo(NamedTuple):
@@ -33,7 +33,7 @@ class AdaptationInfo(NamedTuple):
 
     losses: jax.Array  # [K] inner surrogate before each step
     returns: jax.Array  # [K] mean return before each step
-    clipped: jax.Array  # [K] share of actions out of range
+    clipped: jax.Array  # [K] share of out-of-range actions
 
 
 class PolicyInfo(NamedTuple):
@@ -42,11 +42,11 @@ class PolicyInfo(NamedTuple):
     loss: jax.Array  # [] minus the mean return after adaptation
     metrics: dict[str, jax.Array]  # each []: the return after and before adaptation
     adapt: Any
-    is_valid: jax.Array  # [] bool; if not, excluded: something was not finite
+    is_valid: jax.Array  # [] bool; if not, excluded because of non-finite values
 
 
 class Settings(NamedTuple):
-    """What the factories take; see `maml`."""
+    """Settings of the factories; see `maml`."""
 
     inner_tx: optax.GradientTransformation
     inner_steps: int
@@ -64,7 +64,7 @@ class Settings(NamedTuple):
 
 
 class PolicyLoop(NamedTuple):
-    """An environment, a policy and a way to adapt, tied together by `policy_loop`."""
+    """An environment, a policy and a way to adapt, made by `policy_loop`."""
 
     env: _env.Environment
     policy: _policies.Policy
@@ -88,7 +88,7 @@ class PolicyLoop(NamedTuple):
     ) -> tuple[base.Params, AdaptationInfo]:
         """Makes K inner steps on episodes of the task `support`.
 
-        Task parameters in place of the meta-parameters resume, with the inner rule's
+        Pass task parameters instead of meta-parameters to resume, with the inner rule's
         state.
         """
         steps, episodes = self.settings.inner_steps, self.settings.num_episodes
@@ -103,7 +103,8 @@ class PolicyLoop(NamedTuple):
         self, key: jax.Array, params: base.Params, task: base.PyTree, inner_steps: int
     ) -> jax.Array:
         """Returns mean returns [K + 1] of the test episodes after 0 ... K steps."""
-        # An inner step's episodes are of the policy before it, and fresh.
+        # An inner step's fresh episodes come from the policy before it, so they are the
+        # test episodes of steps 0 ... K - 1; the last policy needs its own.
         inner_key, last_key = jax.random.split(key)
         episodes = self.settings.test_episodes
         result, info = self._explore(inner_key, params, task, inner_steps, episodes)
@@ -120,7 +121,7 @@ class PolicyLoop(NamedTuple):
         inner, _ = result.aux
         outer, (after, clipped) = self._gather(outer_key, result.params, task, episodes)
         is_valid = all_finite((inner, outer))
-        # Zeros, so that what is differentiated is finite for every task.
+        # Zeros, so that the derivative is finite for every task.
         zero = lambda x: jnp.where(is_valid, x, jnp.zeros_like(x))
         inner, outer = jax.tree.map(zero, (inner, outer))
         samples = jax.lax.stop_gradient(Samples(inner, outer, is_valid))
@@ -147,15 +148,16 @@ class PolicyLoop(NamedTuple):
         value = -self._average(terms, batch)
         if settings.sampling_term:
             returns = _returns.discounted_sums(batch.rewards, settings.discount)
+            # [B, H] with the return of the whole episode at t = 0 and zeros after it.
             first = jnp.pad(returns[:, :1], ((0, 0), (0, returns.shape[1] - 1)))
             gain = self._average(first, batch)
-            # Linear: an exponential of so many ratios would not stay finite.
+            # Linear in the log-ratio: its exponential over B H steps would overflow.
             value -= settings.sampling_term * jnp.sum(inner_ratios) * gain
         kl = jnp.mean(inner_kl)
         return value + kl_penalty * kl, kl
 
     def kl(self, params: base.Params, samples: Samples) -> jax.Array:
-        """Of the adapted policy from the one that drew the outer episodes, []."""
+        """KL of the adapted policy from the one that drew the outer episodes, []."""
         task_params, _ = self._replay(params, samples)
         distributions, _ = self._replayed(task_params, samples.outer)
         return self._mean_kl(distributions, samples)
@@ -163,10 +165,10 @@ class PolicyLoop(NamedTuple):
     def kl_hessian(
         self, params: base.Params, samples: Samples, vector: base.Params
     ) -> base.Params:
-        """The product of the KL divergence's Hessian, where both policies agree."""
+        """Hessian-vector product of the KL divergence, where both policies agree."""
 
-        # Gauss and Newton's product is the Hessian's where the divergence has its
-        # minimum: there its slope in the distributions is zero.
+        # The Gauss-Newton product J^T H J v equals the Hessian's at the divergence's
+        # minimum, where its gradient in the distributions is zero.
         def distributions(params):
             task_params, _ = self._replay(params, samples, order="reverse-over-reverse")
             return self._replayed(task_params, samples.outer)[0]
@@ -179,7 +181,7 @@ class PolicyLoop(NamedTuple):
         return product
 
     def _gather(self, key, params, task, num_episodes):
-        """Returns a batch, its mean return and its share of clipped actions."""
+        """Returns a batch, its mean return and the share of clipped actions."""
         settings, policy = self.settings, self.policy
         found = _rollout.rollout(
             key, policy, params, self.env, task, num_episodes=num_episodes
@@ -197,6 +199,7 @@ class PolicyLoop(NamedTuple):
         if settings.standardize:
             advantages = _returns.standardize(advantages, values, found.mask)
         log_probs = policy.log_prob(found.distributions, found.actions)
+        # Masked log-probabilities are 0: their ratio is 1 and their gradient 0.
         batch = _surrogates.Batch(
             observations=found.observations,
             actions=found.actions,
@@ -210,7 +213,7 @@ class PolicyLoop(NamedTuple):
         return batch, (_rollout.mean_return(found), found.clipped)
 
     def _explore(self, key, params, task, inner_steps, num_episodes):
-        """Adapts on fresh episodes, which are `aux` of the result; no derivatives."""
+        """Adapts on fresh episodes, returned as the result's `aux`; no derivatives."""
         start, state = params, None
         if isinstance(params, base.Adapted):
             start, state = params.params, params.inner_state
@@ -218,7 +221,7 @@ class PolicyLoop(NamedTuple):
 
         def objective(params, key, step, task):
             del step
-            # The gradient holds the episodes fixed.
+            # Episodes are constant to the policy gradient.
             fixed = jax.lax.stop_gradient(params)
             batch, found = self._gather(key, fixed, task, num_episodes)
             return self._inner_loss(params, batch), (batch, found)
@@ -237,7 +240,7 @@ class PolicyLoop(NamedTuple):
         return result, AdaptationInfo(result.losses, returns, clipped)
 
     def _replay(self, params, samples, order: _unroll.Order | None = None):
-        """The inner steps on their episodes, differentiable in where they start."""
+        """Repeats the inner steps on their episodes, differentiable in `params`."""
         settings, policy = self.settings, self.policy
 
         def objective(params, key, step, batches):
@@ -247,6 +250,7 @@ class PolicyLoop(NamedTuple):
 
         def probe(params, step):
             """Log-probability ratio and KL of a batch's policy from its sampler."""
+            # The modulo only keeps the last probe in range, which is dropped below.
             batch = jax.tree.map(
                 lambda x: x[step % settings.inner_steps], samples.inner
             )
@@ -261,7 +265,7 @@ class PolicyLoop(NamedTuple):
             objective,
             settings.inner_tx,
             params,
-            jax.random.split(jax.random.key(0), settings.inner_steps),  # Not used.
+            jax.random.split(jax.random.key(0), settings.inner_steps),  # Unused.
             samples.inner,
             order=order,
             probe=probe,
@@ -288,7 +292,7 @@ class PolicyLoop(NamedTuple):
         return -self._average(terms, batch)
 
     def _average(self, terms, batch):
-        """Sums terms [B, H]; divides by the time steps or by the episodes."""
+        """Sums terms [B, H] and divides by the number of time steps or of episodes."""
         over_steps = self.settings.average_over == "steps"
         counts = jnp.sum(batch.mask) if over_steps else batch.mask.shape[0]
         return jnp.sum(jnp.where(batch.mask, terms, 0)) / jnp.maximum(counts, 1)
@@ -301,7 +305,7 @@ class PolicyLoop(NamedTuple):
 def policy_loop(
     env: _env.Environment, policy: _policies.Policy, settings: Settings
 ) -> PolicyLoop:
-    """Checks what users gave, and ties it together."""
+    """Checks the user's arguments and builds a `PolicyLoop`."""
     check_settings(settings)
     _env.check_environment(env)
     _policies.check_policy(policy, env)
@@ -325,7 +329,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of `values` where `mask` is set, zero if nowhere."""
+    """Mean of `values` where `mask` is set; zero if it is empty."""
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 

@@ -1,4 +1,4 @@
-"""Model-agnostic meta-learning of policies.
+"""Model-agnostic meta-learning for policies.
 
 References:
   Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep
@@ -18,19 +18,19 @@ from jaxmeta.rl import _env, _loop, _policies, _surrogates
 class PolicyLearner(NamedTuple):
     """A `MetaLearner` whose tasks are environment parameters.
 
-    Its first five fields are those of `jaxmeta.MetaLearner`, so that everything which
-    takes one takes this.
+    Its first five fields are those of `jaxmeta.MetaLearner`, so it can be used wherever
+    a learner can.
 
     Attributes:
       init: `(key, task) -> meta_params`.
       adapt: `(key, meta_params, support) -> (task_params, AdaptationInfo)`; `support`
-        is the task, of which episodes are drawn.
+        is the task, in which episodes are drawn.
       predict: `(task_params, observations) -> distribution`.
       meta_grad: `(key, meta_params, task) -> (meta_grads, PolicyInfo)`.
       evaluate: `(key, meta_params, task, inner_steps=None) -> EvalInfo`; `loss` is
         minus the mean return.
-      loop: what `ppo` and `trpo` take apart.
-      description: what it prints as, the call that made it.
+      loop: the parts that `ppo` and `trpo` use.
+      description: its repr, the call that made it.
     """
 
     init: base.InitFn
@@ -64,64 +64,64 @@ def maml(
     standardize: bool = True,
     average_over: _loop.AverageOver = "steps",
 ) -> PolicyLearner:
-    r"""Learns a policy that a few policy-gradient steps turn into one for a task.
+    r"""Learns a policy that a few policy-gradient steps adapt to a task.
 
-    Every inner step draws B episodes of a task with the policy as it stands,
+    Every inner step draws B episodes of a task with the current policy,
 
     .. math::
       \theta_{k+1} = \theta_k + \alpha \hat\nabla J(\theta_k), \qquad
       g = -\hat\nabla_{\theta_0} J(\theta_K),
 
-    with REINFORCE gradients inside (advantages by GAE over a linear baseline that is
-    fitted to the same episodes) and fresh episodes of the adapted policy for the outer
-    one. The episodes are drawn first; differentiation then goes through the inner steps
-    on them. The policy's model must judge every observation by itself: batch
-    normalisation would be another policy in an episode than on all of them together.
+    with REINFORCE gradients inside (GAE advantages over a linear baseline fitted to the
+    same episodes) and fresh episodes of the adapted policy for the outer gradient. The
+    episodes are drawn first; the inner steps on them are then differentiated. The
+    policy's model must treat every observation independently: with batch normalisation
+    the policy in an episode would differ from that on a batch of episodes.
 
     Args:
       env: an `Environment`; its `sample_task` draws the tasks.
       policy: `gaussian_policy` or `categorical_policy` of any model.
-      inner_tx: the inner step, `optax.sgd(0.5)` for `navigation`. Its state starts
-        fresh for every task. A schedule gives later steps another rate. Clip or
-        use Adam by the rules in `jaxmeta.optimizers`: optax's have no derivative
-        where a gradient is zero.
+      inner_tx: the inner step, `optax.sgd(0.5)` for `navigation`. Its state is
+        initialised for every task. A schedule varies the rate over inner steps. For
+        clipping or Adam use the rules in `jaxmeta.optimizers`: optax's have no
+        derivative where a gradient is zero.
       inner_steps: K. Static.
       num_episodes: B, episodes before each inner step and after the last. Static.
-      test_episodes: the same in `evaluate`; None is `num_episodes`. Static.
-      surrogate: what inner gradients are gradients of, and so what the second order of
-        the meta-gradient is: "loaded-dice" and "dice" are unbiased (without
-        `standardize` and `baseline`, which look at the same episodes, and averaged over
-        "episodes"), "low-variance" (ProMP) and "log-likelihood" (Finn et al. 2017) are
-        not. DiCE weighs time steps by the discount, inside and outside, the others do
-        not. See `objective`. Static.
-      sampling_term: times this, the meta-gradient of where the inner episodes go
+      test_episodes: likewise in `evaluate`; None is `num_episodes`. Static.
+      surrogate: inner surrogate objective, which determines the second-order part of
+        the meta-gradient: "loaded-dice" and "dice" are unbiased (without `standardize`
+        and `baseline`, which use the same episodes, and averaged over "episodes"),
+        "low-variance" (ProMP) and "log-likelihood" (Finn et al. 2017) are biased. DiCE
+        weighs time steps by the discount, inside and outside; the others do not. See
+        `objective`. Static.
+      sampling_term: weight of the meta-gradient of the inner sampling distribution
         (E-MAML; Stadie et al. 2018, Equation 4). With "log-likelihood", 1.0 and no
-        discount the exact gradient of the expected return after adaptation *on B
-        episodes*. The ratios of the other surrogates have such a term in them already
-        (DiCE's whole, for the return after the *expected* inner step): do not add up
-        the two. The return that it weighs has no baseline: it varies much where returns
-        are far from zero. Static.
+        discount, the meta-gradient is the exact gradient of the expected return after
+        adaptation *on B episodes*. The ratios of the other surrogates already contain
+        such a term (DiCE's all of it, for the return after the *expected* inner step):
+        do not combine them. It weighs the return without a baseline, so its variance is
+        high if returns are far from zero. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `jaxmeta.maml`. Static.
       discount: gamma.
       gae_lambda: lambda of generalised advantages.
       baseline: "linear" (Duan et al. 2016), or None. Static.
       standardize: shift and scale the advantages of a batch to mean 0 and variance 1.
-        "dice" has none and sees rewards as they are. Static.
+        No effect on "dice", which uses raw rewards. Static.
       average_over: surrogates are means over time "steps", as in rllab, or means over
-        "episodes" of sums; the second is the gradient of the mean discounted return
-        where episodes differ in length. Static.
+        "episodes" of sums; the latter gives the gradient of the mean discounted return
+        if episodes differ in length. Static.
 
     Returns:
-      A `PolicyLearner` for `jaxmeta.estimators.over_tasks`, `ppo` or `trpo`. Where
-      something of a task was not finite (a NaN reward), its meta-gradient is zero and
-      the info is not `is_valid`: estimators exclude it from their mean. `evaluate`
-      hides nothing: such a task's return is NaN.
+      A `PolicyLearner` for `jaxmeta.estimators.over_tasks`, `ppo` or `trpo`. A task
+      with non-finite values (a NaN reward) has a zero meta-gradient and its info is not
+      `is_valid`: estimators exclude it from their mean. `evaluate` hides nothing: such
+      a task's return is NaN.
 
     Raises:
-      ValueError: if a setting is out of range or the policy is not for the
+      ValueError: if a setting is out of range or the policy does not match the
         environment's actions; while tracing, if the environment's step changes shapes
-        or dtypes or the policy's outputs have another size.
+        or dtypes or the policy's outputs have the wrong size.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -181,7 +181,7 @@ def maml(
 def exclude(
     grads: base.Params, info: _loop.PolicyInfo
 ) -> tuple[base.Params, _loop.PolicyInfo]:
-    """Zeros the gradients of a task of which something is not finite, and says so."""
+    """Zeroes the gradients of a task with non-finite values and marks it invalid."""
     is_valid = info.is_valid & _loop.all_finite(grads)
     grads = jax.tree.map(lambda g: jnp.where(is_valid, g, jnp.zeros_like(g)), grads)
     return grads, info._replace(is_valid=is_valid)

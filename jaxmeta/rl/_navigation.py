@@ -13,14 +13,14 @@ import jax.numpy as jnp
 from jaxmeta import _checks
 from jaxmeta.rl import _env
 
-STEP = 0.1  # the longest move along an axis
+STEP = 0.1  # the maximum move along an axis
 REACHED = 0.01  # a goal this close along both axes ends the episode
 
 
 def navigation(
     variant: Literal["released", "paper"] = "released", *, horizon: int = 100
 ) -> _env.Environment:
-    """A point in the plane that is to go to a goal which it does not see.
+    """A point in the plane that must reach a goal it cannot observe.
 
     The point starts at the origin and observes its position; an action in [-1, 1]^2
     moves it by up to 0.1 along each axis. The task is the goal, uniform in
@@ -28,8 +28,8 @@ def navigation(
 
     Args:
       variant: "released" is the authors' code: the reward is minus the distance to the
-        goal. Their numbers (-40 before adaptation) are those of this one. "paper" is
-        the text: minus the squared distance. Static.
+        goal. Their results (-40 before adaptation) are for this variant. "paper" is the
+        text: minus the squared distance. Static.
       horizon: H. Static.
 
     Raises:

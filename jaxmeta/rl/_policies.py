@@ -1,4 +1,4 @@
-"""Policies: a model of what to do, and a distribution around it."""
+"""Policies: a model and a distribution over actions."""
 
 import math
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class Policy(NamedTuple):
     """A distribution over actions for each observation.
 
     Distributions are pytrees with leaves [..., A]; all but `init` and `apply` are
-    functions of these.
+    functions of them.
 
     Attributes:
       init: `(key, observations [N, ...]) -> params`.
@@ -44,7 +44,7 @@ class Policy(NamedTuple):
       log_prob: `(distribution, actions) -> [...]`.
       kl: `(p, q) -> [...]`, the divergence of `q` from `p`, KL(p || q).
       entropy: `(distribution) -> [...]`.
-      actions: the kind of actions, `Box` or `Discrete`: the class.
+      actions: the class of its action space, `Box` or `Discrete`.
     """
 
     init: Callable[..., base.Params]
@@ -61,13 +61,13 @@ def gaussian_policy(
 ) -> Policy:
     """Normal actions around a model's outputs, with a learned standard deviation.
 
-    The standard deviation of each action is a parameter, the same everywhere (as in
-    rllab and Finn et al. 2017).
+    The standard deviation of each action is a parameter, independent of the observation
+    (as in rllab and Finn et al. 2017).
 
     Args:
       model: maps observations [N, ...] to means [N, A].
-      std: what the standard deviations start from.
-      min_std: what they never fall below.
+      std: initial standard deviation.
+      min_std: minimum standard deviation.
 
     Raises:
       ValueError: if a standard deviation is not positive, or `model` lacks `init` or
@@ -139,7 +139,8 @@ def categorical_policy(model: base.ModelLike) -> Policy:
 
     def apply(params, observations):
         logits = net.apply(params, observations)
-        # Finite, because 0 * inf, which occurs in entropies and divergences, is NaN.
+        # Finite logits: 0 * inf in entropies and divergences would be NaN. Min / 4
+        # leaves room for differences in the softmax.
         return Categorical(jnp.maximum(logits, jnp.finfo(logits.dtype).min / 4))
 
     def sample(key, p):
@@ -169,18 +170,18 @@ def categorical_policy(model: base.ModelLike) -> Policy:
 
 
 def check_policy(policy: Policy, env: _env.Environment) -> None:
-    """Raises unless `policy` acts as `env` takes it."""
+    """Raises unless `policy` has the action space of `env`."""
     missing = [name for name in Policy._fields if not hasattr(policy, name)]
     if missing:
         raise ValueError(
             f"`policy` must be a `jaxmeta.rl.Policy`, got {type(policy).__name__} "
-            f"without {missing}. A model goes through `jaxmeta.rl.gaussian_policy` or "
+            f"without {missing}. Wrap a model by `jaxmeta.rl.gaussian_policy` or "
             "`categorical_policy`."
         )
     if not isinstance(env.actions, policy.actions):
         raise ValueError(
-            f"`policy` must act as the environment takes it, {env.actions}, got one "
-            f"for {policy.actions.__name__}: `gaussian_policy` is for Box, "
+            f"`policy` must have the environment's action space, {env.actions}, got "
+            f"{policy.actions.__name__}: `gaussian_policy` is for Box, "
             "`categorical_policy` for Discrete."
         )
 
@@ -190,6 +191,6 @@ def check_distribution(distribution: Any, env: _env.Environment) -> None:
     sizes = {leaf.shape[-1] for leaf in jax.tree.leaves(distribution)}
     if sizes != {env.actions.size}:
         raise ValueError(
-            f"`policy` must be over the environment's {env.actions.size} actions, got "
-            f"outputs of size {sorted(sizes)}. Change the width of the model's output."
+            f"`policy` must cover the environment's {env.actions.size} actions, got "
+            f"outputs of size {sorted(sizes)}. Change the model's output size."
         )

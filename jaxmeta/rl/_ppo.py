@@ -1,4 +1,4 @@
-"""Several outer steps on the same episodes, clipped.
+"""Several clipped outer steps on the same episodes.
 
 References:
   Schulman et al., "Proximal Policy Optimization Algorithms", 2017.
@@ -25,9 +25,9 @@ class PpoInfo(NamedTuple):
     loss: jax.Array  # minus the mean return after adaptation
     metrics: Any
     adapt: Any
-    is_valid: jax.Array  # bool; if not, excluded in one epoch or all
-    surrogates: jax.Array  # [epochs], what each epoch minimises, before it
-    inner_kls: jax.Array  # [epochs], of the inner policies from those that sampled
+    is_valid: jax.Array  # bool; if not, excluded in at least one epoch
+    surrogates: jax.Array  # [epochs], the objective before each epoch
+    inner_kls: jax.Array  # [epochs], of the inner policies from the sampling ones
 
 
 def ppo(
@@ -44,8 +44,8 @@ def ppo(
 ) -> base.GradientEstimator:
     r"""Updates several times on the episodes of one batch of tasks.
 
-    Every epoch goes through the inner steps again, on the episodes as they were drawn,
-    and follows the gradient, in the initial parameters, of the clipped surrogate
+    Every epoch repeats the inner steps on the same episodes and follows the gradient,
+    with respect to the initial parameters, of the clipped surrogate
 
     .. math::
       -\mathbb{E}_t \min(\rho_t A_t,
@@ -53,27 +53,27 @@ def ppo(
       + \eta \operatorname{KL}(\pi_{\text{old}} \,\|\, \pi_{\theta}),
 
     with the KL divergence of the policies *before* adaptation from those that drew the
-    inner episodes. ProMP is this with `surrogate="low-variance"`.
+    inner episodes. With `surrogate="low-variance"` this is ProMP.
 
     Args:
-      learner: of `jaxmeta.rl.maml`.
+      learner: from `jaxmeta.rl.maml`.
       sample_task: `(key) -> task`, the environment's.
-      num_tasks: T, tasks a step. Static.
+      num_tasks: T, tasks per step. Static.
       outer_tx: the update of an epoch, `optax.adam(1e-3)` in ProMP. Its state is the
         estimator's carry.
       num_epochs: updates on the same episodes. Static.
       clip: epsilon.
       kl_penalty: eta; ProMP starts with 5e-4.
       tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`. Static.
-      mesh: as there.
+      mesh: likewise.
 
     Returns:
-      A `GradientEstimator` whose "gradient" is the parameters less the new ones: follow
-      it by `optax.sgd(1.0)`.
+      A `GradientEstimator` whose "gradient" is the old parameters minus the new ones:
+      use it with `optax.sgd(1.0)`.
 
     Raises:
-      ValueError: if `learner` is none of policies, a count is not a positive int, a
-        number is out of range, or tasks do not divide into devices and chunks.
+      ValueError: if `learner` is not a policy learner, a count is not a positive int, a
+        number is out of range, or devices and chunks do not divide the tasks.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -127,6 +127,7 @@ def ppo(
             epoch, start, length=num_epochs
         )
         info = info._replace(is_valid=jnp.all(is_valid, 0))
+        # theta - theta': an outer `optax.sgd(1.0)` then lands on the new parameters.
         difference = jax.tree.map(jnp.subtract, meta_params, params)
         return difference, carry, PpoInfo(*info, *found)
 

@@ -1,4 +1,4 @@
-"""Returns and advantages of episodes."""
+"""Returns and advantages."""
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,10 @@ def generalized_advantages(
 
     Args:
       rewards: [B, H], zero after the end of an episode.
-      values: V, [B, H], zero after the end. After the last time step it is 0 as well:
-        the horizon ends an episode as rllab has it.
+      values: V, [B, H], zero after the end. It is also 0 after the last time step: the
+        horizon ends an episode, as in rllab.
       discount: gamma.
-      gae_lambda: lambda. 1: discounted returns less the values; 0: one-step errors.
+      gae_lambda: lambda. 1: discounted returns minus values; 0: one-step errors.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,7 +48,7 @@ def generalized_advantages(
       Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage
       Estimation", ICLR 2016, Equation 16. https://arxiv.org/abs/1506.02438
     """
-    following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+    following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))  # V_{t+1}, 0 at the end
     errors = rewards + discount * following - values
     return discounted_sums(errors, discount * gae_lambda)
 
@@ -56,8 +56,8 @@ def generalized_advantages(
 def standardize(advantages: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
     """Shifts and scales advantages [B, H] to mean 0 and variance 1 where `mask` is set.
 
-    Where they differ by no more than the rounding of the returns, that is of advantages
-    plus `values`, they are equal, and become 0.
+    If they differ only by the rounding error of the returns (advantages plus `values`),
+    they count as equal and become 0.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,5 +70,6 @@ def standardize(advantages: jax.Array, values: jax.Array, mask: jax.Array) -> ja
     centred = jnp.where(mask, advantages - mean, 0)
     deviation = jnp.sqrt(jnp.sum(centred**2) / count)
     largest = jnp.max(jnp.abs(jnp.where(mask, advantages + values, 0)))
+    # 16 eps: a margin for rounding errors. The inner `where` avoids 0 / 0.
     is_signal = deviation > 16 * jnp.finfo(advantages.dtype).eps * largest
     return jnp.where(is_signal, centred / jnp.where(is_signal, deviation, 1), 0)

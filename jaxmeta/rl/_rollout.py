@@ -10,14 +10,14 @@ from jaxmeta.rl import _env, _policies
 
 
 class Rollout(NamedTuple):
-    """B episodes of H time steps; what follows an episode's end is zero."""
+    """B episodes of H time steps; zero after an episode's end."""
 
     observations: jax.Array  # [B, H, ...], before the action; the last one repeats
     actions: jax.Array  # [B, H] or [B, H, A], as the policy drew them
-    distributions: Any  # leaves [B, H, A], of which the actions were drawn
+    distributions: Any  # leaves [B, H, A], which the actions were drawn from
     rewards: jax.Array  # [B, H]
-    mask: jax.Array  # [B, H] bool, whether the episode was still going on
-    clipped: jax.Array  # [] share of the time steps with an action out of range
+    mask: jax.Array  # [B, H] bool, whether the episode was still running
+    clipped: jax.Array  # [] share of time steps with an out-of-range action
 
 
 def rollout(
@@ -31,11 +31,11 @@ def rollout(
 ) -> Rollout:
     """Draws episodes.
 
-    Actions out of a `Box` reach the environment clipped to it; the rollout keeps them
-    as they were drawn, so that their probabilities are right, and reports how many.
+    Actions outside a `Box` are clipped for the environment; the rollout keeps them as
+    drawn, so that their probabilities are right, and reports their share.
 
     Args:
-      key: draws everything: resets, actions, steps.
+      key: draws resets, actions and steps.
       policy: a `Policy`.
       params: the policy's.
       env: an `Environment`.
@@ -44,7 +44,7 @@ def rollout(
 
     Raises:
       ValueError: while tracing, if the environment's step changes shapes or dtypes, the
-        policy's actions are not the environment's, or a count is not a positive int.
+        policy's actions do not match it, or a count is not a positive int.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -79,7 +79,8 @@ def rollout(
         )
         made = (observations, actions, distributions, rewards, mask, is_clipped)
         mask = mask & ~done
-        # Gradients go through what is masked: an observation that may be is repeated.
+        # Gradients flow through masked steps too, so repeat the last valid observation
+        # instead of one that may be NaN.
         after = jnp.where(
             mask.reshape(-1, *(1,) * (after.ndim - 1)), after, observations
         )
@@ -94,7 +95,7 @@ def rollout(
     observations, *made, mask, is_clipped = made
 
     def until_done(x):
-        # An environment may go anywhere after its end, and 0 * inf is NaN.
+        # After its end an environment may return anything, and 0 * inf is NaN.
         shape = mask.shape + (1,) * (x.ndim - 2)
         return jnp.where(mask.reshape(shape), x, jnp.zeros_like(x))
 

@@ -1,4 +1,4 @@
-"""Random finite Markov decision processes, small enough to be solved exactly.
+"""Random finite Markov decision processes, small enough to solve exactly.
 
 References:
   Duan et al., "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning",
@@ -15,7 +15,7 @@ from jaxmeta.rl import _env
 
 
 class TabularTask(NamedTuple):
-    """A Markov decision process of S states and A actions."""
+    """A Markov decision process with S states and A actions."""
 
     start: jax.Array  # [S] probabilities
     transitions: jax.Array  # [S, A, S] probabilities of the next state
@@ -27,10 +27,10 @@ def tabular(
 ) -> _env.Environment:
     """Markov decision processes with random transitions and rewards.
 
-    Transitions are uniform on the simplex, rewards normal around 1 with standard
-    deviation 1, both drawn once a task; episodes start in state 0. The observation is
-    the state, one-hot [S]. Duan et al. add noise to each reward; here it is what the
-    task says, so that returns can be solved for.
+    Transitions are uniform on the simplex, rewards normal with mean 1 and standard
+    deviation 1, both drawn once per task; episodes start in state 0. The observation is
+    the state, one-hot [S]. Duan et al. add noise to each reward; here rewards are
+    deterministic, so that returns can be computed exactly.
 
     Args:
       num_states: S. Static.
@@ -103,13 +103,13 @@ def action_values(
         return jnp.sum(policy * q, -1), q
 
     _, q = jax.lax.scan(back, jnp.zeros_like(task.start), length=horizon)
-    return q[::-1]
+    return q[::-1]  # The scan goes backwards from the last step.
 
 
 def expected_return(
     task: TabularTask, policy: jax.Array, *, horizon: int, discount: float = 1.0
 ) -> jax.Array:
-    """Returns the mean discounted return, [], of a policy [S, A]: exact.
+    """Returns the exact expected discounted return, [], of a policy [S, A].
 
     Example:
       >>> import jax.numpy as jnp
@@ -122,9 +122,9 @@ def expected_return(
 
 
 def _draw(key, probabilities):
-    """One index. By the cumulative sum: no logarithm of a zero probability."""
+    """Draws an index by the cumulative sum, without the logarithm of probabilities."""
     cumulative = jnp.cumsum(probabilities)
     threshold = cumulative[-1] * jax.random.uniform(key, dtype=probabilities.dtype)
-    # Rounding must not leave the table.
+    # Rounding must not exceed the last index.
     index = jnp.sum(cumulative <= threshold)
     return jnp.minimum(index, len(probabilities) - 1).astype(jnp.int32)

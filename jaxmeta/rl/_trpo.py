@@ -1,4 +1,4 @@
-"""The longest outer step that keeps adapted policies close to what they were.
+"""The longest outer step that keeps adapted policies within a trust region.
 
 References:
   Schulman et al., "Trust Region Policy Optimization", ICML 2015, Appendix C.
@@ -26,10 +26,10 @@ class TrpoInfo(NamedTuple):
     metrics: Any
     adapt: Any
     is_valid: jax.Array  # bool; if not, excluded from gradient, curvature and search
-    accepted: jax.Array  # [] bool; if not, the line search found nothing and stays
+    accepted: jax.Array  # [] bool; if not, the line search failed and nothing changed
     kl: jax.Array  # [] of the adapted policies after the update from those before
     improvement: jax.Array  # [] of the surrogate return
-    shrinks: jax.Array  # [] int32, of the step
+    shrinks: jax.Array  # [] int32, how often the step was shortened
 
 
 def trpo(
@@ -55,29 +55,30 @@ def trpo(
       F = \nabla^2 D + \kappa I, \qquad s = F^{-1} \nabla L, \qquad
       \theta' = \theta - \beta^j \sqrt{2 \delta / s^\top F s} \; s
 
-    for the first :math:`j` at which L fell and :math:`D \le \delta`. The linear system
-    is solved by conjugate gradients on Hessian-vector products; where the divergence is
-    zero they are Gauss and Newton's, one derivative of the adaptation less.
+    for the first :math:`j` at which L decreased and :math:`D \le \delta`. The linear
+    system is solved by conjugate gradients with Hessian-vector products, which are
+    Gauss-Newton products where the divergence is zero: one derivative of the adaptation
+    less.
 
     Args:
-      learner: of `jaxmeta.rl.maml`.
+      learner: from `jaxmeta.rl.maml`.
       sample_task: `(key) -> task`, the environment's.
-      num_tasks: T, tasks a step. Static.
+      num_tasks: T, tasks per step. Static.
       max_kl: delta.
-      cg_steps: conjugate-gradient steps, a Hessian-vector product each. Static.
+      cg_steps: conjugate-gradient steps, one Hessian-vector product each. Static.
       damping: kappa.
-      max_shrinks: how often the step is shortened before it is given up. Static.
+      max_shrinks: how often the step is shortened before giving up. Static.
       shrink: beta.
       tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`. Static.
-      mesh: as there.
+      mesh: likewise.
 
     Returns:
-      A `GradientEstimator` whose "gradient" is the parameters less the new ones: follow
-      it by `optax.sgd(1.0)`.
+      A `GradientEstimator` whose "gradient" is the old parameters minus the new ones:
+      use it with `optax.sgd(1.0)`.
 
     Raises:
-      ValueError: if `learner` is none of policies, a count is not a positive int, a
-        number is out of range, or tasks do not divide into devices and chunks.
+      ValueError: if `learner` is not a policy learner, a count is not a positive int, a
+        number is out of range, or devices and chunks do not divide the tasks.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -126,11 +127,13 @@ def trpo(
             (after, kl), _ = batch.mean(of_task, params, samples, exclude=False)
             return (kl <= max_kl) & (after < before), before - after, kl
 
-        grads = _dtypes.widen(grads)  # Conjugate gradients need the digits.
+        grads = _dtypes.widen(grads)  # Conjugate gradients require the precision.
+        # tol=1e-10: all `cg_steps` are made, unless the residual vanishes.
         solution, _ = jax.scipy.sparse.linalg.cg(
             curvature, grads, maxiter=cg_steps, tol=1e-10
         )
         length = jnp.asarray(optax.tree.vdot(solution, curvature(solution)))
+        # s^T F s <= 0 only by rounding or with a zero gradient: then make no step.
         is_down = length > 0
         scale = jnp.sqrt(2 * max_kl / jnp.where(is_down, length, 1))
         direction = optax.tree.scale(jnp.where(is_down, scale, 0), solution)
@@ -144,18 +147,18 @@ def trpo(
 
 
 def _line_search(evaluate, params, direction, shrink, max_shrinks):
-    """Shortens the step until it is good.
+    """Shortens the step until it is accepted.
 
     Args:
       evaluate: `(params) -> (is_good, improvement, kl)`.
-      params: where to start.
+      params: the initial parameters.
       direction: s; the j-th candidate is params - shrink^j s.
       shrink: beta.
       max_shrinks: the largest j.
 
     Returns:
-      The step's negative, zero if none is good; whether one is; its improvement and KL
-      divergence, zero if not; and j.
+      The negative step, zero if none is accepted; whether one is; its improvement and
+      KL divergence, zero if not; and j.
     """
 
     def candidate(shrinks):
@@ -169,6 +172,7 @@ def _line_search(evaluate, params, direction, shrink, max_shrinks):
         return shrinks + 1, *evaluate(candidate(shrinks + 1))
 
     _, improvement, kl = jax.eval_shape(evaluate, params)
+    # From -1, so that the first attempt is j = 0, the full step.
     start = (
         jnp.full((), -1, jnp.int32),
         jnp.zeros((), bool),

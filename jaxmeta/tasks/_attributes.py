@@ -1,4 +1,4 @@
-"""Attributes of classes, from files."""
+"""Loads class attributes from files."""
 
 import os
 import pathlib
@@ -14,13 +14,13 @@ _ARRAYS = ("features", "labels", "attributes")
 def load_attributes(path: str | os.PathLike[str]) -> _zero_shot.AttributeData:
     """Loads zero-shot data: an .npz file, or a folder in the layout of xlsa17.
 
-    An .npz file holds `features` [N, ...] (floats, or uint8 images), `labels` [N]
-    (integers from 0), `attributes` [C, A], and may hold `unseen` (distinct classes, as
-    labels; none by default), `seen` (all others by default) and `names` [C].
+    An .npz file holds `features` [N, ...] (floats or uint8 images), `labels` [N]
+    (integers from 0), `attributes` [C, A], and optionally `unseen` (distinct class
+    labels; default none), `seen` (default all others) and `names` [C].
 
     A folder of the "proposed splits" (CUB, AWA1, AWA2, ...) holds `res101.mat` and
-    `att_splits.mat`. The classes of `trainval_loc` are seen, those of `test_unseen_loc`
-    unseen. The examples of seen classes that are for generalised zero-shot testing,
+    `att_splits.mat`. The classes in `trainval_loc` are seen, those in `test_unseen_loc`
+    unseen. Examples of seen classes for generalised zero-shot testing,
     `test_seen_loc`, are held out.
 
     Args:
@@ -30,8 +30,8 @@ def load_attributes(path: str | os.PathLike[str]) -> _zero_shot.AttributeData:
       The data; floats are float32.
 
     Raises:
-      FileNotFoundError: if there is no such file or folder, or a file is missing in it.
-      ValueError: if arrays are missing, have other shapes than above, or disagree.
+      FileNotFoundError: if the file or folder, or a file in it, does not exist.
+      ValueError: if arrays are missing, have wrong shapes, or are inconsistent.
 
     Example:
       >>> load_attributes("xlsa17/data/CUB").attributes.shape  # doctest: +SKIP
@@ -45,24 +45,24 @@ def load_attributes(path: str | os.PathLike[str]) -> _zero_shot.AttributeData:
     if path.is_dir():
         return _check(path, _read_splits(path))
     if not path.is_file():
-        raise FileNotFoundError(f"There is neither a file nor a folder {path}.")
+        raise FileNotFoundError(f"There is no file or folder {path}.")
     return _check(path, _read_npz(path))
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, Any]:
     try:
-        # NumPy leaves a damaged file open if it is given the path.
+        # Given a path, NumPy leaves a damaged file open.
         with open(path, "rb") as opened, np.load(opened) as file:
             return {name: file[name] for name in file.files}
     # NumPy raises ValueError, zipfile.BadZipFile, EOFError and others.
     except Exception as error:
         raise ValueError(
-            f"{path} is damaged or no .npz file of plain arrays ({error})."
+            f"{path} is damaged or not an .npz file of plain arrays ({error})."
         ) from error
 
 
 def _read_splits(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads the two files of xlsa17, whose indices begin at 1."""
+    """Reads the two files of xlsa17, with 1-based indices."""
     parts = {
         "res101.mat": ("features", "labels"),
         "att_splits.mat": (
@@ -93,7 +93,7 @@ def _read_splits(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _read_mat(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, Any]:
-    # SciPy's readers take as long to import as the rest of this package's tasks.
+    # Importing SciPy's readers takes as long as importing `jaxmeta.tasks`.
     from scipy import io
 
     if not path.is_file():
@@ -105,7 +105,9 @@ def _read_mat(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, Any]:
         found = io.loadmat(path)
     # SciPy raises ValueError, NotImplementedError, MatReadError and others.
     except Exception as error:
-        raise ValueError(f"{path} is damaged or no MATLAB file ({error}).") from error
+        raise ValueError(
+            f"{path} is damaged or not a MATLAB file ({error})."
+        ) from error
     missing = sorted(set(names) - set(found))
     if missing:
         raise ValueError(f"{path} has no {missing}; it holds {_stored(found)}.")
@@ -119,19 +121,19 @@ def _stored(found: dict[str, Any]) -> list[str]:
 def _indices(
     folder: pathlib.Path, name: str, values: np.ndarray, count: int | None = None
 ) -> np.ndarray:
-    """Returns [N] int32 from 0 for indices [N, 1] from 1."""
+    """Converts 1-based indices [N, 1] to 0-based [N] int32."""
     flat = np.asarray(values).ravel()
     bound = np.inf if count is None else count
     if flat.size and not 1 <= flat.min() <= flat.max() <= bound:
         raise ValueError(
-            f"`{name}` in {folder} must count from 1 to {bound}, got {flat.min()} to "
-            f"{flat.max()}."
+            f"`{name}` in {folder} must be indices from 1 to {bound}, got "
+            f"{flat.min()} to {flat.max()}."
         )
     return flat.astype(np.int32) - 1
 
 
 def _check(path: pathlib.Path, found: dict[str, Any]) -> _zero_shot.AttributeData:
-    """Checks that the arrays agree."""
+    """Checks that the arrays are consistent."""
     missing = sorted(set(_ARRAYS) - set(found))
     if missing:
         raise ValueError(f"{path} has no {missing}; it holds {sorted(found)}.")
@@ -145,7 +147,7 @@ def _check(path: pathlib.Path, found: dict[str, Any]) -> _zero_shot.AttributeDat
     labels = _integers(path, "labels", labels, num_classes)
     if features.ndim < 2 or len(features) != len(labels):
         raise ValueError(
-            f"`features` in {path} must be [{len(labels)}, ...] for as many labels, "
+            f"`features` in {path} must be [{len(labels)}, ...], one row per label, "
             f"got shape {features.shape}. Transpose them if examples are in columns."
         )
     nothing = np.zeros(0, int)
@@ -194,5 +196,5 @@ def _integers(
 def _floats(name: str, values: np.ndarray) -> np.ndarray:
     floats = values.astype(np.float32)
     if not np.isfinite(floats).all():
-        raise ValueError(f"`{name}` has values that are not finite; replace them.")
+        raise ValueError(f"`{name}` has non-finite values; replace them.")
     return floats

@@ -1,4 +1,4 @@
-"""Random affine maps of the images of a task."""
+"""Random affine augmentation of a task's images."""
 
 import math
 from typing import cast
@@ -21,29 +21,29 @@ def random_affine(
     shift: float = 2.0,
     probability: float = 0.5,
 ) -> base.SampleTask:
-    r"""Warps every image of a task by a random affine map of its own.
+    r"""Warps every image of a task by its own random affine map.
 
-    With its centre as origin, the point p of an image comes to
+    With the centre as origin, the point p of an image moves to
 
     .. math:: R(\theta) \begin{pmatrix} 1 & \rho_y \\ \rho_x & 1 \end{pmatrix}
       \begin{pmatrix} s_y & 0 \\ 0 & s_x \end{pmatrix} p + t.
 
-    Each of the seven parts (the angle, two shears, two scales and two shifts) is drawn
-    uniformly, and left out otherwise. Between pixels values are interpolated linearly;
-    outside of the image they are zero.
+    Each of the seven parts (the angle, two shears, two scales and two shifts) is
+    applied with the given probability and drawn uniformly. Values between pixels are
+    interpolated linearly; outside the image they are zero.
 
     Args:
       sample_task: `(key) -> Task` with images [N, H, W, channels], such as
         `jaxmeta.tasks.few_shot` returns.
-      rotation: the largest angle either way, in degrees. Static.
-      shear: the largest shear either way, under 1. Static.
+      rotation: maximum angle in either direction, in degrees. Static.
+      shear: maximum shear in either direction, below 1. Static.
       scale: (smallest, largest) factor. Static.
-      shift: the largest shift either way, in pixels. Static.
-      probability: of each part to be there. Static.
+      shift: maximum shift in either direction, in pixels. Static.
+      probability: probability of each part. Static.
 
     Returns:
-      `sample_task(key) -> Task`, a `jax.tree_util.Partial` whose leaves are those of
-      the sampler given.
+      `sample_task(key) -> Task`, a `jax.tree_util.Partial` with the leaves of the given
+      sampler.
 
     Raises:
       ValueError: if a strength or the probability is out of its range; while tracing,
@@ -51,8 +51,8 @@ def random_affine(
 
     References:
       Koch, Zemel, Salakhutdinov, "Siamese Neural Networks for One-shot Image
-      Recognition", ICML deep learning workshop 2015, section 3.2, whose strengths the
-      defaults are (for 105x105 pixels).
+      Recognition", ICML deep learning workshop 2015, section 3.2, which has the default
+      strengths (for 105x105 pixels).
 
     Example:
       >>> import jax, numpy as np, jaxmeta as jm
@@ -68,7 +68,7 @@ def random_affine(
     def draw_map(key):
         """Draws a map: matrix [2, 2] and shift [2], rows before columns."""
         part_key, coin_key = jax.random.split(key)
-        # Angle; shears; scales less one; shifts.
+        # Angle; shears; scales minus one; shifts. Zero leaves a part out.
         low = [-radians, -shear, -shear, scale[0] - 1, scale[0] - 1, -shift, -shift]
         high = [radians, shear, shear, scale[1] - 1, scale[1] - 1, shift, shift]
         parts = jax.random.uniform(
@@ -76,6 +76,7 @@ def random_affine(
         )
         parts *= jax.random.bernoulli(coin_key, probability, (7,))
         angle, shear_y, shear_x, scale_y, scale_x, *_ = parts
+        # R(theta) times the shear matrix; its columns are then scaled.
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         matrix = [
             [cos - sin * shear_x, cos * shear_y - sin],
@@ -101,7 +102,7 @@ def random_affine(
             query=augment(query_key, task.query),
         )
 
-    # With the sampler as argument, its data stay leaves.
+    # The sampler is an argument so that its data stay leaves.
     return cast(base.SampleTask, Partial(sample, _pytrees.as_partial(sample_task)))
 
 
@@ -131,7 +132,8 @@ def warp(images: jax.Array, matrices: jax.Array, shifts: jax.Array) -> jax.Array
     def warp_one(image, matrix, shift):
         y, x = targets - shift.reshape(2, 1, 1)
         (a, b), (c, d) = matrix
-        # No matrix products, which accelerators round by tenths of a pixel.
+        # Inverse map, p = M^-1 (q - t), by hand: accelerators round matrix products by
+        # tenths of a pixel.
         back = jnp.stack([d * y - b * x, a * x - c * y]) / (a * d - b * c)
         sources = list(back + centre)  # [H, W] each
         take = lambda channel: ndimage.map_coordinates(
@@ -143,7 +145,7 @@ def warp(images: jax.Array, matrices: jax.Array, shifts: jax.Array) -> jax.Array
 
 
 def _check_strengths(rotation, shear, scale, shift, probability):
-    """Raises unless all maps can be undone and the probability is one."""
+    """Raises unless all maps are invertible and the probability is in [0, 1]."""
     for name, value in (("rotation", rotation), ("shift", shift)):
         if not 0 <= value < math.inf:
             raise ValueError(f"`{name}` must be finite and >= 0, got {value!r}.")

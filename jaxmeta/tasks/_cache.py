@@ -1,4 +1,4 @@
-"""Decoded data sets, kept so that only the first load decodes them."""
+"""Caches decoded data sets, so that only the first load decodes them."""
 
 import contextlib
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-# Raised when what is decoded changes: caches of older releases are then left alone.
+# Increased when decoding changes, so that caches of older releases are ignored.
 _FORMAT = 1
 
 
@@ -30,17 +30,17 @@ def cached(
 ) -> T:
     """Returns `read(folder)`, a NamedTuple `cls` of arrays, decoding once.
 
-    A cache that cannot be read is written anew; one that cannot be written is no error.
+    An unreadable cache is rewritten; failing to write one is not an error.
 
     Args:
-      name: of the data set and its version, for the file's name.
-      folder: of the prepared data set; another one, or a changed one, is read anew.
-      read: decodes it.
-      cls: of what `read` returns.
+      name: name and version of the data set, for the file name.
+      folder: folder of the prepared data set; any change to it invalidates the cache.
+      read: decodes the data set.
+      cls: class of the result of `read`.
     """
     path = cache_path(name, folder)
-    # Whatever is wrong with a cache, it can be written again. Given a path, np.load
-    # leaves a truncated file open.
+    # Any broken cache can be rewritten. Given a path, np.load leaves a truncated file
+    # open.
     with (
         contextlib.suppress(Exception),
         open(path, "rb") as file,
@@ -48,7 +48,7 @@ def cached(
     ):
         return cls(**arrays)
     found = read(folder)
-    # Without a cache the next call takes longer, and that is all.
+    # Without a cache the next call only takes longer.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Renaming is atomic, so another process never reads half a file.
@@ -59,7 +59,7 @@ def cached(
 
 
 def cache_path(name: str, folder: pathlib.Path) -> pathlib.Path:
-    """Names the cache of a data set after its place and the state of its files."""
+    """Names the cache of a data set after its path and the state of its files."""
     files = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
         for path in folder.iterdir()

@@ -46,7 +46,7 @@ FC100 = (_FC100_TRAIN, _FC100_VALIDATION, _FC100_TEST)
 
 
 class _Photographs(NamedTuple):
-    """All of CIFAR-100, sorted by name; C classes, E photographs of each."""
+    """All of CIFAR-100, sorted by name; C classes, E photographs per class."""
 
     images: np.ndarray  # [C, E, 32, 32, 3] uint8
     names: np.ndarray  # [C] str, such as "aquatic_mammals/whale"
@@ -55,26 +55,25 @@ class _Photographs(NamedTuple):
 def load_cifar_fs(data_dir: str | os.PathLike[str] | None = None) -> _datasets.Splits:
     """Loads CIFAR-FS: the 100 classes of CIFAR-100, split at random 64 / 16 / 20.
 
-    All 600 photographs of a class are there, those that CIFAR-100 tests on too. Classes
+    Each class has all 600 photographs, including CIFAR-100's test examples. Classes
     are sorted by name, superclass first ("aquatic_mammals/whale"), so that
     `few_shot(..., within_groups=True)` draws tasks within a superclass. The examples of
-    a class are in the order of the records in the prepared data set, the same
-    everywhere.
+    a class are in the record order of the prepared data set, the same everywhere.
 
-    The first call downloads and prepares CIFAR-100 if there is none in `data_dir`, and
+    The first call downloads and prepares CIFAR-100 if `data_dir` does not have it, and
     decodes it; the decoded images are cached in `$XDG_CACHE_HOME/jaxmeta`
     (`~/.cache/jaxmeta`).
 
     Args:
-      data_dir: tensorflow-datasets' folder; by default `$TFDS_DATA_DIR`, or
+      data_dir: tensorflow-datasets folder; default `$TFDS_DATA_DIR`, or
         `~/tensorflow_datasets`.
 
     Returns:
       The splits; images are [C, 600, 32, 32, 3].
 
     Raises:
-      ValueError: if `data_dir` holds a damaged or another data set.
-      FileNotFoundError: if there is no data set and no network to fetch it by.
+      ValueError: if the data set in `data_dir` is damaged or a different one.
+      FileNotFoundError: if there is no data set and no network to download it.
       ImportError: if the extra `data` is not installed.
 
     Example:
@@ -91,9 +90,9 @@ def load_cifar_fs(data_dir: str | os.PathLike[str] | None = None) -> _datasets.S
 def load_fc100(data_dir: str | os.PathLike[str] | None = None) -> _datasets.Splits:
     """Loads FC100: CIFAR-100 split by superclass, 60 / 20 / 20 classes.
 
-    Of the 20 superclasses, with five classes each, 12 are for training, 4 for
-    validation and 4 for testing: test classes are less like those trained on than in
-    `load_cifar_fs`, which says how they are sorted and cached.
+    Of the 20 superclasses of five classes, 12 are for training, 4 for validation and 4
+    for testing, so test classes are less similar to training classes than in
+    `load_cifar_fs`, which describes how they are sorted and cached.
 
     Args:
       data_dir: as in `load_cifar_fs`.
@@ -157,6 +156,6 @@ def _read_records(folder: pathlib.Path) -> _Photographs:
         if sorted(n.split("/")[1] for n in names) != known or counts != {_EXAMPLES}:
             raise ValueError(f"{len(names)} classes with {sorted(counts)} images each")
         return _Photographs(np.stack([images[name] for name in names]), np.array(names))
-    # The records, their descriptions and Pillow each have exceptions of their own.
+    # The records, their descriptions and Pillow each raise their own exceptions.
     except Exception as error:
         raise _tfds.damaged("cifar100", folder, error, "CIFAR-100") from error

@@ -1,6 +1,6 @@
 """Labelled images on the host, sorted by class: the raw material of few-shot tasks.
 
-Letters: C classes, E examples of each class, H and W the height and the width.
+Letters: C classes, E examples per class, H height, W width.
 """
 
 import importlib
@@ -20,7 +20,7 @@ class ImageClasses(NamedTuple):
 
     Attributes:
       images: [C, E, H, W, channels] uint8; or examples of any other kind, [C, E, ...].
-      num_examples: [C] int32; the first so many of a class are real, the rest zeros.
+      num_examples: [C] int32; a class's examples beyond these are zeros.
       names: C names, such as "Greek/character03".
     """
 
@@ -29,10 +29,10 @@ class ImageClasses(NamedTuple):
     names: tuple[str, ...]
 
     def take_classes(self, classes: Sequence[int] | np.ndarray) -> "ImageClasses":
-        """Keeps these classes alone, in the order given: to hold some out for a test.
+        """Keeps only these classes, in the given order, e.g. to hold out a test set.
 
         Raises:
-          ValueError: if a class is unknown or given twice, or there is none.
+          ValueError: if a class is unknown or repeated, or none are given.
 
         Example:
           >>> data = image_classes(np.zeros((5, 20, 28, 28), np.uint8))
@@ -55,7 +55,7 @@ class ImageClasses(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """Classes to meta-train on, to choose settings by, and to report on."""
+    """Classes for meta-training, validation and testing."""
 
     train: ImageClasses
     validation: ImageClasses
@@ -69,15 +69,15 @@ def image_classes(
 
     Args:
       images: [C, E, H, W] or [C, E, H, W, channels] uint8; or any other array
-        [C, E, ...] that `jaxmeta.tasks.few_shot` takes, say of features [C, E, D].
-      names: C names of the classes; by default "0", "1", ...
+        [C, E, ...] that `jaxmeta.tasks.few_shot` takes, e.g. features [C, E, D].
+      names: C class names; default "0", "1", ...
 
     Returns:
-      The classes, all E examples of each being real.
+      The classes, each with E examples.
 
     Raises:
-      ValueError: if `images` are no numbers [C, E, ...] or none, or `names` has
-        another length.
+      ValueError: if `images` are not numbers [C, E, ...] or are empty, or `names` has
+        the wrong length.
 
     Example:
       >>> classes = image_classes(np.zeros((3, 20, 28, 28), np.uint8))
@@ -106,7 +106,7 @@ def image_classes(
 
 
 def check_examples(name: str, examples: Any, hint: str = "") -> None:
-    """Raises unless `examples` are numbers [C, E, ...], at least one."""
+    """Raises unless `examples` are numbers [C, E, ...] and not empty."""
     shape, dtype = getattr(examples, "shape", ()), getattr(examples, "dtype", None)
     is_numbers = dtype is not None and (
         jnp.issubdtype(dtype, jnp.number) or dtype == np.bool_
@@ -115,7 +115,7 @@ def check_examples(name: str, examples: Any, hint: str = "") -> None:
         got = type(examples) if dtype is None else f"shape {shape} and dtype {dtype}"
         raise ValueError(
             f"`{name}` must be numbers [classes, examples, ...]: uint8 images, floats "
-            f"or integers of at least three axes, got {got}. {hint}".rstrip()
+            f"or integers with at least three axes, got {got}. {hint}".rstrip()
         )
     if 0 in shape:
         raise ValueError(f"`{name}` must not be empty, got shape {shape}.")
@@ -131,8 +131,8 @@ def load_folder(
     """Loads a folder of images: each sub-folder is a class.
 
     The layout is `root/class/image.png`; the files may be PNG, JPEG, BMP or GIF.
-    Classes and their images are in the order of their names. Hidden files and
-    folders, and files of other types, are passed over.
+    Classes and their images are sorted by name. Hidden files and folders, and files of
+    other types, are ignored.
 
     Args:
       root: the folder that holds the classes.
@@ -140,11 +140,11 @@ def load_folder(
       channels: 1 for grey, 3 for RGB.
       invert: whether to replace each value v by 255 - v. None inverts grey images
         on a light background (a mean above 127 over all images), so that ink is
-        high and paper is low, and leaves colour images alone. Say True or False
-        where folders are loaded separately but must be treated alike.
+        high and paper is low, and leaves colour images alone. Set True or False if
+        folders are loaded separately but must be treated alike.
 
     Returns:
-      The classes; those with fewer images than the largest are padded with zeros.
+      The classes; those with fewer images than the largest are zero-padded.
 
     Raises:
       FileNotFoundError: if there is no folder `root`.
@@ -161,7 +161,7 @@ def load_folder(
     folders = [folder for folder in _visible(root) if folder.is_dir()]
     if not folders:
         raise ValueError(
-            f"{root} has no sub-folders; each class needs its own, as in "
+            f"{root} has no sub-folders; each class requires its own, as in "
             f"{root / 'cat' / '1.png'}."
         )
     stacks = [_load_class(folder, size, channels) for folder in folders]
@@ -176,13 +176,12 @@ def load_folder(
 def load_image(path: str | os.PathLike[str], *, size: int, channels: int) -> np.ndarray:
     """Loads one image, resized to a square by averaging over areas.
 
-    As in the file, never inverted, where `few_shot` gives [0, 1] and `load_folder`
-    inverts drawings on light paper: to predict, `image[None] / 255` or
-    `(255 - image)[None] / 255`.
+    Values are as in the file, never inverted, whereas `few_shot` scales to [0, 1] and
+    `load_folder` inverts drawings on light paper: to predict, use `image[None] / 255`
+    or `(255 - image)[None] / 255`.
 
-    An image that is not square is stretched; a transparent one is laid on white;
-    the orientation that a camera noted is applied; of an animation the first frame
-    is taken.
+    A non-square image is resized to a square, a transparent one is composited on white,
+    EXIF orientation is applied, and the first frame of an animation is used.
 
     Args:
       path: a file that Pillow can read.
@@ -194,8 +193,8 @@ def load_image(path: str | os.PathLike[str], *, size: int, channels: int) -> np.
 
     Raises:
       FileNotFoundError: if there is no file `path`.
-      ValueError: if the file is no image or is damaged (the message names it), or
-        `size` or `channels` is out of range.
+      ValueError: if the file is not an image or is damaged, or `size` or `channels` is
+        out of range.
 
     Example:
       >>> load_image("cat.png", size=28, channels=1).shape  # doctest: +SKIP
@@ -215,14 +214,14 @@ def load_image(path: str | os.PathLike[str], *, size: int, channels: int) -> np.
     # Pillow's decoders raise OSError, SyntaxError, struct.error and others.
     except Exception as error:
         raise ValueError(
-            f"{path} is damaged or no image; replace or remove it ({error})."
+            f"{path} is damaged or not an image; replace or remove it ({error})."
         ) from error
     image = image.resize((size, size), pil.Resampling.BOX)
     return np.asarray(image).reshape(size, size, channels)
 
 
 def take_classes(classes: ImageClasses, indices: np.ndarray) -> ImageClasses:
-    """Returns the classes at `indices` ([S] int), in that order."""
+    """Returns the classes at `indices` [S] int, in that order."""
     return ImageClasses(
         images=classes.images[indices],
         num_examples=classes.num_examples[indices],
@@ -231,10 +230,10 @@ def take_classes(classes: ImageClasses, indices: np.ndarray) -> ImageClasses:
 
 
 def import_extra(module: str) -> Any:
-    """Imports a module that only the extra `data` installs.
+    """Imports a module that the extra `data` installs.
 
     Args:
-      module: the full name, such as "PIL.Image".
+      module: full name, such as "PIL.Image".
 
     Returns:
       The module.
@@ -246,8 +245,8 @@ def import_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"Reading data needs {module!r} ({error}). Install the extra `data`: in a "
-            "clone, pip install '.[data]'."
+            f"Reading data requires {module!r} ({error}). Install the extra `data`: in "
+            "a clone, pip install '.[data]'."
         ) from error
 
 
@@ -266,15 +265,15 @@ def _load_class(folder: pathlib.Path, size: int, channels: int) -> np.ndarray:
 
 
 def _flatten(image: Any) -> Any:
-    """Lays a PIL image upright and on white paper, 8 bits deep."""
+    """Applies the orientation of a PIL image, composites it on white, in 8 bits."""
     pil = import_extra("PIL.Image")
     image = import_extra("PIL.ImageOps").exif_transpose(image)
     if image.mode.startswith("I;16"):
-        # Pillow itself would clip 16-bit values at 255.
+        # Pillow would clip 16-bit values at 255.
         return pil.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
-        # Ink is often black on transparent black, where dropping the alpha channel
-        # would leave nothing to see.
+        # Ink is often black on transparent black: dropping the alpha channel would
+        # make it invisible.
         image = image.convert("RGBA")
         return pil.alpha_composite(pil.new("RGBA", image.size, "white"), image)
     return image

@@ -1,4 +1,4 @@
-"""Attributes of handwritten characters: statistics of their drawings."""
+"""Attributes of handwritten characters, computed from their drawings."""
 
 import numpy as np
 
@@ -9,23 +9,23 @@ from jaxmeta.tasks import _datasets, _zero_shot
 def omniglot_attributes(classes: _datasets.ImageClasses) -> np.ndarray:
     """Describes handwritten characters by the statistics of their ink and strokes.
 
-    The statistics of a drawing, ink in [0, 1], with rows and columns from -1 to 1:
+    The statistics of a drawing, with ink in [0, 1], rows and columns from -1 to 1:
 
     - 0: the mean ink; 1 to 9: the shares of ink in a grid of three by three cells;
-    - 10, 11: the centre, row and column; 12 to 14: variance of rows and of columns, and
-      covariance; 15, 16: third central moments of rows and of columns;
-    - 17 to 19: the overlap with its image mirrored left to right, mirrored top to
-      bottom, and turned by half: the inner product over the squared norm;
-    - 20, 21: strokes crossed by a row and by a column that meets ink, on average;
-    - 22: Euler's number, the connected pieces less the holes (8-connected ink, by
-      counts of 2x2 patterns).
+    - 10, 11: row and column of the centre; 12 to 14: variance of rows and of columns,
+      and covariance; 15, 16: third central moments of rows and of columns;
+    - 17 to 19: overlap with the drawing mirrored left to right, mirrored top to bottom,
+      and rotated by 180 degrees: the inner product over the squared norm;
+    - 20, 21: mean number of strokes crossed by a row and by a column with ink;
+    - 22: Euler number, connected components minus holes (8-connected ink, from counts
+      of 2x2 patterns).
 
     Args:
-      classes: drawings with ink high, as `load_omniglot` returns them.
+      classes: drawings with high values as ink, as from `load_omniglot`.
 
     Returns:
-      [C, 23] float32: the mean over the drawings of each class, each attribute with
-      mean 0 and standard deviation 1 over classes (0 where all classes agree).
+      [C, 23] float32: means over the drawings of each class, standardised to mean 0 and
+      standard deviation 1 over classes (0 if all classes agree).
 
     Raises:
       ValueError: if drawings have several channels.
@@ -38,7 +38,7 @@ def omniglot_attributes(classes: _datasets.ImageClasses) -> np.ndarray:
       [ 1. -1.]
 
     References:
-      Euler's number: Gray, "Local properties of binary images in two dimensions", IEEE
+      Euler number: Gray, "Local properties of binary images in two dimensions", IEEE
       Transactions on Computers 1971.
     """
     raw = _statistics(classes)
@@ -51,16 +51,16 @@ def image_attributes(
     *,
     described_by: int = 10,
 ) -> _zero_shot.AttributeData:
-    """Makes zero-shot data of handwritten characters and `omniglot_attributes`.
+    """Makes zero-shot data from handwritten characters, with `omniglot_attributes`.
 
-    The first drawings of each class describe it and do not appear as examples, so that
-    no example has a part in the description that it is matched to. Attributes are
+    The first drawings of each class describe it and are excluded from its examples, so
+    that no example contributes to the description it is matched to. Attributes are
     standardised by the seen classes.
 
     Args:
-      seen: classes to train on, say `load_omniglot().train`.
-      unseen: classes to report on, of the same size of images.
-      described_by: how many drawings describe a class.
+      seen: training classes, e.g. `load_omniglot().train`.
+      unseen: test classes with the same image size.
+      described_by: number of drawings that describe a class.
 
     Returns:
       The data; features are images [N, H, W, 1] uint8, which tasks scale to [0, 1].
@@ -80,7 +80,7 @@ def image_attributes(
     _checks.check_int("described_by", described_by)
     if seen.images.shape[2:] != unseen.images.shape[2:]:
         raise ValueError(
-            "`seen` and `unseen` must have images of one shape, got "
+            "`seen` and `unseen` must have images of the same shape, got "
             f"{seen.images.shape[2:]} and {unseen.images.shape[2:]}."
         )
     raw, features, counts = [], [], []
@@ -88,8 +88,8 @@ def image_attributes(
         fewest = classes.num_examples.min()
         if fewest <= described_by:
             raise ValueError(
-                f"`described_by` must leave drawings of every class, the smallest of "
-                f"which has {fewest}, got {described_by}."
+                "`described_by` must leave drawings in every class; the smallest has "
+                f"{fewest}, got {described_by}."
             )
         first = np.full(len(classes.images), described_by, np.int32)
         raw.append(_statistics(classes._replace(num_examples=first)))
@@ -112,7 +112,7 @@ def image_attributes(
 
 def _standardise(raw: np.ndarray, reference: np.ndarray) -> np.ndarray:
     mean, std = reference.mean(0, keepdims=True), reference.std(0, keepdims=True)
-    # Rounding leaves a spread where all classes agree.
+    # If all classes agree, rounding still leaves a tiny standard deviation.
     is_flat = std <= 1e-6 * np.maximum(1, np.abs(mean))
     return (np.where(is_flat, 0, raw - mean) / np.where(is_flat, 1, std)).astype(
         np.float32
@@ -120,7 +120,7 @@ def _standardise(raw: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def _is_real(classes: _datasets.ImageClasses) -> np.ndarray:
-    """[C, E] bool: not padding."""
+    """Whether examples are not padding, [C, E] bool."""
     capacity = classes.images.shape[1]
     return np.arange(capacity)[None] < classes.num_examples[:, None]
 
@@ -131,7 +131,7 @@ def _statistics(classes: _datasets.ImageClasses) -> np.ndarray:
     if images.shape[-1] != 1:
         raise ValueError(f"Drawings must have one channel, got {images.shape[-1]}.")
     is_real = _is_real(classes)
-    # A class at a time: all of Omniglot in float64 would be 200 MB.
+    # One class at a time: all of Omniglot in float64 would be 200 MB.
     return np.stack(
         [
             _of_drawings(mine[real][..., 0] / 255).mean(0)
@@ -141,10 +141,11 @@ def _statistics(classes: _datasets.ImageClasses) -> np.ndarray:
 
 
 def _of_drawings(ink: np.ndarray) -> np.ndarray:
-    """[E, H, W] -> [E, 23]."""
+    """Statistics of each drawing, [E, H, W] -> [E, 23]."""
     height, width = ink.shape[1:]
     rows = np.linspace(-1, 1, height)[None, :, None]
     columns = np.linspace(-1, 1, width)[None, None, :]
+    # 1e-9: blank drawings have statistics 0 instead of 0 / 0.
     total = np.maximum(ink.sum((1, 2), keepdims=True), 1e-9)
     mean = lambda x: (ink * x).sum((1, 2), keepdims=True) / total
     r, c = rows - mean(rows), columns - mean(columns)
@@ -166,13 +167,16 @@ def _of_drawings(ink: np.ndarray) -> np.ndarray:
 
 def _crossings(inked: np.ndarray) -> np.ndarray:
     """Mean number of runs of ink over the rows that have any: [E, H, W] -> [E]."""
+    # A run starts at each ink pixel whose left neighbour has no ink.
     before = np.pad(inked, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
     runs = (inked & ~before).sum(2)  # [E, H]
     return runs.sum(1) / np.maximum((runs > 0).sum(1), 1)
 
 
 def _euler(inked: np.ndarray) -> np.ndarray:
-    """Pieces less holes, 8-connected: [E, H, W] bool -> [E]."""
+    """Components minus holes, 8-connected: [E, H, W] bool -> [E]."""
+    # Gray: (Q1 - Q3 - 2 QD) / 4, with the counts Q1, Q3 of 2x2 windows [a b; c d] with
+    # one and three ink pixels, and QD of diagonal pairs.
     padded = np.pad(inked, ((0, 0), (1, 1), (1, 1))).astype(int)
     a, b = padded[:, :-1, :-1], padded[:, :-1, 1:]
     c, d = padded[:, 1:, :-1], padded[:, 1:, 1:]

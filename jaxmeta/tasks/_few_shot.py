@@ -1,4 +1,4 @@
-"""Few-shot classification episodes from examples that live on the device."""
+"""Few-shot classification episodes from examples stored on the device."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -11,15 +11,15 @@ from jax.tree_util import Partial
 from jaxmeta import _checks, _random, base
 from jaxmeta.tasks import _datasets
 
-# Added to the message about what is no data set.
+# Added to the error about invalid data sets.
 _HINT = (
-    "A folder of images is read by `jaxmeta.tasks.load_folder`; of splits take one, "
-    "say `splits.train`; some of the classes are `dataset.take_classes(range(10))`."
+    "Read a folder of images by `jaxmeta.tasks.load_folder`; of splits pass one, e.g. "
+    "`splits.train`; select classes by `dataset.take_classes(range(10))`."
 )
 
 
 class Range(NamedTuple):
-    """The numbers that a task may have of something, both ends included."""
+    """Inclusive range of the number of ways or shots."""
 
     lowest: int
     highest: int
@@ -35,41 +35,41 @@ def few_shot(
     rotations: bool = False,
     within_groups: bool = False,
 ) -> base.SampleTask:
-    """Samples W-way episodes: classes, their order and their examples at random.
+    """Samples W-way episodes with random classes, class order and examples.
 
-    Support and query examples of a task are distinct. Labels mean nothing outside the
-    task: classes come in random order.
+    Support and query examples of a task are distinct. Labels have no meaning outside
+    the task: classes are in random order.
 
     Args:
-      dataset: an `ImageClasses` (what the loaders of `jaxmeta.tasks` return), or an
-        array [C, E, ...], held once on the device in its own type. Examples are
+      dataset: an `ImageClasses` (from the loaders of `jaxmeta.tasks`), or an array
+        [C, E, ...], stored once on the device in its own dtype. Examples are
 
-        - images, uint8 [H, W] or [H, W, channels] (or with more axes): in [0, 1];
+        - images, uint8 [H, W] or [H, W, channels] (or with more axes): scaled to
+          [0, 1];
         - of any other shape or type, such as features [D], float images
-          [H, W, channels] or token ids [L]: as they are, uint8 [L] too. Floats come in
-          JAX's default float type.
-      ways: W, classes a task, or (lowest, highest): each task draws its own number,
+          [H, W, channels] or token ids [L], including uint8 [L]: unchanged, with floats
+          in JAX's default float dtype.
+      ways: W, classes per task, or (lowest, highest): each task draws its own number
         uniformly. Static.
-      shots: support examples a class, or (lowest, highest), drawn in the same way.
-        Static.
-      queries: query examples a class. Static.
-      balanced: all classes of a task have as many shots; False draws a number for each
+      shots: support examples per class, or (lowest, highest), drawn likewise. Static.
+      queries: query examples per class. Static.
+      balanced: all classes of a task have the same number of shots; False draws one per
         class. Static.
-      rotations: every class turned by 0, 90, 180 or 270 degrees is a class of its own,
-        so that there are 4 C classes and each class of a task has its own rotation.
-        Needs square images. Static.
+      rotations: each class rotated by 0, 90, 180 or 270 degrees is a separate class, so
+        there are 4 C classes and each class of a task has its own rotation. Requires
+        square images. Static.
       within_groups: all classes of a task come from one group, such as an alphabet of
-        Omniglot: the part of the class's name before the first "/". Groups with at
-        least W (the lowest) classes come equally often, whatever their size; rotated
-        classes belong to the group of their class, and count in it. A group with fewer
+        Omniglot: the part of the class name before the first "/". Groups with at least
+        W (the lowest) classes are equally likely, whatever their size; rotated classes
+        belong to the group of their class and count towards it. A group with fewer
         classes than the highest W has tasks of up to all of them. Static.
 
     Returns:
       `sample_task(key) -> Task`, a `jax.tree_util.Partial` whose leaves are the data:
       inputs [W * shots, ...] and [W * queries, ...], targets one-hot [..., W]. Examples
-      are sorted by class. Where ways or shots vary, all tasks have the shapes of the
-      highest ones, and rows of zeros (inputs and targets) for the examples that a task
-      does not have: padding, which losses, metrics and learners leave out.
+      are sorted by class. If ways or shots vary, all tasks have the shapes of the
+      highest, with all-zero rows (inputs and targets) for absent examples: padding,
+      which losses, metrics and learners exclude.
 
     Raises:
       ValueError: if the data are not such an array or hold no classes, there are more
@@ -79,7 +79,7 @@ def few_shot(
 
     References:
       Triantafillou et al., "Meta-Dataset: A Dataset of Datasets for Learning to Learn
-      from Few Examples", ICLR 2020, Section 3.2, for tasks of varying ways and shots.
+      from Few Examples", ICLR 2020, Section 3.2, for tasks with varying ways and shots.
       https://arxiv.org/abs/1903.03096
 
     Example:
@@ -113,9 +113,11 @@ def few_shot(
         is_allowed = jnp.ones(num_classes, bool)
         if groups is not None:
             group_key, class_key = jax.random.split(class_key)
+            # Groups are numbered 0, 1, ...; -1, a small one, is never drawn.
             group = jax.random.randint(group_key, (), 0, jnp.max(groups) + 1)
             is_allowed = groups == group
         classes = _random.draw_distinct(class_key, is_allowed, ways.highest)
+        # Class 4 c + r is class c rotated by r quarter turns.
         classes, turns = jnp.divmod(classes, 4) if rotations else (classes, None)
         is_real = jnp.arange(examples.shape[1])[None] < num_examples[classes][:, None]
         count = shots.highest + queries
@@ -126,6 +128,7 @@ def few_shot(
         chosen = as_inputs(chosen, chosen.ndim - 2)
         num_shots = None
         if size_key is not None:
+            # At most the classes of the group; those drawn beyond it become padding.
             most = jnp.minimum(ways.highest, jnp.sum(is_allowed))
             num_shots = _draw_shots(size_key, ways, most, shots, balanced)
         return _as_task(chosen, shots.highest, num_shots)
@@ -136,7 +139,7 @@ def few_shot(
 
 
 def as_range(name: str, value: int | tuple[int, int]) -> Range:
-    """Returns what `few_shot` takes as a number or two; raises for anything else."""
+    """Converts an int or (lowest, highest) to a `Range`; raises for anything else."""
     if not isinstance(value, tuple | list):
         _checks.check_int(name, value)
         return Range(value, value)
@@ -148,10 +151,10 @@ def as_range(name: str, value: int | tuple[int, int]) -> Range:
 
 
 def as_inputs(examples: jax.Array, num_axes: int) -> jax.Array:
-    """Makes inputs of stored examples, each of `num_axes` axes.
+    """Converts stored examples with `num_axes` axes each to inputs.
 
-    Pixels, uint8 of two axes or more, come to [0, 1]; floats to JAX's default float
-    type. Other integers, such as token ids, stay what they are.
+    Pixels, uint8 with two axes or more, are scaled to [0, 1]; floats get JAX's default
+    float dtype. Other integers, such as token ids, are unchanged.
     """
     dtype = jnp.result_type(float)
     if is_pixels(examples.dtype, num_axes):
@@ -161,18 +164,18 @@ def as_inputs(examples: jax.Array, num_axes: int) -> jax.Array:
 
 
 def is_pixels(dtype: Any, num_axes: int) -> bool:
-    """Whether examples of this type and number of axes are pixels from 0 to 255."""
+    """Whether examples with this dtype and number of axes are pixels in 0 ... 255."""
     return dtype == np.uint8 and num_axes >= 2
 
 
 def _as_task(examples, shots, num_shots):
-    """Makes a task of examples [W, shots + queries, ...], sorted by class.
+    """Makes a task from examples [W, shots + queries, ...], sorted by class.
 
     Args:
-      examples: their first `shots` are the support.
-      shots: the highest number of them.
-      num_shots: [W], how many each class has, 0 for a class that the task does not
-        have; what is beyond becomes padding. None is `shots` each.
+      examples: the first `shots` of each class are the support.
+      shots: the highest number of shots.
+      num_shots: [W], shots of each class, 0 for absent classes; further examples become
+        padding. None is `shots` each.
     """
     labels = jnp.eye(examples.shape[0], dtype=jnp.result_type(float))
     support, query = examples[:, :shots], examples[:, shots:]
@@ -193,9 +196,9 @@ def _as_task(examples, shots, num_shots):
 def examples_by_class(
     examples: Any, labels: Any, is_real: Any | None = None
 ) -> base.Examples:
-    """Flattens [W, N, ...], of JAX or NumPy, to [W * N, ...] beside one-hot targets.
+    """Flattens JAX or NumPy examples [W, N, ...] to [W * N, ...], with one-hot targets.
 
-    Those are zero where `is_real` [W, N] is not.
+    Targets are zero where `is_real` [W, N] is false.
     """
     ways, count = examples.shape[:2]
     targets = labels.repeat(count, axis=0)
@@ -205,7 +208,7 @@ def examples_by_class(
 
 
 def _draw_shots(key, ways, most, shots, balanced):
-    """Draws how many shots each class has, [W]: 0 beyond the ways of the task."""
+    """Draws the shots of each class, [W]: 0 beyond the ways of the task."""
     ways_key, shots_key = jax.random.split(key)
     num_ways = jax.random.randint(ways_key, (), ways.lowest, most + 1)
     shape = (1 if balanced else ways.highest,)
@@ -228,15 +231,15 @@ def _check_enough(num_classes, fewest, ways, shots, queries):
 
 
 def _check_square(examples):
-    """Raises unless examples are images that can be turned."""
+    """Raises unless examples are square images."""
     if examples.ndim != 5:
         raise ValueError(
-            "`rotations` needs images [classes, examples, height, width, channels], "
+            "`rotations` requires images [classes, examples, height, width, channels], "
             f"got {examples.dtype} of shape {examples.shape}."
         )
     if examples.shape[2] != examples.shape[3]:
         raise ValueError(
-            f"`rotations` needs square images, got {examples.shape[2:4]} pixels."
+            f"`rotations` requires square images, got {examples.shape[2:4]} pixels."
         )
 
 
@@ -245,8 +248,8 @@ def _group_classes(dataset, images, ways, num_turns):
     names = getattr(dataset, "names", ())
     if len(names) != len(images):
         raise ValueError(
-            "`within_groups` needs the names of all classes, such as "
-            f"'Greek/character03', got {len(names)} for {len(images)} classes. Give "
+            "`within_groups` requires names of all classes, such as "
+            f"'Greek/character03', got {len(names)} for {len(images)} classes. Pass "
             "them: `jaxmeta.tasks.image_classes(images, names)`."
         )
     names = [str(name).split("/", 1)[0] for name in names]
@@ -256,8 +259,8 @@ def _group_classes(dataset, images, ways, num_turns):
         name = max(sizes, key=sizes.__getitem__)
         raise ValueError(
             f"`ways` must be at most {sizes[name]}, the classes of the largest group "
-            f"({name!r}), got {ways}. The group is what stands before the first '/' of "
-            "a class's name."
+            f"({name!r}), got {ways}. The group is the part of a class name before the "
+            "first '/'."
         )
     numbers = {name: number for number, name in enumerate(large)}
     groups = np.array([numbers.get(name, -1) for name in names], np.int32)
@@ -265,13 +268,14 @@ def _group_classes(dataset, images, ways, num_turns):
 
 
 def _turn(images, turns):
-    """Turns [N, H, W, c] anticlockwise by `turns` (0 to 3) quarters."""
+    """Rotates [N, H, W, c] anticlockwise by `turns` (0 to 3) quarter turns."""
+    # All four, then a gather: `rot90` by a traced number is not possible.
     quarters = [jnp.rot90(images, k, axes=(1, 2)) for k in range(4)]
     return jnp.stack(quarters)[turns]
 
 
 def _as_arrays(dataset):
-    """Returns [C, E, ...], images with channels, and the examples of each class."""
+    """Returns examples [C, E, ...], images with channels, and their number [C]."""
     examples = getattr(dataset, "images", dataset)
     _datasets.check_examples("dataset", examples, _HINT)
     if examples.dtype == np.uint8 and examples.ndim == 4:

@@ -1,8 +1,8 @@
 """Procedural characters: unlimited classes, no download.
 
-A class is a random set of strokes (quadratic Bezier curves), an example of it a
-drawing: control points jittered, the whole warped by a random affine map, rendered by
-the distance of each pixel to the strokes.
+A class is a random set of strokes (quadratic Bezier curves). An example is a drawing of
+it: control points are jittered, the whole is warped by a random affine map and rendered
+by the distance of each pixel to the strokes.
 """
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxmeta import _checks, base
 from jaxmeta.tasks import _few_shot
 
-_SEGMENTS = 6  # straight pieces a stroke is drawn with
+_SEGMENTS = 6  # straight segments per stroke
 
 
 def glyphs(
@@ -26,18 +26,17 @@ def glyphs(
 ) -> base.SampleTask:
     """Few-shot classification of invented characters, drawn on the device.
 
-    Every task has new classes, so that training and test tasks never share any: they
-    differ in their keys.
+    Every key gives new classes, so training and test tasks never share any.
 
     Args:
-      ways: W, classes a task. Static.
-      shots: support examples a class. Static.
-      queries: query examples a class. Static.
+      ways: W, classes per task. Static.
+      shots: support examples per class. Static.
+      queries: query examples per class. Static.
       size: height and width in pixels. Static.
-      strokes: strokes a character. Static.
-      jitter: standard deviation of the control points from drawing to drawing, as a
-        share of half the image's width.
-      warp: standard deviation of the entries of the affine map from the identity.
+      strokes: strokes per character. Static.
+      jitter: standard deviation of the control points between drawings, as a share of
+        half the image width.
+      warp: standard deviation of the affine map's entries around the identity.
 
     Returns:
       `sample_task(key) -> Task`: images [W * shots, size, size, 1] and
@@ -90,13 +89,14 @@ def _render(points, size, width):
     t = jnp.linspace(0.0, 1.0, _SEGMENTS + 1)
     bernstein = jnp.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2])  # [3, segments + 1]
     curve = jnp.einsum("bt,sbd->dst", bernstein, points)  # [2, S, segments + 1]
-    # Rows and columns apart: a trailing axis of two would not vectorise.
+    # Rows and columns are separate: a trailing axis of two would not vectorise.
     y, x = curve[:, :, :-1].reshape(2, -1, 1, 1)
     dy, dx = (curve[:, :, 1:] - curve[:, :, :-1]).reshape(2, -1, 1, 1)
     axis = (jnp.arange(size) + 0.5) * (2 / size) - 1
     rows = axis.reshape(1, size, 1) - y  # [S * segments, size, 1]
     columns = axis.reshape(1, 1, size) - x  # [S * segments, 1, size]
     inverse_length = 1 / jnp.maximum(dy**2 + dx**2, 1e-12)
+    # Closest point of each segment to each pixel, as a share in [0, 1] of its length.
     share = jnp.clip((rows * dy + columns * dx) * inverse_length, 0.0, 1.0)
     squared = (rows - share * dy) ** 2 + (columns - share * dx) ** 2
     distance = jnp.sqrt(jnp.min(squared, 0))

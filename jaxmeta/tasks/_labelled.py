@@ -11,16 +11,16 @@ from jaxmeta.tasks import _cache, _datasets, _labelled_builder, _tfds
 
 
 class LabelledImages(NamedTuple):
-    """Images and their classes, on the host; N examples."""
+    """N images and their classes, on the host."""
 
     images: np.ndarray  # [N, H, W, channels] uint8
     labels: np.ndarray  # [N] int32
 
     def take_classes(self, classes: tuple[int, ...]) -> "LabelledImages":
-        """Keeps these classes alone, renumbered in the order given.
+        """Keeps only these classes, renumbered in the given order.
 
         Raises:
-          ValueError: if a class has no examples or is given twice.
+          ValueError: if a class has no examples or is repeated.
 
         Example:
           >>> data = LabelledImages(np.zeros((4, 2, 2, 1), np.uint8), np.arange(4))
@@ -39,7 +39,7 @@ class LabelledImages(NamedTuple):
 
 
 class LabelledSplits(NamedTuple):
-    """Examples to train on, and held-out ones."""
+    """Training and test examples."""
 
     train: LabelledImages
     test: LabelledImages
@@ -48,17 +48,17 @@ class LabelledSplits(NamedTuple):
 def load_mnist(data_dir: str | os.PathLike[str] | None = None) -> LabelledSplits:
     """Loads MNIST: 60,000 and 10,000 digits, [N, 28, 28, 1].
 
-    The first call downloads and prepares the data set if there is none in `data_dir`,
+    The first call downloads and prepares the data set if `data_dir` does not have it,
     and decodes it; the decoded images are cached in `$XDG_CACHE_HOME/jaxmeta`
     (`~/.cache/jaxmeta`).
 
     Args:
-      data_dir: tensorflow-datasets' folder; by default `$TFDS_DATA_DIR`, or
+      data_dir: tensorflow-datasets folder; default `$TFDS_DATA_DIR`, or
         `~/tensorflow_datasets`.
 
     Raises:
-      ValueError: if `data_dir` holds a damaged data set.
-      FileNotFoundError: if there is no data set and no network to fetch it by.
+      ValueError: if the data set in `data_dir` is damaged.
+      FileNotFoundError: if there is no data set and no network to download it.
       ImportError: if the extra `data` is not installed.
 
     Example:
@@ -85,7 +85,7 @@ def load_cifar10(data_dir: str | os.PathLike[str] | None = None) -> LabelledSpli
 
 
 class _Arrays(NamedTuple):
-    """Both splits, in a file's shape."""
+    """Both splits as stored in the cache."""
 
     train_images: np.ndarray
     train_labels: np.ndarray
@@ -116,6 +116,6 @@ def _read(name: str, folder: pathlib.Path) -> _Arrays:
     try:
         builder = tfds.builder_from_directory(folder)
         return _Arrays(*read(builder, "train"), *read(builder, "test"))
-    # The records, their descriptions and Pillow each have exceptions of their own.
+    # The records, their descriptions and Pillow each raise their own exceptions.
     except Exception as error:
         raise _tfds.damaged(name, folder, error) from error

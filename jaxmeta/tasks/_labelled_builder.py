@@ -37,7 +37,7 @@ def prepare_cifar100(data_dir: str | os.PathLike[str] | None = None) -> pathlib.
 
 
 def _mnist_cls() -> Any:
-    """The stock builder, reading its files by itself."""
+    """The stock builder, reading its files without TensorFlow."""
     tfds = _datasets.import_extra("tensorflow_datasets")
     stock = tfds.builder_cls("mnist")
     with tfds.core.registered.skip_registration():
@@ -60,13 +60,13 @@ def _mnist_cls() -> Any:
                     for split in _MNIST_FILES
                 }
 
-    # The module is where the checksums are looked up, and is noted in the dataset.
+    # Checksums are looked up by module, which the data set also records.
     MNIST.__module__ = stock.__module__
     return MNIST
 
 
 def _cifar10_cls() -> Any:
-    """The stock builder, reading the archive by itself."""
+    """The stock builder, reading the archive without TensorFlow."""
     tfds = _datasets.import_extra("tensorflow_datasets")
     stock = tfds.builder_cls("cifar10")
     with tfds.core.registered.skip_registration():
@@ -89,7 +89,7 @@ def _cifar10_cls() -> Any:
 
 
 def _cifar100_cls() -> Any:
-    """The stock builder, reading the archive by itself."""
+    """The stock builder, reading the archive without TensorFlow."""
     tfds = _datasets.import_extra("tensorflow_datasets")
     stock = tfds.builder_cls("cifar100")
     with tfds.core.registered.skip_registration():
@@ -118,6 +118,7 @@ def _mnist_records(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields the stock builder's keys and records."""
     with gzip.open(images_path) as file:
+        # IDX headers: 16 bytes before images, 8 before labels.
         images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 28, 28)
     with gzip.open(labels_path) as file:
         labels = np.frombuffer(file.read(), np.uint8, offset=8)
@@ -128,7 +129,7 @@ def _mnist_records(
 def _cifar_records(
     path: os.PathLike[str], split: str, batches: list[str], labels: list[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields the stock builder's keys and records; rows begin with the `labels`."""
+    """Yields the stock builder's keys and records; rows start with the `labels`."""
     index = 0
     for batch in batches:
         rows = np.frombuffer(_member(path, batch), np.uint8)

@@ -20,7 +20,7 @@ _RUNS_PER_ALPHABET = 2
 _ALPHABETS = 10
 _WAYS = 20
 _DRAWING = re.compile(r"[^/]+/([^/]+)/(character\d+)/\d+_(\d+)\.png")
-# Some archives have a folder above the runs; macOS leaves "._class01.png" beside files.
+# Some archives have a folder above the runs; macOS adds files like "._class01.png".
 _FILE = re.compile(
     r"(?:.*/)?(run\d+/(?:class_labels\.txt|(?:training|test)/[^/.][^/]*\.png))"
 )
@@ -31,27 +31,27 @@ Files: TypeAlias = Mapping[str, bytes]
 def load_lake_runs(path: str | os.PathLike[str], *, size: int = 28) -> list[base.Task]:
     """Loads the runs of Lake's challenge: within-alphabet 20-way 1-shot tasks.
 
-    The drawings of the support set are all by one person, those of the query set by
-    another. The original is `all_runs.zip` in the folder
+    One person drew the support set, another the query set. The original is
+    `all_runs.zip` in the folder
     `python/one-shot-classification` of https://github.com/brendenlake/omniglot:
     `runNN/training/classNN.png`, `runNN/test/itemNN.png`, and `runNN/class_labels.txt`
-    with a line "run01/test/item01.png run01/training/class08.png" for each item. The
-    error is the mean over the items of all runs, 400 in the original.
+    with a line "run01/test/item01.png run01/training/class08.png" per item. The error
+    is the mean over the items of all runs, 400 in the original.
 
     Args:
-      path: the archive, or the folder that it was unpacked into.
+      path: the archive, or the folder it was unpacked into.
       size: H = W; drawings are inverted and averaged over areas to this size, as in
-        `load_omniglot`. 105 keeps the pixels of the original.
+        `load_omniglot`. 105 keeps the original pixels.
 
     Returns:
-      A task for each run, in the order of their names: drawings [20, size, size, 1] in
-      [0, 1] with ink 1, targets one-hot [20, 20]. Label k is the k-th training image;
-      queries are in the order of `class_labels.txt`.
+      One task per run, sorted by name: drawings [20, size, size, 1] in [0, 1] with ink
+      1, targets one-hot [20, 20]. Label k is the k-th training image; queries are in
+      the order of `class_labels.txt`.
 
     Raises:
-      FileNotFoundError: if there is nothing at `path`.
-      ValueError: if it is no such archive, a run lacks its labels or they name files
-        that are not there, a drawing cannot be read, or `size` is not a positive int.
+      FileNotFoundError: if `path` does not exist.
+      ValueError: if it is not such an archive, a run lacks labels or they name missing
+        files, a drawing cannot be read, or `size` is not a positive int.
       ImportError: if the extra `data` is not installed.
 
     Example:
@@ -61,7 +61,7 @@ def load_lake_runs(path: str | os.PathLike[str], *, size: int = 28) -> list[base
 
     References:
       Lake, Salakhutdinov and Tenenbaum, "Human-level concept learning through
-      probabilistic program induction", Science 2015. Errors there: people 4.5 %, BPL
+      probabilistic program induction", Science 2015. Reported errors: people 4.5 %, BPL
       3.3 %, a convolutional network 13.5 %.
     """
     _checks.check_int("size", size)
@@ -71,7 +71,7 @@ def load_lake_runs(path: str | os.PathLike[str], *, size: int = 28) -> list[base
     if not runs:
         raise ValueError(
             f"{path} holds no runs of Lake's challenge (runNN/training/classNN.png, "
-            "runNN/test/itemNN.png, runNN/class_labels.txt): give `all_runs.zip` of "
+            "runNN/test/itemNN.png, runNN/class_labels.txt): use `all_runs.zip` from "
             "brendenlake/omniglot, or make one by `jaxmeta.tasks.make_lake_runs`."
         )
     try:
@@ -86,38 +86,38 @@ def make_lake_runs(
     *,
     seed: int = 0,
 ) -> pathlib.Path:
-    """Writes runs like those of Lake's challenge, where the original is not at hand.
+    """Writes runs like those of Lake's challenge, if the original is unavailable.
 
     As in the original there are two runs for each of ten alphabets, with the same 20
     characters but four different people: one drew a run's training images, another its
-    test images. The alphabets (of those with at least 20 characters), the characters,
-    the people and every order are random, and one seed always gives the same bytes. Of
-    the original evaluation set, seed 0 takes Atemayar_Qelisayer, Atlantean, Aurek-Besh,
+    test images. The alphabets (among those with at least 20 characters), characters,
+    people and all orders are random, and a seed always gives the same bytes. From the
+    original evaluation set, seed 0 draws Atemayar_Qelisayer, Atlantean, Aurek-Besh,
     Kannada, Manipuri, Old_Church_Slavonic_(Cyrillic), Sylheti, Tengwar, Tibetan and
-    ULOG. The original runs have other characters and people, so that errors differ by
-    a few points.
+    ULOG. The original runs have other characters and people, so errors differ by a few
+    points.
 
     Args:
-      evaluation_zip: `images_evaluation.zip` of
+      evaluation_zip: `images_evaluation.zip` from
         https://github.com/brendenlake/omniglot, with files
-        `images_evaluation/ALPHABET/characterNN/CCCC_DD.png`, DD being the person.
-      path: the archive to write; `load_lake_runs` reads it.
-      seed: of the choice.
+        `images_evaluation/ALPHABET/characterNN/CCCC_DD.png`, where DD is the person.
+      path: the archive to write, for `load_lake_runs`.
+      seed: random seed.
 
     Returns:
       `path`.
 
     Raises:
       FileNotFoundError: if there is no file `evaluation_zip`.
-      ValueError: if it is no such archive, or has fewer than ten alphabets of at least
-        20 characters that four people have drawn all.
+      ValueError: if it is not such an archive, or has fewer than ten alphabets of at
+        least 20 characters, all drawn by the same four people.
 
     Example:
       >>> make_lake_runs("images_evaluation.zip", "runs.zip")  # doctest: +SKIP
       PosixPath('runs.zip')
     """
     drawings = _read_drawings(pathlib.Path(evaluation_zip).expanduser())
-    # Raw bits are the part of numpy's random numbers that never changes.
+    # Only NumPy's raw bits are guaranteed never to change.
     bits = np.random.PCG64(seed)
     shuffle = lambda values: [
         values[i] for i in np.argsort(bits.random_raw(len(values)))
@@ -140,7 +140,7 @@ def make_lake_runs(
     with zipfile.ZipFile(path, "w") as archive:
         for number, run in enumerate(shuffle(runs), 1):
             for name, content in _run_files(f"run{number:02}", *run).items():
-                # A fixed date and system, and no compression, which may differ.
+                # Reproducible bytes: fixed date and system, no compression.
                 info = zipfile.ZipInfo(name)
                 info.create_system = 3
                 archive.writestr(info, content)
@@ -148,7 +148,7 @@ def make_lake_runs(
 
 
 def _read_files(path: pathlib.Path) -> Files:
-    """Reads the runs' files; names begin with the run's."""
+    """Reads the runs' files; names start with the run's."""
     if path.is_dir():
         found = (p for p in path.rglob("*") if p.is_file())
         inside = {p.relative_to(path.parent).as_posix(): p.read_bytes for p in found}
@@ -174,7 +174,9 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged or no zip archive ({error}).") from error
+        raise ValueError(
+            f"{path} is damaged or not a zip archive ({error})."
+        ) from error
 
 
 def _task(run: str, files: Files, size: int) -> base.Task:
@@ -191,7 +193,7 @@ def _task(run: str, files: Files, size: int) -> base.Task:
         if len(names) != 2 or names[0] not in files or names[1] not in training:
             raise ValueError(
                 f"the line {' '.join(pair)!r} of {run}/class_labels.txt does not name "
-                "a test image and a training image that are there."
+                "an existing test image and training image."
             )
         items.append(names[0])
         classes.append(training.index(names[1]))
@@ -214,7 +216,7 @@ def _decode(name: str, png: bytes, size: int):
         paper = np.asarray(pil.open(io.BytesIO(png)).convert("L"))
     # Pillow's decoders raise OSError, SyntaxError, struct.error and others.
     except Exception as error:
-        raise ValueError(f"{name} is no image ({error}).") from error
+        raise ValueError(f"{name} is not an image ({error}).") from error
     ink = pil.fromarray(np.where(paper > 0, 0, 255).astype(np.uint8))
     resized = np.asarray(ink.resize((size, size), pil.Resampling.BOX))
     return jnp.asarray(resized)[..., None].astype(jnp.result_type(float)) / 255
@@ -224,7 +226,7 @@ Drawings: TypeAlias = dict[str, dict[str, bytes]]  # character -> person -> PNG
 
 
 def _read_drawings(path: pathlib.Path) -> dict[str, Drawings]:
-    """Reads the alphabets that are large enough: alphabet -> drawings."""
+    """Reads the sufficiently large alphabets: alphabet -> drawings."""
     found: dict[str, Any] = collections.defaultdict(
         lambda: collections.defaultdict(dict)
     )
@@ -243,13 +245,13 @@ def _read_drawings(path: pathlib.Path) -> dict[str, Drawings]:
         raise ValueError(
             f"{path} must hold at least {_ALPHABETS} alphabets of {_WAYS} characters, "
             f"all drawn by the same {2 * _RUNS_PER_ALPHABET} people, got {len(enough)} "
-            f"of {len(found)}: give `images_evaluation.zip` of brendenlake/omniglot."
+            f"of {len(found)}: use `images_evaluation.zip` of brendenlake/omniglot."
         )
     return enough
 
 
 def _people(characters: Drawings) -> set[str]:
-    """Those who have drawn every character."""
+    """The people who have drawn every character."""
     return set.intersection(*(set(drawings) for drawings in characters.values()))
 
 

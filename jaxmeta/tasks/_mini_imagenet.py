@@ -1,4 +1,4 @@
-"""miniImageNet from a folder that the user has."""
+"""miniImageNet from a user's folder."""
 
 import collections
 import csv
@@ -15,17 +15,16 @@ _PARTS = ("train", "val", "test")
 def load_mini_imagenet(
     root: str | os.PathLike[str], *, size: int = 84
 ) -> _datasets.Splits:
-    """Loads miniImageNet: 64 / 16 / 20 classes of ImageNet, 600 photographs of each.
+    """Loads miniImageNet: 64 / 16 / 20 classes of ImageNet, 600 photographs each.
 
-    It cannot be downloaded freely, so it is read from a folder, in either layout that
-    is in use:
+    It cannot be downloaded freely, so it is read from a folder in either common layout:
 
-    - folders: `root/train/CLASS/IMAGE.jpg`, and the same in `val` and `test`;
-    - lists: `root/images/IMAGE.jpg`, and `root/train.csv`, `val.csv` and `test.csv`,
-      which begin with a line "filename,label", as Ravi and Larochelle published theirs.
+    - folders: `root/train/CLASS/IMAGE.jpg`, likewise in `val` and `test`;
+    - lists: `root/images/IMAGE.jpg`, and `root/train.csv`, `val.csv` and `test.csv`
+      with the header "filename,label", as published by Ravi and Larochelle.
 
-    If both are there, the folders are read. Nothing is cached: keep what this returns
-    if decoding all of it, some minutes, is too long to repeat.
+    If both exist, the folders are read. Nothing is cached: keep the result, since
+    decoding takes some minutes.
 
     Args:
       root: the folder.
@@ -33,7 +32,7 @@ def load_mini_imagenet(
 
     Returns:
       The splits; images are [C, E, size, size, 3]. Classes are sorted by name; images
-      by name in folders, and as listed in lists.
+      by name in folders, in file order in lists.
 
     Raises:
       FileNotFoundError: if `root`, a part of both layouts or a listed image is missing.
@@ -76,7 +75,7 @@ def load_mini_imagenet(
 def _load_list(
     path: pathlib.Path, images: pathlib.Path, size: int
 ) -> _datasets.ImageClasses:
-    """Loads the images that a list names, sorted by class."""
+    """Loads the images in a list, sorted by class."""
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if not {"filename", "label"} <= set(reader.fieldnames or ()):

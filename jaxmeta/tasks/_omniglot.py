@@ -38,7 +38,7 @@ _VINYALS_TEST = (
     "Tibetan",
     "ULOG",
 )
-# The only alphabet that the split cuts: its first 41 characters are for training.
+# The only divided alphabet: its first 41 characters are for training.
 _VINYALS_TEST_GURMUKHI = tuple(f"Gurmukhi/character{i}" for i in (42, 43, 44, 45))
 # The alphabets of Lake's smaller background set, `images_background_small1`.
 _LAKE_VALIDATION = ("Balinese", "Early_Aramaic", "Greek", "Korean", "Latin")
@@ -59,29 +59,28 @@ def load_omniglot(
 
     Each 105x105 drawing is inverted and averaged over areas to 28x28: ink is 255,
     paper 0. Classes are sorted by name, alphabet first. The 20 examples of a class
-    are in the order of the records in the prepared dataset: that of a hash of the
-    image's file name, so the same everywhere, and not the order of the drawers.
+    are in the record order of the prepared dataset: sorted by a hash of the image's
+    file name, so the same everywhere, but not by drawer.
 
     The three splits:
 
-    - `vinyals` (1028 / 172 / 423 characters): that of Matching Networks, as most
-      later papers use it. Alphabets are whole, but for the last four characters of
+    - `vinyals` (1028 / 172 / 423 characters): the split of Matching Networks, which
+      most later papers use. Alphabets are whole, except for the last four characters of
       Gurmukhi, which are for testing.
-    - `random` (1100 / 100 / 423): characters at random, irrespective of alphabet, as
-      in the MAML paper and its code. The permutation is
-      `np.argsort(np.random.PCG64(0).random_raw(1623))` of the sorted names, taken in
-      the order train, validation, test. It is not the paper's own, which depended on
-      the order of a directory.
-    - `lake` (828 / 136 / 659): the 30 background alphabets, of which Balinese, Early
-      Aramaic, Greek, Korean and Latin are for validation, and the 20 evaluation
-      alphabets for testing.
+    - `random` (1100 / 100 / 423): random characters, irrespective of alphabet, as in
+      the MAML paper and its code. The permutation of the sorted names is
+      `np.argsort(np.random.PCG64(0).random_raw(1623))`, in the order train, validation,
+      test. It is not the paper's own, which depended on the order of a directory.
+    - `lake` (828 / 136 / 659): the 30 background alphabets, with Balinese, Early
+      Aramaic, Greek, Korean and Latin for validation, and the 20 evaluation alphabets
+      for testing.
 
-    The first call downloads and prepares the dataset if there is none in `data_dir`,
+    The first call downloads and prepares the dataset if `data_dir` does not have it,
     and decodes it; the decoded images are cached in `$XDG_CACHE_HOME/jaxmeta`
     (`~/.cache/jaxmeta`), and later calls take a fraction of a second.
 
     Args:
-      data_dir: tensorflow-datasets' folder; by default `$TFDS_DATA_DIR`, or
+      data_dir: tensorflow-datasets folder; default `$TFDS_DATA_DIR`, or
         `~/tensorflow_datasets`.
       split: "vinyals", "random" or "lake".
 
@@ -89,9 +88,9 @@ def load_omniglot(
       The splits; images are [C, 20, 28, 28, 1].
 
     Raises:
-      ValueError: if `split` is none of these, or `data_dir` holds a damaged or
-        another dataset.
-      FileNotFoundError: if there is no dataset and no network to fetch it by.
+      ValueError: if `split` is unknown, or the dataset in `data_dir` is damaged or a
+        different one.
+      FileNotFoundError: if there is no dataset and no network to download it.
       ImportError: if the extra `data` is not installed.
 
     Example:
@@ -134,7 +133,7 @@ def _read_records(folder: pathlib.Path) -> _Characters:
             for split in ("train", "test")
         }
         return _sort(examples, builder.info.features["alphabet"].int2str)
-    # The records, their descriptions and Pillow each have exceptions of their own.
+    # The records, their descriptions and Pillow each raise their own exceptions.
     except Exception as error:
         raise _tfds.damaged("omniglot", folder, error, "Omniglot") from error
 
@@ -167,17 +166,18 @@ def _decode(png: bytes) -> np.ndarray:
     """Decodes a drawing to [28, 28] uint8, ink 255."""
     pil = _datasets.import_extra("PIL.Image")
     paper = np.asarray(pil.open(io.BytesIO(png)).convert("L"))
-    # Paper is 255 here, but 1 where another library has written the dataset.
+    # Paper is 255 here, but 1 if another library wrote the dataset.
     ink = pil.fromarray(np.where(paper > 0, 0, 255).astype(np.uint8))
     return np.asarray(ink.resize((_SIZE, _SIZE), pil.Resampling.BOX))
 
 
 def _assign(split: str, characters: _Characters) -> np.ndarray:
-    """Returns [C] int: 0 to train, 1 to validate and 2 to test on."""
+    """Returns the split of each class, [C] int: 0 train, 1 validation, 2 test."""
     names, background = characters.names, characters.background
     if split == "random":
-        # Raw bits are the part of numpy's random numbers that never changes.
+        # Only NumPy's raw bits are guaranteed never to change.
         order = np.argsort(np.random.PCG64(0).random_raw(len(names)))
+        # The second assignment overwrites the first 1100: 1100 / 100 / 423.
         parts = np.full(len(names), 2)
         parts[order[:1200]] = 1
         parts[order[:1100]] = 0

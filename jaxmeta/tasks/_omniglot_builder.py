@@ -20,10 +20,10 @@ _ZIPS = {
 
 
 def prepare_omniglot(data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Downloads Omniglot and prepares it for tensorflow-datasets, unless it is there.
+    """Downloads Omniglot and prepares it for tensorflow-datasets, if not done yet.
 
     The result is the stock dataset `omniglot/3.0.0` in array_record format, which
-    `tfds.data_source` reads; neither writing nor reading it takes TensorFlow.
+    `tfds.data_source` reads; neither writing nor reading it requires TensorFlow.
 
     Args:
       data_dir: as in `load_omniglot`.
@@ -32,7 +32,7 @@ def prepare_omniglot(data_dir: str | os.PathLike[str] | None = None) -> pathlib.
       The folder of the prepared dataset.
 
     Raises:
-      FileNotFoundError: if there is no dataset and no network to fetch it by.
+      FileNotFoundError: if there is no dataset and no network to download it.
       ImportError: if the extra `data` is not installed.
 
     Example:
@@ -43,10 +43,10 @@ def prepare_omniglot(data_dir: str | os.PathLike[str] | None = None) -> pathlib.
 
 
 def _builder_cls() -> Any:
-    """Makes tensorflow-datasets' builder read the zips by itself.
+    """Makes tensorflow-datasets' builder read the zips without TensorFlow.
 
-    The stock builder has TensorFlow extract and list them. Downloads, checksums,
-    features, keys and splits are the stock ones, and so are the records.
+    The stock builder extracts and lists them with TensorFlow. Downloads, checksums,
+    features, keys, splits and records are the stock ones.
     """
     tfds = _datasets.import_extra("tensorflow_datasets")
     stock = tfds.builder_cls("omniglot")
@@ -66,7 +66,7 @@ def _builder_cls() -> Any:
                 self.info.features["label"].names = [labels[i] for i in sorted(labels)]
                 return examples
 
-    # The module is where the checksums are looked up, and is noted in the dataset.
+    # Checksums are looked up by module, which the dataset also records.
     Omniglot.__module__ = stock.__module__
     return Omniglot
 

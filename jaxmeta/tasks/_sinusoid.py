@@ -1,4 +1,4 @@
-"""Regression of sinusoids from a few points."""
+"""Sinusoid regression from a few points."""
 
 import math
 
@@ -19,8 +19,8 @@ def sinusoid(
 ) -> base.SampleTask:
     r"""Tasks :math:`y = A \sin(\omega x - b)`, x uniform in [-5, 5].
 
-    The defaults are MAML's. Meta-SGD's tasks also differ in frequency, and add their
-    phase: `frequency=(0.8, 1.2), phase=(-math.pi, 0.0)`.
+    The defaults are MAML's. Meta-SGD's tasks also vary in frequency, and add the phase:
+    `frequency=(0.8, 1.2), phase=(-math.pi, 0.0)`.
 
     Args:
       shots: N, support points. Static.

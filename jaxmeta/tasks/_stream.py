@@ -1,4 +1,4 @@
-"""Few-shot classification episodes from data that do not fit the device."""
+"""Few-shot classification episodes from data that do not fit on the device."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,42 +25,43 @@ def stream_few_shot(
     mesh: Mesh | None = None,
     num_threads: int = 16,
 ) -> base.TaskStream:
-    """Streams W-way episodes from any random-access source, by grain's threads.
+    """Streams W-way episodes from any random-access source, read by grain's threads.
 
-    Episodes are a function of the seed, the meta-step and their place in its batch: a
-    resumed run sees what it would have seen, and so do other numbers of processes, each
-    of which reads its own share.
+    Episodes depend only on the seed, the meta-step and their index in its batch:
+    resumed runs and other numbers of processes, each of which reads its own share, see
+    the same episodes.
 
     Args:
-      source: `source[i]` is an example: a data source of tensorflow-datasets, a NumPy
-        memory map, a list of paths. Threads read it side by side.
-      labels: [len(source)], the class of each; any numbers.
-      ways: W, classes a task, or (lowest, highest), as in `few_shot`. Static.
-      shots: support examples a class, or (lowest, highest). Static.
-      queries: query examples a class. Static.
-      num_tasks: T, tasks a meta-step, of all processes.
-      balanced: all classes of a task have as many shots, as in `few_shot`. Static.
-      transform: makes an array of what the source gives, all of one shape: decodes
-        and resizes an image, say. None: uint8 images, [H, W] or [H, W, channels], to
-        [0, 1]; other examples as they are.
-      seed: decides which episodes.
-      mesh: shards the batches over its devices, as `jaxmeta.estimators.over_tasks`.
-      num_threads: that read ahead.
+      source: `source[i]` is an example: a tensorflow-datasets data source, a NumPy
+        memory map, a list of paths. Threads read it concurrently.
+      labels: [len(source)], the class of each example; any numbers.
+      ways: W, classes per task, or (lowest, highest), as in `few_shot`. Static.
+      shots: support examples per class, or (lowest, highest). Static.
+      queries: query examples per class. Static.
+      num_tasks: T, tasks per meta-step over all processes.
+      balanced: all classes of a task have the same number of shots, as in `few_shot`.
+        Static.
+      transform: converts examples of the source to arrays of one shape, e.g. decodes
+        and resizes an image. None scales uint8 images, [H, W] or [H, W, channels], to
+        [0, 1] and leaves other examples unchanged.
+      seed: seed of the episodes.
+      mesh: shards the batches over its devices, as in `jaxmeta.estimators.over_tasks`.
+      num_threads: number of prefetching threads.
 
     Returns:
       A `TaskStream` for `jaxmeta.estimators.over_stream` and `jaxmeta.training.fit`.
-      Targets are one-hot [..., W]; examples are sorted by class, those that a task of
-      fewer ways or shots does not have being zeros, as in `few_shot`.
+      Targets are one-hot [..., W]; examples are sorted by class, with zeros as padding
+      for fewer ways or shots, as in `few_shot`.
 
     Raises:
-      ValueError: if a count is not a positive int, labels are not as many as examples,
-        too few classes have `shots` + `queries` examples, tasks do not divide into the
-        processes, or an example has another shape.
-      ImportError: without grain (the extra `stream`).
+      ValueError: if a count is not a positive int, labels and examples differ in
+        number, too few classes have `shots` + `queries` examples, processes do not
+        divide the tasks, or examples differ in shape.
+      ImportError: if grain is not installed (extra `stream`).
 
     Example:
       >>> import numpy as np, jaxmeta as jm
-      >>> images = np.zeros((60, 28, 28, 1), np.uint8)  # say a memory map
+      >>> images = np.zeros((60, 28, 28, 1), np.uint8)  # e.g. a memory map
       >>> stream = stream_few_shot(  # doctest: +SKIP
       ...     images, np.arange(60) // 6, ways=5, shots=1, queries=5, num_tasks=4)
       >>> next(stream.read(0)).support.inputs.shape  # doctest: +SKIP
@@ -89,13 +90,14 @@ def stream_few_shot(
         array = np.asarray(to_array(source[index]))
         if (array.shape, array.dtype) != (like.shape, like.dtype):
             raise ValueError(
-                f"Example {index} has shape {array.shape} and type {array.dtype}, the "
-                f"first one {like.shape} and {like.dtype}: `transform` must make them "
-                "alike."
+                f"Example {index} has shape {array.shape} and dtype {array.dtype}, the "
+                f"first one {like.shape} and {like.dtype}: `transform` must return the "
+                "same for all."
             )
         return array
 
     def episode(step, place):
+        # A generator per task: no state to save, so any process can draw any episode.
         rng = np.random.default_rng((seed, step, place))
         drawn = _draw_episode(rng, classes, ways, shots, queries, balanced)
         is_real = drawn >= 0
@@ -109,7 +111,7 @@ def stream_few_shot(
         return base.Task(support, query)
 
     class Batches:
-        """By meta-step; as long as anyone trains."""
+        """Batches by meta-step, longer than any training."""
 
         def __len__(self):
             return 2**40
@@ -131,8 +133,8 @@ def stream_few_shot(
 def _check_numbers(example):
     if not (np.issubdtype(example.dtype, np.number) or example.dtype == bool):
         raise ValueError(
-            "`source` must give arrays of numbers, or `transform` make them: the first "
-            f"is of type {example.dtype}."
+            "`source` or `transform` must return arrays of numbers, but the first has "
+            f"dtype {example.dtype}."
         )
 
 
@@ -141,22 +143,23 @@ def _large_classes(labels, num_examples, ways, least):
     labels = np.asarray(labels)
     if labels.shape != (num_examples,):
         raise ValueError(
-            f"`labels` must have shape ({num_examples},), a class for each example of "
+            f"`labels` must have shape ({num_examples},), one class per example of "
             f"`source`, got {labels.shape}."
         )
+    # Sorted by label, each class is a contiguous run of indices from its start.
     order = np.argsort(labels, kind="stable")
     _, starts = np.unique(labels[order], return_index=True)
     classes = [c for c in np.split(order, starts[1:]) if len(c) >= least]
     if ways > len(classes):
         raise ValueError(
-            f"`ways` must be at most the {len(classes)} classes that have `shots` + "
+            f"`ways` must be at most {len(classes)}, the classes with `shots` + "
             f"`queries` = {least} examples, got {ways}."
         )
     return classes
 
 
 def _draw_episode(rng, classes, ways, shots, queries, balanced):
-    """Draws indices [W, shots + queries] of the highest numbers, -1 for padding."""
+    """Draws indices [W, shots + queries], at the highest W and shots; -1 is padding."""
     num_ways = _draw_count(rng, ways)
     chosen = rng.choice(len(classes), num_ways, replace=False)
     num_shots = [_draw_count(rng, shots)] * num_ways
@@ -170,7 +173,7 @@ def _draw_episode(rng, classes, ways, shots, queries, balanced):
 
 
 def _draw_count(rng, span):
-    """Draws a number of ways or shots; what is fixed takes no random number."""
+    """Draws a number of ways or shots; a fixed one consumes no random number."""
     if span.lowest == span.highest:
         return span.lowest
     return int(rng.integers(*span, endpoint=True))

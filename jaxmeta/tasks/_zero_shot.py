@@ -1,7 +1,7 @@
-"""Zero-shot classification: classes are known by a description, not by examples.
+"""Zero-shot classification: classes are given by a description, not by examples.
 
-Letters, besides those of `jaxmeta.base`: A attributes of a class, S seen classes, U
-unseen ones.
+Letters, besides those of `jaxmeta.base`: A attributes per class, S seen classes, U
+unseen classes.
 """
 
 from typing import NamedTuple
@@ -16,14 +16,14 @@ from jaxmeta.tasks import _few_shot
 
 
 class AttributeData(NamedTuple):
-    """Examples of classes, and what is known of each class, on the host.
+    """Examples and attributes of classes, on the host.
 
     Attributes:
       features: [N, ...] float, or uint8 images.
       labels: [N] int32, rows of `attributes`.
       attributes: [C, A] float32.
-      seen: [S] int32, classes to train on.
-      unseen: [U] int32, classes to report on.
+      seen: [S] int32, training classes.
+      unseen: [U] int32, test classes.
       names: C names.
       held_out: [...] int32, examples that no task draws.
     """
@@ -44,28 +44,28 @@ def zero_shot(
     queries: int,
     classes: np.ndarray | None = None,
 ) -> base.SampleTask:
-    """Samples tasks whose support set describes the classes instead of showing them.
+    """Samples tasks with class descriptions instead of examples as support.
 
     They are ordinary tasks, for learners that embed the two sets by different models:
     `prototypical` and `relation` with `support_model`.
 
     Args:
       data: from `load_attributes`, `attribute_world` or `image_attributes`. Its
-        features are held once on the device, in their own type.
-      ways: W, classes a task. Static.
-      queries: Q, query examples a class. Static.
+        features are stored once on the device, in their own dtype.
+      ways: W, classes per task. Static.
+      queries: Q, query examples per class. Static.
       classes: the classes to draw from; None is `data.seen`.
 
     Returns:
       `sample_task(key) -> Task`, a `jax.tree_util.Partial` whose leaves are the data:
-      support inputs are attributes [W, A] of distinct classes in random order, its
-      targets the identity [W, W]; query inputs are features [W * Q, ...] (uint8
-      images in [0, 1]) of distinct examples, sorted by class, targets one-hot
+      support inputs are attributes [W, A] of distinct classes in random order, support
+      targets the identity [W, W]; query inputs are features [W * Q, ...] (uint8 images
+      scaled to [0, 1]) of distinct examples, sorted by class, query targets one-hot
       [W * Q, W].
 
     Raises:
       ValueError: if a count is not a positive int, there are more ways than classes, a
-        class has fewer than `queries` examples, or `classes` are not of the data.
+        class has fewer than `queries` examples, or `classes` are not in the data.
 
     Example:
       >>> import jax
@@ -93,6 +93,7 @@ def zero_shot(
             f"`queries` must be at most {counts.min()}, the examples of the smallest "
             f"class ({data.names[fewest]!r}), got {queries}."
         )
+    # Rows of each class's examples, [C, most], zero-padded; `counts` masks the padding.
     table = np.zeros((len(classes), counts.max()), np.int32)
     for padded, mine in zip(table, rows, strict=True):
         padded[: len(mine)] = mine
@@ -120,7 +121,7 @@ def zero_shot(
 def zero_shot_test(
     data: AttributeData, *, classes: np.ndarray | None = None
 ) -> base.Task:
-    """Returns the one task of all classes and all their examples.
+    """Returns a single task with all classes and all their examples.
 
     Args:
       data: as in `zero_shot`.
@@ -131,7 +132,7 @@ def zero_shot_test(
       [Q, W], in the order of the data.
 
     Raises:
-      ValueError: if `classes` are not of the data or have no examples.
+      ValueError: if `classes` are not in the data or have no examples.
 
     Example:
       >>> import jax
@@ -140,7 +141,7 @@ def zero_shot_test(
       ((20, 20), (140, 20))
     """
     if classes is None and not len(data.unseen):
-        raise ValueError("`data` names no unseen classes: give `classes` to test on.")
+        raise ValueError("`data` has no unseen classes: pass `classes` to test on.")
     classes = _known_classes(data, data.unseen if classes is None else classes)
     chosen = np.sort(np.concatenate(_rows_by_class(data, classes)))
     position = np.zeros(len(data.attributes), np.int32)
@@ -169,7 +170,7 @@ def attribute_world(
     unexplained: float = 0.2,
     nonlinear: float = 0.2,
 ) -> AttributeData:
-    r"""Draws a world in which attributes tell what the examples of a class look like.
+    r"""Draws synthetic data in which attributes determine the examples of a class.
 
     With attributes :math:`a \sim N(0, I)`, a class has the prototype :math:`p = (1 - r)
     a W + r \tanh(a V) + u\,\varepsilon`, and each of its examples is :math:`p +
@@ -177,18 +178,18 @@ def attribute_world(
     features of a W have variance one; every :math:`\varepsilon` is standard normal.
 
     Args:
-      key: the same key gives the same world.
+      key: the same key gives the same data.
       num_classes: C.
-      num_seen: S, how many of them are for training; which ones is random.
+      num_seen: S, number of training classes, chosen at random.
       num_attributes: A.
       num_features: D.
-      examples: E, examples of each class.
-      noise: s, how much examples of a class differ.
-      unexplained: u, how much of a class its attributes do not tell.
-      nonlinear: r in [0, 1], the weight of the nonlinear map.
+      examples: E, examples per class.
+      noise: s, standard deviation of examples within a class.
+      unexplained: u, standard deviation of a class's part not due to attributes.
+      nonlinear: r in [0, 1], weight of the nonlinear map.
 
     Returns:
-      The world, N = C E examples sorted by class.
+      The data, N = C E examples sorted by class.
 
     Raises:
       ValueError: if a count is not a positive int, no class is left unseen, or `noise`,
@@ -261,7 +262,7 @@ def _known_classes(data: AttributeData, classes: np.ndarray) -> np.ndarray:
 
 
 def _rows_by_class(data: AttributeData, classes: np.ndarray) -> list[np.ndarray]:
-    """Returns the examples of each class, those held out left aside."""
+    """Returns the examples of each class, without held-out ones."""
     free = np.ones(len(data.labels), bool)
     free[data.held_out] = False
     rows = [np.flatnonzero(free & (data.labels == c)) for c in classes]
@@ -270,7 +271,6 @@ def _rows_by_class(data: AttributeData, classes: np.ndarray) -> list[np.ndarray]
     ]
     if empty:
         raise ValueError(
-            f"The classes {empty} have no examples to draw: leave them out of "
-            "`classes`."
+            f"The classes {empty} have no examples to draw: remove them from `classes`."
         )
     return rows

@@ -18,10 +18,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Downloads and prepares the dataset named on the command line.
 
     Args:
-      argv: the arguments; by default those of the process.
+      argv: the arguments; default those of the process.
 
     Raises:
-      SystemExit: if the arguments are wrong, or the dataset cannot be fetched.
+      SystemExit: if the arguments are invalid, or the dataset cannot be downloaded.
 
     Example:
       >>> main(["omniglot", "--data-dir", "data"])  # doctest: +SKIP
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("dataset", choices=DATASETS)
     parser.add_argument(
         "--data-dir",
-        help="tensorflow-datasets' folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)",
+        help="tensorflow-datasets folder ($TFDS_DATA_DIR or ~/tensorflow_datasets)",
     )
     args = parser.parse_args(argv)
     try:

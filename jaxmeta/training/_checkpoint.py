@@ -1,4 +1,4 @@
-"""Saved states: best and last of a run, and meta-parameters on their own."""
+"""Checkpoints: the best and last states of a run, and meta-parameters alone."""
 
 import logging
 import math
@@ -17,28 +17,28 @@ from orbax.checkpoint import checkpoint_managers
 from jaxmeta import _processes, base
 from jaxmeta._names import named_leaves
 
-# Orbax speaks of every file at INFO and WARNING; what matters is raised.
+# Orbax logs every file at INFO and WARNING; errors are raised anyway.
 logging.getLogger("absl").addFilter(
     lambda record: record.levelno >= logging.ERROR or "orbax" not in record.pathname
 )
 
 
 class Checkpoints(NamedTuple):
-    """The checkpoints of one run: the last, and the one with the least `loss`."""
+    """The checkpoints of one run: the last, and the one with the lowest `loss`."""
 
     manager: ocp.CheckpointManager
     directory: pathlib.Path
 
     def save(self, state: base.TrainState, loss: float = math.inf) -> None:
-        """Saves `state` under its step, whole or not at all; drops older ones.
+        """Saves `state` atomically under its step; drops older checkpoints.
 
         Args:
-          state: of the run.
-          loss: of a validation, if it is the least so far.
+          state: the state of the run.
+          loss: the validation loss, if it is the lowest so far.
 
         Raises:
-          OSError: when it cannot be written; what was saved before stays.
-          ValueError: when orbax does not take the state.
+          OSError: if it cannot be written; earlier checkpoints are kept.
+          ValueError: if orbax does not support the state.
         """
         step = int(state.step)
         try:
@@ -48,12 +48,12 @@ class Checkpoints(NamedTuple):
                 metrics={"loss": loss},
             )
             self.manager.wait_until_finished()
-        except Exception as error:  # Orbax hides the system's in its own.
+        except Exception as error:  # Orbax wraps the system's errors in its own.
             _check_savable(state)
             raise OSError(
                 f"The checkpoint of step {step} could not be written to "
-                f"{self.directory}: {_first_line(error)}. What was saved is kept; "
-                "free some space and run the same command again."
+                f"{self.directory}: {_first_line(error)}. Earlier checkpoints are "
+                "kept; free some space and rerun the same command to resume."
             ) from error
 
     def last_step(self) -> int | None:
@@ -61,7 +61,7 @@ class Checkpoints(NamedTuple):
         return self.manager.latest_step()
 
     def best(self) -> tuple[int | None, float]:
-        """The step with the least validation loss and that loss; None, infinity."""
+        """The step with the lowest validation loss, and the loss; or None, infinity."""
         step = self.manager.best_step()
         metrics = None if step is None else self.manager.metrics(step)
         if step is None or not metrics or metrics["loss"] == math.inf:
@@ -72,7 +72,7 @@ class Checkpoints(NamedTuple):
         """Restores the checkpoint of `step`; `like` has its structure and shapes.
 
         Raises:
-          ValueError: if it is damaged or of another model.
+          ValueError: if it is damaged or from another model.
         """
         target = _abstract(like)
         args = ocp.args.StandardRestore(_without_collisions(target))
@@ -88,10 +88,10 @@ class Checkpoints(NamedTuple):
 
 
 def open_checkpoints(directory: str | os.PathLike[str]) -> Checkpoints:
-    """Opens the checkpoints in `directory`, made when missing.
+    """Opens the checkpoints in `directory`, which is created if missing.
 
     Raises:
-      OSError: if the folder cannot be made.
+      OSError: if the folder cannot be created.
     """
     directory = pathlib.Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -118,14 +118,14 @@ def save(
     """Saves meta-parameters (any pytree of arrays) in a folder `path`.
 
     Args:
-      path: the folder; its parents are made.
-      meta_params: what to save.
-      overwrite: replace what `save` wrote to `path` before, once the new is written.
+      path: the folder; its parents are created.
+      meta_params: the pytree to save.
+      overwrite: replace an earlier `save` to `path`, once the new one is written.
 
     Raises:
-      ValueError: if `path` exists and `overwrite` is false, or it is not what `save`
-        writes. Also if a leaf has no elements, is of a type that orbax does not save,
-        or has the name of another.
+      ValueError: if `path` exists and `overwrite` is false, or it was not written by
+        `save`. Also if a leaf has no elements, has a type that orbax does not support,
+        or two leaves have the same name.
       OSError: if it cannot be written.
 
     Example:
@@ -139,17 +139,18 @@ def save(
     exists = path.exists()
     if exists and not overwrite:
         raise ValueError(
-            f"`path` exists already: {path}. Choose another, or say `overwrite=True`."
+            f"`path` already exists: {path}. Choose another, or set `overwrite=True`."
         )
     if exists and not (path / "_CHECKPOINT_METADATA").is_file():
-        raise ValueError(f"`path` is not what `save` writes, choose another: {path}.")
+        raise ValueError(f"`path` was not written by `save`, choose another: {path}.")
     _check_savable(meta_params)
     path.parent.mkdir(parents=True, exist_ok=True)
     new, old = (path.with_name(f"{path.name}.{x}") for x in ("new", "old"))
     with ocp.StandardCheckpointer() as checkpointer:
-        # Orbax takes no bare array.
+        # In a dict, since orbax does not support a bare array.
         tree = _without_collisions({"meta_params": meta_params})
         checkpointer.save(new if exists else path, tree, force=exists)
+    # The old folder is removed only once the new one is in its place.
     if exists and _processes.is_main_process():
         path.rename(old)
         new.rename(path)
@@ -157,19 +158,19 @@ def save(
 
 
 def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
-    """Loads what `save` wrote.
+    """Loads meta-parameters written by `save`.
 
     Args:
       path: the folder.
-      like: a pytree with the structure, shapes and dtypes to expect, say
+      like: a pytree with the expected structure, shapes and dtypes, e.g.
         `learner.init(key, task)` or its `jax.eval_shape`.
 
     Raises:
-      ValueError: if there is nothing at `path`, or it is damaged or of another model.
+      ValueError: if `path` does not exist, is damaged or from another model.
     """
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
-        raise ValueError(f"`path` holds no saved parameters: {path} is no folder.")
+        raise ValueError(f"`path` holds no saved parameters: {path} is not a folder.")
     target = _abstract({"meta_params": like})
     with ocp.StandardCheckpointer() as checkpointer:
         _check_metadata(path, target, path)
@@ -179,7 +180,7 @@ def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
 
 
 def _abstract(tree: Any) -> Any:
-    """Shapes, dtypes and shardings of `tree`; shapes alone go to the first device."""
+    """Shapes, dtypes and shardings of `tree`; by default on the first device."""
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def abstract(x):
@@ -190,12 +191,13 @@ def _abstract(tree: Any) -> Any:
 
 
 def _without_collisions(tree: Any) -> Any:
-    """The tree, or, where orbax would give two leaves one name, a dict of others.
+    """The tree, or a dict with unique names if orbax names of two leaves collide.
 
     Numbers become arrays.
     """
     named = named_leaves(tree)
-    # The trees here have fields at the top: no name of its own starts with a dot.
+    # A leading dot marks the escaped names of `named_leaves`: the trees here have
+    # fields at the top, so no other name starts with one.
     if any(name.startswith(".") for name, _ in named):
         tree = dict(named)
     return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), tree)
@@ -213,13 +215,13 @@ def _check_savable(tree):
     for name, leaf in named_leaves(tree):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
             raise ValueError(
-                f"Arrays and numbers can be saved, got {type(leaf).__name__} at "
-                f"{name!r}. Leave it out."
+                f"Only arrays and numbers can be saved, got {type(leaf).__name__} at "
+                f"{name!r}. Remove it."
             )
         if not np.size(leaf):
             raise ValueError(
                 "Arrays without elements cannot be saved, got shape "
-                f"{np.shape(leaf)} at {name!r}. Leave it out."
+                f"{np.shape(leaf)} at {name!r}. Remove it."
             )
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jax.dtypes.prng_key) and not _is_stored(dtype):
@@ -237,9 +239,9 @@ def _is_stored(dtype):
 
 
 def _check_metadata(folder, like, path):
-    """Raises if what is saved is of another structure, other shapes or other types.
+    """Raises if the checkpoint differs in structure, shapes or dtypes.
 
-    Orbax would cast silently, or find out about shapes while it is reading.
+    Orbax would cast silently, and detect wrong shapes only while reading.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         read = lambda: checkpointer.metadata(folder).item_metadata
@@ -257,7 +259,7 @@ def _check_metadata(folder, like, path):
             raise _not_restored(path, f"{name} is {where}")
         found, leaf = saved[name], expected[name]
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            continue  # Saved as its numbers.
+            continue  # Saved as raw key data.
         if found.shape != leaf.shape:
             raise _not_restored(
                 path, f"{name} has shape {found.shape}, expected {leaf.shape}"
@@ -265,21 +267,21 @@ def _check_metadata(folder, like, path):
         if found.dtype != leaf.dtype:
             raise ValueError(
                 f"The checkpoint {path} has {name} in {found.dtype}, expected "
-                f"{leaf.dtype}. Switch x64 as it was, or give `like` those types."
+                f"{leaf.dtype}. Set x64 as it was, or pass `like` with those dtypes."
             )
 
 
 def _restored(restore, path):
     try:
         return restore()
-    except Exception as error:  # Orbax raises many kinds; users need one.
+    except Exception as error:  # Orbax raises many kinds; unify them for users.
         raise _not_restored(path, _first_line(error)) from error
 
 
 def _not_restored(path, why):
     return ValueError(
-        f"The checkpoint {path} cannot be restored: it is damaged or of another model "
-        f"({why}). It was left as it is."
+        f"The checkpoint {path} cannot be restored: it is damaged or from another "
+        f"model ({why}). It was left unchanged."
     )
 
 

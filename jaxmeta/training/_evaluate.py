@@ -1,4 +1,4 @@
-"""Quality over held-out tasks, with its uncertainty."""
+"""Evaluation on held-out tasks, with confidence intervals."""
 
 import functools
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class MeanWithInterval(NamedTuple):
     per_task: jax.Array
 
     def __str__(self) -> str:
-        """Mean ± interval, or one such a line for vectors."""
+        """Mean ± interval; for vectors one per line."""
         if self.mean.ndim == 0:
             return f"{float(self.mean):.4g} ± {float(self.interval):.2g}"
         if self.mean.ndim > 1:
@@ -36,20 +36,20 @@ class MeanWithInterval(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` returns; index k is after k inner steps.
+    """Result of `evaluate`; index k is after k inner steps.
 
     Attributes:
       loss: `mean` and `interval` [K + 1], `per_task` [T, K + 1].
-      metrics: name -> the same.
+      metrics: name -> likewise.
     """
 
     loss: MeanWithInterval
     metrics: Mapping[str, MeanWithInterval]
 
     def __repr__(self) -> str:
-        """A table: a row for each number of inner steps, a column for each metric.
+        """A table with a row per number of inner steps and a column per metric.
 
-        Under `vmap`, say over seeds, one such table for each.
+        After `vmap`, e.g. over seeds, one table each.
         """
         if self.loss.mean.ndim > 1:
             one = lambda i: jax.tree.map(lambda x: x[i], self)
@@ -65,8 +65,8 @@ class Evaluation(NamedTuple):
 def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
     """Summarises one number (or array) per task, `per_task` [T, ...].
 
-    The interval is normal, 1.96 standard errors (ddof = 1), and over *tasks*: it says
-    nothing of the spread over training seeds. For a single task it is NaN.
+    The interval is normal, 1.96 standard errors (ddof = 1), and over *tasks*: it does
+    not cover the spread over training seeds. For a single task it is NaN.
 
     Raises:
       ValueError: if `per_task` has no task axis.
@@ -84,6 +84,7 @@ def mean_with_interval(per_task: jax.Array) -> MeanWithInterval:
     squares = jnp.sum(jnp.square(per_task - mean[None]), 0)
     # 0 / 0 for one task: NaN, without NumPy's warning.
     standard_error = jnp.sqrt(squares / jnp.float32(num_tasks - 1) / num_tasks)
+    # 1.96: the 97.5 % quantile of the normal distribution.
     return MeanWithInterval(mean, 1.96 * standard_error, per_task)
 
 
@@ -98,26 +99,26 @@ def evaluate(
     tasks_per_chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> Evaluation:
-    """Judges meta-parameters on freshly sampled tasks, after each inner step.
+    """Evaluates meta-parameters on freshly sampled tasks, after each inner step.
 
-    Compiled, once for a learner and its arguments. Predictions follow the model: a
-    transductive one (batch statistics of the queries) gives the transductive number;
-    the same `meta_params` under a learner whose model has `statistics="support"` the
-    inductive one.
+    Compiled once per learner and arguments. Predictions follow the model: a
+    transductive one (batch statistics of the queries) gives the transductive result;
+    with the same `meta_params`, a learner whose model has `statistics="support"` gives
+    the inductive one.
 
     Args:
       learner: any `MetaLearner`.
-      meta_params: as trained.
+      meta_params: trained meta-parameters.
       sample_task: `(key) -> Task`.
       num_tasks: T.
       key: the same key gives the same tasks.
       inner_steps: K; None is the learner's own.
       tasks_per_chunk: as in `jaxmeta.estimators.over_tasks`.
-      mesh: shards the tasks over its devices; T need not divide by them.
+      mesh: shards the tasks over its devices; they need not divide T.
 
     Raises:
-      ValueError: if a count is not a positive int, or `meta_params` are not this
-        learner's.
+      ValueError: if a count is not a positive int, or `meta_params` do not match the
+        learner.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -137,7 +138,7 @@ def evaluate(
         _checks.check_int("tasks_per_chunk", tasks_per_chunk)
     sampler = _pytrees.as_partial(sample_task)
     arrays = meta_params, sampler, key
-    if mesh is not None:  # Restored parameters, say, are on one device.
+    if mesh is not None:  # Restored parameters, for example, are on one device.
         arrays = _mesh.replicate(arrays, mesh)
     per_task = _evaluate_tasks(
         learner,

@@ -1,4 +1,4 @@
-"""Optimizers, learned or not, judged on fresh problems."""
+"""Evaluation of optimizers, learned or not, on fresh problems."""
 
 import functools
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class LossCurves(NamedTuple):
 
     @property
     def median(self) -> jax.Array:
-        """The median over problems, [T + 1]: unlike the mean, not that of a few."""
+        """The median over problems, [T + 1]: robust to a few outliers."""
         return jnp.median(self.per_problem, 0)
 
     @property
@@ -36,15 +36,15 @@ class LossCurves(NamedTuple):
 
     @property
     def summed(self) -> _evaluate.MeanWithInterval:
-        """The sum over updates 1 ... T, []: what meta-training makes small."""
+        """The sum over updates 1 ... T, []: the meta-training objective."""
         return _evaluate.mean_with_interval(jnp.sum(self.per_problem[:, 1:], 1))
 
 
 class Tuned(NamedTuple):
-    """What `tune` found."""
+    """Result of `tune`."""
 
     rate: float
-    losses: np.ndarray  # final mean loss of each rate; infinite where it diverged
+    losses: np.ndarray  # final mean loss of each rate; infinite if it diverged
 
 
 def evaluate_optimizer(
@@ -60,18 +60,18 @@ def evaluate_optimizer(
 ) -> LossCurves:
     """Runs an optimizer on freshly drawn problems.
 
-    The same key gives the same problems, starts and minibatches to every optimizer.
-    Compiled, once for an optimizer, a problem and counts.
+    The same key gives every optimizer the same problems, initial parameters and
+    minibatches. Compiled once per optimizer, problem and counts.
 
     Args:
       lopt: a learned optimizer, or an optax one through `optimizers.learned_rate`.
       theta: its meta-parameters, or the learning rate.
       problem: the family of problems.
-      num_steps: T, updates a run.
+      num_steps: T, updates per run.
       num_problems: N.
-      key: of the problems.
-      problems_per_chunk: how many go through `vmap` at once; None is all of a device's.
-      mesh: shards the problems over its devices; N need not divide by them.
+      key: draws the problems.
+      problems_per_chunk: problems per `vmap`; None is all on a device.
+      mesh: shards the problems over its devices; they need not divide N.
 
     Returns:
       The loss of each problem after each update, on a fresh minibatch.
@@ -106,17 +106,17 @@ def tune(
     problem: base.OptimizationProblem,
     **options: Any,
 ) -> Tuned:
-    """Chooses the learning rate with the least mean final loss.
+    """Chooses the learning rate with the lowest mean final loss.
 
     Args:
-      lopt: of `optimizers.learned_rate`.
-      rates: to choose from.
+      lopt: from `optimizers.learned_rate`.
+      rates: the candidates.
       problem: as in `evaluate_optimizer`.
-      **options: as in `evaluate_optimizer`. Its problems should not be those of a test.
+      **options: as in `evaluate_optimizer`. Use another key than for testing.
 
     Raises:
       ValueError: as `evaluate_optimizer`, or if there are no rates, or runs diverge
-        with each of them.
+        with all of them.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -127,12 +127,12 @@ def tune(
       0.01
     """
     if not len(rates):
-        raise ValueError("`rates` must be at least one, got none.")
+        raise ValueError("`rates` must have at least one rate, got none.")
     curves = [evaluate_optimizer(lopt, rate, problem, **options) for rate in rates]
     losses = np.array([float(curve.final.mean) for curve in curves])
     losses = np.where(np.isfinite(losses), losses, np.inf)
     if not np.isfinite(losses).any():
-        raise ValueError(f"With every one of `rates`, {list(rates)}, runs diverged.")
+        raise ValueError(f"Runs diverged with all `rates`, {list(rates)}.")
     return Tuned(rate=float(rates[int(losses.argmin())]), losses=losses)
 
 

@@ -1,4 +1,4 @@
-"""The host's loop: many compiled meta-steps at a time, metrics, checkpoints, resume."""
+"""The training loop: chunks of compiled meta-steps, metrics, checkpoints, resuming."""
 
 import math
 import os
@@ -18,10 +18,10 @@ Report = Callable[[Mapping[str, Any]], None]
 
 
 class FitResult(NamedTuple):
-    """Where a run ended."""
+    """Result of `fit`."""
 
     state: base.TrainState  # after the last step
-    best: base.TrainState  # with the least validation loss; `state` without validation
+    best: base.TrainState  # with the lowest validation loss; `state` without validation
     stopped_early: bool
 
 
@@ -44,31 +44,31 @@ def fit(
 ) -> FitResult:
     """Meta-trains for `num_steps`, or resumes an interrupted run.
 
-    Steps run `log_every` at a time inside one compiled loop with donated state; the
-    first record is of the first step alone, for early feedback. With a `directory`,
-    `metrics.jsonl` gets a line for each and `checkpoints/` the best and last states;
-    called again with the same arguments, the run resumes from its last checkpoint and
-    ends with the same parameters and metrics (their wall-clock field `seconds` apart)
-    as if it had never stopped.
+    Steps run `log_every` at a time in one compiled loop with donated state; the first
+    record covers only the first step, for early feedback. With a `directory`,
+    `metrics.jsonl` gets a line per record and `checkpoints/` the best and last states.
+    Called again with the same arguments, an interrupted run resumes from its last
+    checkpoint and ends with identical parameters and metrics (except for the wall-clock
+    field `seconds`).
 
     Args:
       train_step: from `make_train_step`.
-      num_steps: meta-steps in all.
-      key: decides everything random.
-      directory: of the run; None keeps nothing. Processes that train together
-        (`jax.distributed`) share it: all save their part, the first one writes metrics.
-      log_every: records are made at multiples of so many meta-steps; one dispatch each.
-      validate: `(meta_params) -> metrics`, floats of which `loss` decides what is best.
+      num_steps: total meta-steps.
+      key: determines all randomness.
+      directory: folder of the run; None saves nothing. Processes that train together
+        (`jax.distributed`) share it: all save their part, the first writes metrics.
+      log_every: meta-steps per record and dispatch.
+      validate: `(meta_params) -> metrics`, floats; `loss` determines the best state.
       validate_every: meta-steps between validations, each followed by a checkpoint; a
         multiple of `log_every`.
       patience: stop after this many validations in a row without a better loss.
-      report: called with each record, on the way (progress bars, trackers).
+      report: called with each record (progress bars, trackers).
       stream: tasks from the host, for the step of `jaxmeta.estimators.over_stream`.
-        Meta-steps are then dispatched one by one, with the next batch under way.
+        Meta-steps are then dispatched one by one while the next batch is transferred.
 
     Raises:
-      ValueError: if counts do not fit together, a checkpoint is damaged, another
-        process trains in the directory, or `validate` returns no `loss`.
+      ValueError: if counts are inconsistent, a checkpoint is damaged, another process
+        is training in the directory, or `validate` returns no `loss`.
       DivergedError: if a metric, or at a checkpoint a meta-parameter, is not finite.
       OSError: if the directory cannot be written.
 
@@ -85,7 +85,7 @@ def fit(
     """
     _checks.check_intervals(num_steps, log_every, validate_every, patience)
     if patience is not None and validate is None:
-        raise ValueError("`patience` needs `validate`: nothing else is watched.")
+        raise ValueError("`patience` requires `validate`.")
     with _run_files.RunFiles(directory) as files:
         state = jax.jit(train_step.init)(key)
         state, best, best_loss = files.resume(state)
@@ -102,9 +102,9 @@ def fit(
 
         while (step := int(state.step)) < num_steps and not out_of_patience():
             start = time.perf_counter()
-            # A run that is made longer may start between two records.
+            # An extended run may start between two records.
             length = min(log_every - step % log_every, num_steps - step)
-            length = length if step else 1  # Something is seen as soon as it can be.
+            length = length if step else 1  # for early feedback
             state, record = run_chunk(train_step.step, state, length)
             step += length
             record = {"step": step} | {name: float(x) for name, x in record.items()}
@@ -134,9 +134,9 @@ def fit(
 
 
 def _run_chunk(step, state, length):
-    """Makes `length` meta-steps; returns the state and metrics averaged over them.
+    """Makes `length` meta-steps; returns the state and their average metrics.
 
-    The length is an argument of the compiled loop: one program for chunks of any.
+    The length is an argument of the compiled loop: one program for all chunks.
     """
     one_step = jax.jit(lambda step, state: step(state))  # Traced once for both uses.
     _, info = jax.eval_shape(one_step, step, state)
@@ -152,13 +152,13 @@ def _run_chunk(step, state, length):
 
 
 def _totals(info: base.Info):
-    """Sum and count of each metric, over tasks and, where stacked, meta-steps."""
+    """Sum and count of each metric, over tasks and, if stacked, meta-steps."""
     _checks.check_metric_names(info.metrics)
     values = {"loss": info.loss, **info.metrics}
     is_valid = jnp.broadcast_to(info.is_valid, jnp.shape(info.loss))
     total = lambda x: (jnp.sum(jnp.where(is_valid, x, 0)), jnp.sum(is_valid))
     totals = {name: total(x) for name, x in values.items()}
-    if info.is_valid is not True:  # What can be excluded says how much of it was.
+    if info.is_valid is not True:  # Also report the share of excluded entries.
         totals["excluded"] = (jnp.sum(~is_valid), jnp.array(is_valid.size))
     return totals
 
@@ -175,7 +175,7 @@ def _norm(meta_params):
 def _check_validation(found):
     if "loss" not in found:
         raise ValueError(
-            f"`validate` must return a `loss`, which decides what is best, got "
+            "`validate` must return a `loss`, which determines the best state, got "
             f"{sorted(found)}."
         )
     return found
@@ -187,8 +187,8 @@ def _check_finite(numbers, step, files):
         name = "loss" if "loss" in wrong else min(wrong)
         raise DivergedError(
             f"The training {name} is {wrong[name]} at step {step}. Lower the inner or "
-            "outer learning rate, or clip gradients: in an inner loop by `jaxmeta."
-            "optimizers.clip_by_global_norm`, for optax's rules with norms or roots of "
-            "gradients may have no derivative at zero (`jaxmeta.testing."
-            f"check_inner_tx` checks a rule).{files}"
+            "outer learning rate, or clip gradients; in an inner loop use `jaxmeta."
+            "optimizers.clip_by_global_norm`, because optax rules with norms or roots "
+            "of gradients may have no derivative at zero (check yours by `jaxmeta."
+            f"testing.check_inner_tx`).{files}"
         )

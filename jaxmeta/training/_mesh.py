@@ -1,4 +1,4 @@
-"""Devices for tasks."""
+"""Device meshes and shardings."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,19 +15,19 @@ TASKS_AXIS, PARAMS_AXIS = "tasks", "params"
 
 
 def task_mesh(devices: Sequence[Any] | None = None, *, param_shards: int = 1) -> Mesh:
-    """Returns a mesh of one axis, "tasks", over `devices` (all, by default).
+    """Returns a mesh with one axis, "tasks", over `devices` (default all).
 
-    Tasks go to all its devices. On a CPU, cores become devices by
+    Tasks are sharded over all its devices. To use CPU cores as devices, call
     `jax.config.update("jax_num_cpu_devices", n)` before JAX is first used; the command
-    line does so by itself.
+    line does so itself.
 
     Args:
-      devices: which.
-      param_shards: into how many parts meta-parameters can be cut; with more than one
-        the mesh has a second axis, "params", for `shard_params`.
+      devices: the devices; None is all.
+      param_shards: number of parts for sharded meta-parameters; if more than one, the
+        mesh has a second axis, "params", for `shard_params`.
 
     Raises:
-      ValueError: if there are no devices, or they do not divide into the shards.
+      ValueError: if there are no devices, or the shards do not divide them.
 
     Example:
       >>> import jax
@@ -36,7 +36,7 @@ def task_mesh(devices: Sequence[Any] | None = None, *, param_shards: int = 1) ->
     """
     devices = jax.devices() if devices is None else list(devices)
     if not devices:
-        raise ValueError("`devices` is empty: a mesh needs at least one device.")
+        raise ValueError("`devices` is empty: a mesh requires at least one device.")
     _checks.check_int("param_shards", param_shards)
     if len(devices) % param_shards:
         raise ValueError(
@@ -45,7 +45,7 @@ def task_mesh(devices: Sequence[Any] | None = None, *, param_shards: int = 1) ->
         )
     names = (TASKS_AXIS,) if param_shards == 1 else (TASKS_AXIS, PARAMS_AXIS)
     shape = (-1,) if param_shards == 1 else (-1, param_shards)
-    # Explicit axes, JAX's default, would make `vmap` refuse sharded tasks.
+    # With explicit axes, JAX's default, `vmap` would reject sharded tasks.
     types = (AxisType.Auto,) * len(names)
     return Mesh(np.array(devices).reshape(shape), names, axis_types=types)
 
@@ -53,20 +53,20 @@ def task_mesh(devices: Sequence[Any] | None = None, *, param_shards: int = 1) ->
 def shard_params(
     mesh: Mesh, rules: Mapping[str, PartitionSpec]
 ) -> Callable[[base.Params], Any]:
-    """Returns `(params) -> shardings`, by the first rule that a leaf's path matches.
+    """Returns `(params) -> shardings`, by the first rule that matches a leaf's path.
 
-    For `make_train_step(..., shardings=...)`: meta-parameters and the state of the
-    outer optimizer are then kept in parts, and put together for each step only.
+    For `make_train_step(..., shardings=...)`: meta-parameters and the outer optimizer's
+    state are then stored in shards, and gathered only within each step.
 
     Args:
-      mesh: say of `task_mesh(param_shards=2)`.
+      mesh: e.g. `task_mesh(param_shards=2)`.
       rules: regular expressions, searched for in paths such as
-        "params/Dense_0/kernel", and the specification of those leaves. What none
-        matches is on every device.
+        "params/Dense_0/kernel", and the specification of matching leaves. Leaves that
+        none matches are replicated.
 
     Raises:
-      ValueError: when called, if a rule is the first to match for no leaf, or its
-        axes are not the mesh's, or not those of a leaf, or do not divide into parts.
+      ValueError: when called, if a rule is the first match of no leaf, or its axes do
+        not match the mesh or the leaf, or do not divide evenly.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,7 +93,7 @@ def shard_params(
                 found.shard_shape(jnp.shape(leaf))
             except (ValueError, IndexError) as error:  # More axes than the leaf has.
                 raise ValueError(
-                    f"`rules` do not suit {name}, of shape {jnp.shape(leaf)}: {error}"
+                    f"`rules` do not fit {name} of shape {jnp.shape(leaf)}: {error}"
                 ) from error
             return found
 
@@ -101,7 +101,7 @@ def shard_params(
         if unused:
             raise ValueError(
                 f"`rules` {sorted(unused)} match none of the parameters {names} that "
-                "no rule before them does."
+                "earlier rules do not match."
             )
         return found
 
@@ -109,9 +109,9 @@ def shard_params(
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts the arrays of `tree` on all devices of `mesh`, other processes' too.
+    """Replicates the arrays of `tree` on all devices of `mesh`, across processes.
 
-    Each process then has the same arrays, on its own devices or on those of the mesh.
+    Each process passes the same arrays, on its own devices or on those of the mesh.
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     if everywhere.is_fully_addressable:

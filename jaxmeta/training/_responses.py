@@ -1,4 +1,4 @@
-"""What an optimizer would do: its update as a function of one coordinate's gradient."""
+"""An optimizer's update as a function of one coordinate's gradient."""
 
 import functools
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from jaxmeta.estimators import _runs
 
 
 class UpdateResponses(NamedTuple):
-    """Updates that one coordinate would get, S times in N runs, for G gradients."""
+    """Updates of one coordinate at S steps of N runs, for G gradients."""
 
-    steps: jax.Array  # [S] updates made before
+    steps: jax.Array  # [S] updates made before the probe
     gradients: jax.Array  # [G]
     updates: jax.Array  # [N, S, G]
 
@@ -34,18 +34,18 @@ def update_responses(
 ) -> UpdateResponses:
     """Probes an optimizer along its own runs.
 
-    After each of `steps` updates, one coordinate of the gradient, the same throughout a
-    run, is replaced by each of `gradients` in turn; the rest stays as it is. Shows what
-    the state has made of the rule: its learning rate, momentum and clipping.
+    After each of `steps` updates, one coordinate of the gradient, fixed per run, is
+    replaced by each of `gradients` in turn; the others are unchanged. This shows the
+    rule's effective learning rate, momentum and clipping in that state.
 
     Args:
       lopt: a learned optimizer, or an optax one through `optimizers.learned_rate`.
       theta: its meta-parameters, or the learning rate.
       problem: the family of problems.
-      gradients: [G], to try.
-      steps: [S], after how many updates, ascending.
+      gradients: [G], gradients to try.
+      steps: [S], numbers of updates before each probe, ascending.
       num_problems: N, runs.
-      key: of the problems and coordinates.
+      key: draws the problems and coordinates.
 
     Raises:
       ValueError: if a count is not an int in range, or there are no gradients.
@@ -72,7 +72,7 @@ def update_responses(
     gradients = jnp.asarray(gradients, float)
     if gradients.ndim != 1 or not gradients.size:
         raise ValueError(
-            f"`gradients` must be of shape [G], not empty, got {gradients.shape}."
+            f"`gradients` must have shape [G], not empty, got {gradients.shape}."
         )
     theta = jax.tree.map(jnp.asarray, theta)
     arrays = theta, _pytrees.as_pytree(problem), gradients

@@ -52,7 +52,7 @@ class RunFiles:
         return state, best, best_loss
 
     def _truncate_metrics(self, last_step):
-        """Drops records from after the checkpoint: they will be made again."""
+        """Drops records after the checkpoint: they will be recomputed."""
         if self._directory is None or not _processes.is_main_process():
             return
         if not self._metrics.exists():
@@ -70,8 +70,8 @@ class RunFiles:
                     file.write(_json.dumps(record) + "\n")
             except OSError as error:
                 raise OSError(
-                    f"{self._metrics} cannot be written ({error.strerror}). What was "
-                    "saved is kept; free some space and run the same command again."
+                    f"{self._metrics} cannot be written ({error.strerror}). Earlier "
+                    "records are kept; free some space and rerun the command to resume."
                 ) from error
 
     def save(self, state, loss):
@@ -86,7 +86,7 @@ class RunFiles:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`; a last line cut short by a crash is left out."""
+    """Reads `metrics.jsonl`; skips a last line truncated by a crash."""
     records = []
     for line in pathlib.Path(path).read_text().splitlines():
         try:

@@ -1,4 +1,4 @@
-"""One meta-training step over any estimator."""
+"""One meta-training step with any estimator."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -19,17 +19,17 @@ class StepFn(Protocol):
     def __call__(
         self, state: base.TrainState, **extra: Any
     ) -> tuple[base.TrainState, base.Info]:
-        """Returns the state after it, and its diagnostics."""
+        """Returns the next state and diagnostics."""
         ...
 
 
 class TrainStep(NamedTuple):
-    """How a run starts and continues.
+    """Initialisation and step of a training run.
 
     Attributes:
       init: `(key) -> TrainState`.
       step: `(state, **extra) -> (state, info)`, pure; a `jax.tree_util.Partial` whose
-        leaves are the estimator's data. What is extra goes to the estimator.
+        leaves are the estimator's data. `extra` is passed to the estimator.
     """
 
     init: Callable[[jax.Array], base.TrainState]
@@ -44,16 +44,16 @@ def make_train_step(
 ) -> TrainStep:
     """Returns `(init, step)`: an estimator's gradients through any optax chain.
 
-    Neither is jitted here: wrap them in `jax.jit`, `jax.lax.scan` (many meta-steps a
+    Neither is jitted: wrap them in `jax.jit`, `jax.lax.scan` (many meta-steps per
     dispatch) or `jax.vmap` (many meta-seeds at once).
 
     Args:
-      estimator: what gives the meta-gradient; see `jaxmeta.estimators`. Its
-        `estimate` is told the number of steps made as `step`.
-      outer_tx: the outer update, say `optax.adam(1e-3)`.
-      shardings: `(meta_params) -> tree of NamedSharding`, where meta-parameters and the
-        outer optimizer's state for them are kept; see `shard_params`. None: as the
-        estimator has them, on every device.
+      estimator: estimates the meta-gradient; see `jaxmeta.estimators`. Its `estimate`
+        receives the number of completed steps as `step`.
+      outer_tx: the outer update, e.g. `optax.adam(1e-3)`.
+      shardings: `(meta_params) -> tree of NamedSharding` for meta-parameters and their
+        outer optimizer state; see `shard_params`. None keeps the estimator's placement,
+        replicated on all devices.
 
     Example:
       >>> import jax, optax, jaxmeta as jm
@@ -73,7 +73,7 @@ def make_train_step(
     def place_like(leaf, param, sharding):
         if isinstance(leaf, optax.MaskedNode):
             return leaf
-        if leaf.shape != param.shape:  # Adafactor's factors: whole, everywhere.
+        if leaf.shape != param.shape:  # Replicated, e.g. Adafactor's factors.
             sharding = NamedSharding(sharding.mesh, PartitionSpec())
         return constrain(leaf, sharding)
 
@@ -130,18 +130,19 @@ def alternate(
     sources: Sequence[tuple[base.GradientEstimator, optax.GradientTransformation]],
     probabilities: Sequence[float],
 ) -> TrainStep:
-    """Returns `(init, step)`: each step follows one of several estimators, at random.
+    """Returns `(init, step)`: each step uses one of several estimators at random.
 
-    Each has an outer update with a state of its own, as gradients of different losses
-    want: say back-propagation most of the time, and imitation of Adam now and then.
+    Each has an outer update with its own state, since their losses differ: for example
+    backpropagation most of the time, and sometimes imitation of Adam.
 
     Args:
-      sources: pairs of estimator and outer update, for the same meta-parameters, which
-        the first one draws. Their infos must have the same structure.
-      probabilities: of each.
+      sources: pairs of estimator and outer update for the same meta-parameters, drawn
+        by the first one. Their infos must have the same structure.
+      probabilities: one per source.
 
     Raises:
-      ValueError: if probabilities are negative, do not sum to 1, or are not as many.
+      ValueError: if probabilities are negative, do not sum to 1, or differ in number
+        from the sources.
 
     Example:
       >>> import jax, optax, jaxmeta as jm

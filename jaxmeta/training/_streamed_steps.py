@@ -1,4 +1,4 @@
-"""Meta-steps on tasks that come from the host."""
+"""Meta-steps on tasks from the host."""
 
 import collections
 from collections.abc import Callable, Iterator
@@ -11,14 +11,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmeta import base
 
-# Batches on their way to the device while a meta-step runs.
+# Batches transferred to the device ahead of their meta-step.
 AHEAD = 2
 
 
 def chunk_runner(
     stream: base.TaskStream, step: int, summarize: Callable[[Any], Any]
 ) -> Callable[..., Any]:
-    """Returns `(train_step, state, length) -> (state, summary)`, from `step` on."""
+    """Returns `(train_step, state, length) -> (state, summary)`, starting at `step`."""
     batches = on_device(stream, step)
     one_step = jax.jit(
         lambda train_step, state, tasks: train_step(state, tasks=tasks),
@@ -40,7 +40,8 @@ def chunk_runner(
 
 
 def on_device(stream: base.TaskStream, step: int) -> Iterator[base.Task]:
-    """Yields the batches from `step` on, some ahead of their use."""
+    """Yields the batches from `step` on, transferring `AHEAD` batches in advance."""
+    # Device transfers are asynchronous: they overlap with the running meta-step.
     waiting = collections.deque()
     for batch in stream.read(step):
         waiting.append(_put(batch, stream.mesh))

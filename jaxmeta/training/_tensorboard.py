@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard (the extra `tensorboard`)."""
+"""Metrics for TensorBoard (extra `tensorboard`)."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -10,17 +10,17 @@ def tensorboard(
 ) -> Callable[[Mapping[str, Any]], None]:
     """Makes a `report` for `fit` that writes records for TensorBoard.
 
-    Validation has tags of its own: "loss/validation" beside "loss/training". Look at
-    them with `tensorboard --logdir DIRECTORY`.
+    Validation has its own tags: "loss/validation" next to "loss/training". View them
+    with `tensorboard --logdir DIRECTORY`.
 
     Args:
-      directory: where the event files go; made with the first record.
+      directory: folder for the event files; created with the first record.
 
     Returns:
       `(record) -> None`, for `fit(report=...)`.
 
     Raises:
-      ImportError: without tensorboardX.
+      ImportError: if tensorboardX is not installed.
 
     Example:
       >>> report = tensorboard("runs/mine/tensorboard")
@@ -37,7 +37,7 @@ def tensorboard(
 
     def report(record: Mapping[str, Any]) -> None:
         if not writers:
-            # A thread of its own writes: soon, for a run may be killed at any moment.
+            # Its thread flushes every second, since a run may be killed at any moment.
             writers.append(
                 tensorboardX.SummaryWriter(os.fspath(directory), flush_secs=1)
             )

@@ -318,7 +318,7 @@ def test_checkpoints_of_nobody_knows_what(run, capsys, tmp_path):
 def test_a_run_folder_in_use(capsys, tmp_path):
     with _lock.locked(tmp_path):
         said = _said(capsys, ["train", "--out", tmp_path, *TINY])
-    assert "another process trains in" in said
+    assert "another process is training in" in said
     assert not list(tmp_path.iterdir())
 
 

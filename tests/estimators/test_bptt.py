@@ -290,7 +290,7 @@ def test_a_mesh_changes_nothing(make, key):
     [
         ({"horizon": (8, 4)}, r"`horizon` must be \(lowest, highest\), got \(8, 4\)"),
         ({"horizon": (2, 5)}, "`horizon` must be a multiple of `unroll`, 2, got 5"),
-        ({"horizon": lambda step: 8 if step > 3 else 4}, "choose by `jnp.where`"),
+        ({"horizon": lambda step: 8 if step > 3 else 4}, "use `jnp.where`"),
         (
             {"horizon": lambda step: jnp.array([4, 8])},
             "must return a number of updates",

@@ -187,7 +187,9 @@ def test_a_state_that_has_no_mean_is_named(key):
         inner_steps=1,
         keep_inner_state=True,
     )
-    with pytest.raises(ValueError, match=r"`keep_inner_state` takes the mean.*key<"):
+    with pytest.raises(
+        ValueError, match=r"`keep_inner_state` averages the inner.*key<"
+    ):
         learner.init(key, regression_task(key))
 
 
@@ -266,7 +268,7 @@ def test_anil_by_hand(key):
 @pytest.mark.parametrize(("factory", "named"), [(jm.anil, "none"), (jm.boil, "all")])
 def test_a_model_without_a_head_is_named(factory, named, key):
     learner = factory(jm.models.MLP([4, 1]), jm.losses.squared_error, **INNER)
-    message = rf"`is_adapted` names {named} of the.*params/Dense_1/kernel"
+    message = rf"`is_adapted` selects {named} of the.*params/Dense_1/kernel"
     with pytest.raises(ValueError, match=message):
         learner.init(key, regression_task(key))
 
@@ -734,7 +736,7 @@ MODEL, LOSS = tanh_model(), jm.losses.squared_error
         ),
         (
             lambda: jm.anil(MODEL, LOSS, inner_tx=jm.optimizers.lstm(), inner_steps=1),
-            "`inner_tx` must be an optax.*A learned rule goes into `jaxmeta.maml`",
+            "`inner_tx` must be an optax.*For a learned rule use `jaxmeta.maml`",
         ),
         (
             lambda: jm.meta_sgd(MODEL, LOSS, learning_rate=-1.0),
@@ -785,5 +787,5 @@ def test_bad_options_are_named(make, message):
 
 def test_maml_plus_plus_of_per_step_parameters_alone_is_refused(key):
     learner = jm.maml_plus_plus(MODEL, LOSS, is_per_step=lambda path: True)
-    with pytest.raises(ValueError, match="names none of the parameters"):
+    with pytest.raises(ValueError, match="selects none of the parameters"):
         learner.init(key, regression_task(key))

@@ -141,5 +141,7 @@ def test_flipping_adds_the_mirror_images(key):
 def test_flipping_vectors_is_named(key):
     task = vector_task(key)
     learner = learners.subspace(identity_embedding(), flip=True)
-    with pytest.raises(ValueError, match=r"`flip` needs images .* got shape \(6, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"`flip` requires images .* got shape \(6, 5\)"
+    ):
         learner.init(key, task)

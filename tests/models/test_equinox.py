@@ -203,8 +203,8 @@ REFUSED = {
         lambda: eqx.nn.BatchNorm(3, "batch", mode="batch"),
         "keeps state",
     ),
-    "no call": (lambda: Plain(jnp.ones(1)), "that can be called, got Plain"),
-    "another": (lambda: lambda key: jnp.tanh, "must construct an eqx.Module"),
+    "no call": (lambda: Plain(jnp.ones(1)), "callable eqx.Module, got Plain"),
+    "another": (lambda: lambda key: jnp.tanh, "must construct a callable eqx.Module"),
     "no function": (lambda: 3, "or a constructor `key -> eqx.Module`, got 3"),
 }
 
@@ -229,5 +229,5 @@ def test_modules_without_the_adapter_are_sent_to_it(key):
         with pytest.raises(ValueError, match=message):
             function(key, make(key=key), task)
     for model in (make(key=key), eqx.nn.MLP):
-        with pytest.raises(ValueError, match="an Equinox module through `from_equinox"):
+        with pytest.raises(ValueError, match="an Equinox module by `from_equinox"):
             _maml(model)

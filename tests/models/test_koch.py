@@ -72,10 +72,14 @@ def test_weights_start_as_in_the_paper(key):
     ("options", "shape", "message"),
     [
         ({}, (105, 105, 1), r"takes images.*got shape \(105, 105, 1\)"),
-        ({}, (1, 28, 28, 1), r"images of 65x65 at least, got shape \(1, 28, 28, 1\)"),
-        (SMALL, (1, 11, 12, 1), "images of 12x12 at least"),
-        ({"filters": (2,)}, (1, 105, 105, 1), "must be of one length"),
-        ({"filters": (), "kernel_sizes": ()}, (1, 9, 9, 1), "must be of one length"),
+        ({}, (1, 28, 28, 1), r"images of at least 65x65, got shape \(1, 28, 28, 1\)"),
+        (SMALL, (1, 11, 12, 1), "at least 12x12"),
+        ({"filters": (2,)}, (1, 105, 105, 1), "must have the same length"),
+        (
+            {"filters": (), "kernel_sizes": ()},
+            (1, 9, 9, 1),
+            "must have the same length",
+        ),
         (SMALL | {"filters": (2, 0, 2)}, (1, 14, 14, 1), "`filters` must be an int"),
         (SMALL | {"features": 0}, (1, 14, 14, 1), "`features` must be an int >= 1"),
     ],

@@ -884,7 +884,7 @@ class OwnStatistics(nnx.Module):
         (lambda: jm.models.from_linen(Cached()), r"\['cache', 'losses'\]; `from_linen"),
         (
             lambda: jm.models.from_linen(OwnLinenStatistics()),
-            r"'batch_stats' \['size'\], which are not those of an `nn.BatchNorm`",
+            r"'batch_stats' \['size'\], which do not belong to an `nn.BatchNorm`",
         ),
         (
             lambda: jm.models.from_linen(nn.Dense),

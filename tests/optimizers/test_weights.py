@@ -97,7 +97,7 @@ def test_a_damaged_file(content, key, tmp_path):
 def test_nothing_is_overwritten(key, tmp_path):
     path = tmp_path / "mine.safetensors"
     jm.optimizers.save(path, _lopt().init(key))
-    with pytest.raises(ValueError, match="`path` exists already"):
+    with pytest.raises(ValueError, match="`path` already exists"):
         jm.optimizers.save(path, {})
 
 
@@ -158,13 +158,13 @@ def test_weights_are_cast_to_another_float_but_not_to_integers(tmp_path):
     jm.optimizers.save(path, {"w": jnp.full(2, 0.5)})
     narrow, _ = jm.optimizers.load(path, like={"w": jnp.ones(2, jnp.bfloat16)})
     assert narrow["w"].dtype == jnp.bfloat16 and narrow["w"][0] == 0.5
-    with pytest.raises(ValueError, match=r"`path` is of another arch.*integer"):
+    with pytest.raises(ValueError, match=r"`path` does not match this arch.*integer"):
         jm.optimizers.load(path, like={"w": jnp.ones(2, int)})
 
 
 def test_cards_that_are_none_are_named(tmp_path):
     path = tmp_path / "mine.safetensors"
-    with pytest.raises(ValueError, match="`card` must be of plain JSON values"):
+    with pytest.raises(ValueError, match="`card` must hold plain JSON values"):
         jm.optimizers.save(path, {"w": jnp.ones(2)}, {"theta": jnp.ones(2)})
     assert not list(tmp_path.iterdir())
     jm.optimizers.save(path, {"w": jnp.ones(2)})

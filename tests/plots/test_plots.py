@@ -71,7 +71,7 @@ def test_learning_curve_of_seeds_is_mean_and_range_at_shared_steps():
     np.testing.assert_array_equal(found["validation" + of_runs], [[10, 20], [3, 3]])
     np.testing.assert_array_equal(band(ax), [[10, 20], [1, 1], [4, 3]])
     np.testing.assert_array_equal(band(ax, 1), [[10, 20], [2, 2], [5, 4]])
-    assert legend_title(ax) == "bands from the least run to the greatest"
+    assert legend_title(ax) == "bands from the lowest run to the highest"
 
 
 def test_a_long_run_gets_a_centred_running_mean_beside_its_records():
@@ -109,9 +109,7 @@ def test_learning_curve_without_records_says_so(records):
 
 
 def test_learning_curve_names_the_metrics_there_are():
-    with pytest.raises(
-        ValueError, match=r"'acuracy' is at no step.*\['loss', 'step'\]"
-    ):
+    with pytest.raises(ValueError, match=r"'acuracy' .*\['loss', 'step'\]"):
         plots.learning_curve([{"step": 1, "loss": 1.0}], metric="acuracy")
 
 
@@ -443,7 +441,7 @@ def test_a_width_depth_grid_names_what_does_not_fit():
     )
     np.testing.assert_allclose(ax.lines[3].get_ydata(), 2 * losses[1])
     assert [line.get_marker() for line in ax.lines] == ["o", "s", "o", "s"]
-    with pytest.raises(ValueError, match=r"'ours' must be of shape.*\(2, 2\)"):
+    with pytest.raises(ValueError, match=r"'ours' must have shape.*\(2, 2\)"):
         plots.width_depth_grid({"ours": losses}, [5, 9], [1, 2])
     with pytest.raises(ValueError, match="at least one optimizer"):
         plots.width_depth_grid({}, [5], [1])
@@ -512,10 +510,13 @@ def test_embedding_map_keeps_the_distances_of_prototypes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": [0, 1]}, "`labels` must be one for each of the 3 embeddings"),
-        ({"prototypes": np.ones((1, 2))}, "`prototypes` must be of all 2 classes"),
+        (
+            {"labels": [0, 1]},
+            "`labels` must have one label for each of the 3 embeddings",
+        ),
+        ({"prototypes": np.ones((1, 2))}, "`prototypes` must cover all 2 classes"),
         ({"prototypes": np.ones((2, 3))}, "with the embeddings' 2 features"),
-        ({"names": ["a"]}, "`names` must be 2"),
+        ({"names": ["a"]}, "`names` must have 2"),
     ],
 )
 def test_embedding_map_names_what_does_not_fit(change, message):
@@ -534,7 +535,7 @@ def test_optimizer_paths_lie_on_the_loss_and_name_bad_shapes():
         x, y = lines.vertices.T
         np.testing.assert_allclose(x**2 + y, level, atol=0.02)
     for paths in ({}, {"sgd": path[:, :1]}):
-        with pytest.raises(ValueError, match="`paths` must be of at least one"):
+        with pytest.raises(ValueError, match="`paths` must have at least one"):
             plots.optimizer_paths(lambda x: x.sum(), paths)
 
 

@@ -158,7 +158,7 @@ def test_transformer_sees_no_future(key):
     before, after = model.apply(params, tokens), model.apply(params, changed)
     np.testing.assert_allclose(before[:, :4], after[:, :4], atol=1e-6)
     assert (jnp.abs(before[:, 4:] - after[:, 4:]).max((0, 2)) > 1e-4).all()
-    with pytest.raises(ValueError, match=r"L <= 32.*Raise `max_length`"):
+    with pytest.raises(ValueError, match=r"L <= 32.*Increase `max_length`"):
         model.init(key, jnp.zeros((1, 33), int))
 
 

@@ -53,7 +53,7 @@ def test_a_page_needs_nothing_else_and_tells_what_was_found(two_runs, tmp_path):
         assert f"{mean:.4g} ± {interval:.2g}" in page
     # Side by side 2; of each run 2 curves and its hardest tasks.
     assert len(_pictures(page)) == 2 + 2 * 3
-    assert page.count("The 3 of 100 test tasks with the greatest loss") == 2
+    assert page.count("The 3 of 100 test tasks with the highest loss") == 2
     text = html.unescape(page)
     assert all(f"maml-sinusoid ({run})" in text for run in two_runs)
 
@@ -77,7 +77,7 @@ def test_hardest_tasks_of_images_and_a_run_alone(tmp_path, capsys):
     assert cli.main(["report", str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
-    assert "Side by side" not in page and "how many queries of each class" in page
+    assert "Side by side" not in page and "confusion matrix of the queries" in page
     # accuracy and loss, over meta-training and inner steps, and the tasks.
     assert len(_pictures(page)) == 5
     assert any(picture.startswith(b"\x89PNG") for picture in _pictures(page))

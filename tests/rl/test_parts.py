@@ -223,7 +223,7 @@ def test_steps_that_change_shapes_are_named(name, change, message, key):
         ),
         (
             {"reset": lambda key, goal: ({"position": goal}, goal)},
-            "an observation that is one array, got dict",
+            "an observation in one array, got dict",
         ),
         (
             {"step": lambda key, state, action, goal: (state, 0.0, False, {})},
@@ -260,7 +260,7 @@ def test_wrong_settings_are_named(key):
     options = {"num_tasks": 2, "outer_tx": optax.adam(1e-3), "kl_penalty": -0.1}
     with pytest.raises(ValueError, match="`kl_penalty` must be at least 0"):
         rl.ppo(make(), env.sample_task, **options)
-    with pytest.raises(ValueError, match=r"`policy` must act.*Box\(size=2"):
+    with pytest.raises(ValueError, match=r"`policy` must have.*Box\(size=2"):
         rl.maml(env, table_policy(), inner_tx=optax.sgd(1))
     with pytest.raises(ValueError, match=r"without .*jaxmeta.rl.gaussian_policy"):
         rl.maml(env, models.MLP([2]), inner_tx=optax.sgd(1))

@@ -153,7 +153,7 @@ def test_weights_of_another_optimizer_in_a_run(run, capsys, tmp_path):
     config["recipe"]["optimizer"]["hidden_size"] = 5
     (copy / "config.json").write_text(json.dumps(config))
     assert cli.main(["evaluate", str(copy)]) == 2
-    assert "of another model" in capsys.readouterr().err
+    assert "from another model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ def test_a_missing_folder_is_named(tmp_path):
 
 def test_a_folder_without_classes_is_named(tmp_path):
     _save(tmp_path / "1.png", np.zeros((4, 4)))
-    with pytest.raises(ValueError, match="has no sub-folders; each class needs its"):
+    with pytest.raises(ValueError, match="has no sub-folders; each class requires"):
         _datasets.load_folder(tmp_path)
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_image_is_named(tmp_path, damage):
     path.write_bytes(
         {"junk": b"no image", "truncated": whole[:2000], "empty": b""}[damage]
     )
-    with pytest.raises(ValueError, match=r"bad\.png is damaged or no image"):
+    with pytest.raises(ValueError, match=r"bad\.png is damaged or not an image"):
         _datasets.load_folder(tmp_path)
 
 
@@ -222,7 +222,7 @@ def test_a_missing_package_is_named_with_the_extra_that_installs_it(
 ):
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setitem(sys.modules, module, None)
-    message = rf"needs '{module}'.*pip install '\.\[data\]'"
+    message = rf"requires '{module}'.*pip install '\.\[data\]'"
     with pytest.raises(ImportError, match=message):
         _omniglot.load_omniglot(tmp_path)
 
@@ -475,7 +475,7 @@ def test_with_nothing_prepared_and_no_network_the_error_is_quick(tmp_path, offli
         f"omniglot is not at {tmp_path}/omniglot/3.0.0, and "
         "http://127.0.0.1:1/a.zip cannot be reached to download it. "
         "With a network, `python -m jaxmeta.tasks.download omniglot --data-dir "
-        f"{tmp_path}` fetches it."
+        f"{tmp_path}` downloads it."
     )
 
 

@@ -103,13 +103,13 @@ def test_without_groups_nothing_changes(key):
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
-        (_images(), {}, r"needs the names of all classes.*got 0 for 6 classes"),
+        (_images(), {}, r"requires names of all classes.*got 0 for 6 classes"),
         (
             jm.tasks.ImageClasses(
                 _images(), np.full(6, EXAMPLES, np.int32), ("a", "b")
             ),
             {},
-            r"got 2 for 6 classes\. Give them: `jaxmeta.tasks.image_classes",
+            r"got 2 for 6 classes\. Pass them: `jaxmeta.tasks.image_classes",
         ),
         (_dataset(), {"ways": 4}, r"at most 3, .* largest group \('b'\), got 4"),
         (
@@ -120,7 +120,7 @@ def test_without_groups_nothing_changes(key):
         (
             jm.tasks.image_classes(_images()),
             {},
-            r"at most 1, .* got 2\. The group is what stands before the first '/'",
+            r"at most 1, .* got 2\. The group is the part of a class name",
         ),
     ],
 )

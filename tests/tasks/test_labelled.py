@@ -129,7 +129,9 @@ def test_a_damaged_data_set_is_named(made_dir, tmp_path):
 def test_with_nothing_prepared_and_no_network(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr(_labelled_builder, "_CIFAR10", "http://127.0.0.1:1/a.tar.gz")
-    with pytest.raises(FileNotFoundError, match=r"download cifar10 --data-dir .*fetch"):
+    with pytest.raises(
+        FileNotFoundError, match=r"download cifar10 --data-dir .*download"
+    ):
         jm.tasks.load_cifar10(tmp_path)
 
 

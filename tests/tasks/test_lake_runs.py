@@ -106,14 +106,17 @@ def test_a_learner_takes_a_run(archive, key):
     [
         ({"run01/class_labels.txt": None}, "run01 has no class_labels.txt"),
         ({"run02/class_labels.txt": b"\n"}, "run02/class_labels.txt is empty"),
-        ({"run02/test/item02.png": None}, "does not name a test image and a training"),
+        ({"run02/test/item02.png": None}, "does not name an existing test"),
         ({"run02/training/class01.png": None}, "run02/test/item01.png .* of run02/cla"),
-        ({"run01/class_labels.txt": b"run01/test/item01.png"}, "does not name a test"),
+        (
+            {"run01/class_labels.txt": b"run01/test/item01.png"},
+            "does not name an exist",
+        ),
         (
             {"run01/class_labels.txt": b"run01/test/item01.png run01/test/item02.png"},
-            "does not name a test image and a training image",
+            "does not name an existing test image and training image",
         ),
-        ({"run01/test/item01.png": b"junk"}, "run01/test/item01.png is no image"),
+        ({"run01/test/item01.png": b"junk"}, "run01/test/item01.png is not an image"),
         ({name: None for name in _files()} | {"a.txt": b""}, "holds no runs of Lake's"),
     ],
 )
@@ -139,7 +142,7 @@ def test_missing_files_and_wrong_sizes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*gone\.zip"):
         jm.tasks.make_lake_runs(tmp_path / "gone.zip", tmp_path / "runs.zip")
     (tmp_path / "junk.zip").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"junk\.zip is damaged or no zip archive"):
+    with pytest.raises(ValueError, match=r"junk\.zip is damaged or not a zip archive"):
         jm.tasks.load_lake_runs(tmp_path / "junk.zip")
     with pytest.raises(ValueError, match="`size` must be an int >= 1, got 0"):
         jm.tasks.load_lake_runs(tmp_path / "junk.zip", size=0)

@@ -152,10 +152,10 @@ def test_paths_are_opened_by_the_transform(tmp_path):
     ("options", "message"),
     [
         ({"ways": 0}, "`ways` must be an int >= 1, got 0"),
-        ({"ways": 10}, "`ways` must be at most the 9 classes that have .* 3 examples"),
+        ({"ways": 10}, "`ways` must be at most 9, the classes with .* 3 examples"),
         (
             {"queries": 7},
-            "`ways` must be at most the 0 classes that have .* 8 examples",
+            "`ways` must be at most 0, the classes with .* 8 examples",
         ),
         ({"labels": LABELS[:-1]}, r"`labels` must have shape \(60,\).*got \(59,\)"),
     ],
@@ -169,8 +169,8 @@ def test_what_cannot_be_streamed_is_named(options, message):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ([f"{i}.png" for i in range(60)], {}, "`source` must give arrays of numbers"),
-        ([np.zeros(4 + (i > 0)) for i in range(60)], {}, r"has shape \(5,\) and type"),
+        ([f"{i}.png" for i in range(60)], {}, "`source` or `transform` must return"),
+        ([np.zeros(4 + (i > 0)) for i in range(60)], {}, r"has shape \(5,\) and dtype"),
         (IMAGES, {"seed": -1}, "`seed` must be an int >= 0, got -1"),
     ],
 )
@@ -190,10 +190,10 @@ def test_a_wrong_batch_and_a_stream_that_ends_are_named(key):
     _, train_step = _train_step(stream)
     (batch,) = _some(stream, 0, 1)
     fewer = jax.tree.map(lambda x: x[:3], batch)
-    with pytest.raises(ValueError, match="`tasks` must be a batch of the stream's"):
+    with pytest.raises(ValueError, match="`tasks` must be a batch like the"):
         train_step.step(train_step.init(key), tasks=fewer)
     short = stream._replace(read=lambda step: iter([batch] * 3))
-    with pytest.raises(ValueError, match="`over_stream` needs `tasks`"):
+    with pytest.raises(ValueError, match="`over_stream` requires `tasks`"):
         train_step.step(train_step.init(key))
     own = jm.estimators.over_tasks(
         jm.prototypical(jm.models.Conv4(2, head=None, strided=True)),

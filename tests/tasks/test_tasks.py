@@ -365,12 +365,12 @@ def test_the_data_are_arguments_not_constants(key):
         (
             np.zeros((6, 7, 5), np.float32),
             {"rotations": True},
-            r"`rotations` needs images .*got float32 of shape \(6, 7, 5\)",
+            r"`rotations` requires images .*got float32 of shape \(6, 7, 5\)",
         ),
         (
             _images()[..., :2, :],
             {"rotations": True},
-            r"`rotations` needs square images, got \(3, 2\)",
+            r"`rotations` requires square images, got \(3, 2\)",
         ),
     ],
 )

@@ -343,10 +343,12 @@ def test_padded_drawings_are_no_examples():
 
 def test_image_attributes_name_what_is_wrong():
     classes = _classes([RING, BAR], [BAR, BAR, BAR])
-    with pytest.raises(ValueError, match="smallest of which has 2, got 2"):
+    with pytest.raises(ValueError, match="smallest has 2, got 2"):
         jm.tasks.image_attributes(classes, classes, described_by=2)
     other = _datasets.image_classes(np.zeros((2, 3, 8, 8), np.uint8))
-    with pytest.raises(ValueError, match=r"images of one shape, got \(9, 9, 1\) and"):
+    with pytest.raises(
+        ValueError, match=r"images of the same shape, got \(9, 9, 1\) and"
+    ):
         jm.tasks.image_attributes(classes, other, described_by=1)
     colour = _datasets.image_classes(np.zeros((2, 3, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="must have one channel, got 3"):
@@ -396,10 +398,10 @@ def test_splits_and_names_have_defaults_and_images_stay_bytes(tmp_path):
         ),
         (
             {"features": np.zeros((2, 5))},
-            r"must be \[5, \.\.\.\] .* got shape \(2, 5\)",
+            r"must be \[5, \.\.\.\].* got shape \(2, 5\)",
         ),
         ({"features": np.zeros(5)}, r"must be \[5, \.\.\.\]"),
-        ({"features": np.full((5, 2), np.nan)}, "`features` has values that are not"),
+        ({"features": np.full((5, 2), np.nan)}, "`features` has non-finite values"),
         ({"labels": np.array([1, 2, 3, 1, 2])}, "integers from 0 to 2.*from 1 to 3"),
         ({"labels": np.zeros(5)}, "`labels` .* dtype float64"),
         ({"labels": np.zeros((5, 1), int)}, r"`labels` .* got shape \(5, 1\)"),
@@ -409,7 +411,10 @@ def test_splits_and_names_have_defaults_and_images_stay_bytes(tmp_path):
         ({"held_out": np.array([5])}, "`held_out` .* from 0 to 4"),
         ({"held_out": np.zeros(5, bool)}, "`held_out` .* dtype bool"),
         ({"names": np.array(["a"])}, "each of the 3 classes, got 1"),
-        ({"names": np.array([None] * 3)}, "damaged or no .npz file of plain arrays"),
+        (
+            {"names": np.array([None] * 3)},
+            "damaged or not an .npz file of plain arrays",
+        ),
     ],
 )
 def test_a_wrong_npz_file_is_explained(tmp_path, changes, message):
@@ -420,15 +425,15 @@ def test_a_wrong_npz_file_is_explained(tmp_path, changes, message):
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"neither a file nor a folder .*gone"):
+    with pytest.raises(FileNotFoundError, match=r"no file or folder .*gone"):
         jm.tasks.load_attributes(tmp_path / "gone")
     (tmp_path / "a.npz").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"a\.npz is damaged or no \.npz file"):
+    with pytest.raises(ValueError, match=r"a\.npz is damaged or not an \.npz file"):
         jm.tasks.load_attributes(tmp_path / "a.npz")
     np.savez(tmp_path / "b.npz", **ARRAYS)
     whole = (tmp_path / "b.npz").read_bytes()
     (tmp_path / "b.npz").write_bytes(whole[:300])
-    with pytest.raises(ValueError, match=r"b\.npz is damaged or no \.npz file"):
+    with pytest.raises(ValueError, match=r"b\.npz is damaged or not an \.npz file"):
         jm.tasks.load_attributes(tmp_path / "b.npz")
 
 
@@ -474,7 +479,7 @@ def test_the_proposed_splits_are_loaded(tmp_path, key):
     ("changes", "message"),
     [
         ({"att": None}, r"att_splits\.mat has no \['att'\]; it holds \['allclasses"),
-        ({"labels": np.array([[0, 1, 2, 0, 1, 2, 0]]).T}, "`labels` .* count from 1"),
+        ({"labels": np.array([[0, 1, 2, 0, 1, 2, 0]]).T}, "`labels` .* indices from 1"),
         ({"features": RES101["features"].T}, r"must be \[7, .*Transpose them"),
         ({"trainval_loc": np.array([[8]])}, "`trainval_loc` .* from 1 to 7, got 8"),
         ({"att": ATT_SPLITS["att"][:, :2]}, "`labels` .* from 0 to 1"),
@@ -491,7 +496,7 @@ def test_missing_and_damaged_mat_files_are_named(tmp_path):
         jm.tasks.load_attributes(tmp_path)
     _write_splits(tmp_path)
     (tmp_path / "att_splits.mat").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"att_splits\.mat is damaged or no MATLAB"):
+    with pytest.raises(ValueError, match=r"att_splits\.mat is damaged or not a MATLAB"):
         jm.tasks.load_attributes(tmp_path)
 
 

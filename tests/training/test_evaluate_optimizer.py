@@ -71,7 +71,7 @@ def test_tune_finds_the_least_final_loss():
 def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match="`num_steps` must be an int >= 1, got 0"):
         _evaluate(num_steps=0)
-    with pytest.raises(ValueError, match="`rates` must be at least one"):
+    with pytest.raises(ValueError, match="`rates` must have at least one"):
         jm.training.tune(SGD, [], PROBLEM)
 
 
@@ -109,7 +109,7 @@ def test_responses_are_the_optimizers_own_updates():
         ({"steps": [2, 1]}, "`steps` must be ascending"),
         ({"steps": []}, "`steps` must be ascending, at least one"),
         ({"steps": [-1]}, "`steps` must be an int >= 0, got -1"),
-        ({"gradients": []}, r"`gradients` must be of shape \[G\], not empty"),
+        ({"gradients": []}, r"`gradients` must have shape \[G\], not empty"),
         ({"num_problems": 0}, "`num_problems` must be an int >= 1"),
     ],
 )
@@ -126,5 +126,5 @@ def test_responses_name_bad_input(options, message):
 
 def test_rates_that_all_diverge_are_named():
     options = {"num_steps": 40, "num_problems": 2, "key": jax.random.key(0)}
-    with pytest.raises(ValueError, match=r"every one of `rates`, \[1e\+30, 1e\+31\]"):
+    with pytest.raises(ValueError, match=r"all `rates`, \[1e\+30, 1e\+31\]"):
         jm.training.tune(SGD, [1e30, 1e31], PROBLEM, **options)

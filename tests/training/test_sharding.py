@@ -145,14 +145,14 @@ def test_what_devices_exchange_does_not_grow_with_tasks():
 def test_rules_that_do_not_suit_are_named():
     mesh = training.task_mesh(param_shards=2)
     params = {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(4)}
-    with pytest.raises(ValueError, match=r"`rules` do not suit kernel.*\(3, 5\)"):
+    with pytest.raises(ValueError, match=r"`rules` do not fit kernel.*\(3, 5\)"):
         training.shard_params(mesh, {"kern": PartitionSpec("params")})(params)
     with pytest.raises(ValueError, match=r"`rules` \['weight'\] match none"):
         training.shard_params(mesh, {"weight": PartitionSpec("params")})(params)
-    with pytest.raises(ValueError, match=r"do not suit bias, of shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"do not fit bias of shape \(4,\)"):
         rules = {"": PartitionSpec(None, "params")}
         training.shard_params(mesh, rules)({"bias": jnp.ones(4)})
-    with pytest.raises(ValueError, match=r"do not suit kernel.*model"):
+    with pytest.raises(ValueError, match=r"do not fit kernel.*model"):
         training.shard_params(mesh, {"kernel": PartitionSpec("model")})(params)
     with pytest.raises(ValueError, match=r"`rules` \['kernel'\] match none"):
         rules = {"n": PartitionSpec(), "kernel": PartitionSpec("params")}

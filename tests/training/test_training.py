@@ -364,7 +364,7 @@ class TestFit:
 
     def test_one_process_at_a_time(self, tmp_path):
         def second(record):
-            with pytest.raises(ValueError, match="another process trains in"):
+            with pytest.raises(ValueError, match="another process is training in"):
                 _fit(tmp_path)
 
         whole = _fit(tmp_path, num_steps=10, report=second)
@@ -416,7 +416,7 @@ class TestFit:
                 "`validate_every` must be a multiple of `log_every`",
             ),
             ({"patience": 0}, "`patience` must be an int >= 1, got 0"),
-            ({"patience": 2, "validate": None}, "`patience` needs `validate`"),
+            ({"patience": 2, "validate": None}, "`patience` requires `validate`"),
         ],
     )
     def test_bad_counts_are_named(self, options, message):
@@ -447,7 +447,7 @@ class TestDamage:
             inner_tx=optax.sgd(0.1),
             inner_steps=1,
         )
-        with pytest.raises(ValueError, match="damaged or of another model"):
+        with pytest.raises(ValueError, match="damaged or from another"):
             jm.training.fit(
                 _train_step(other),
                 num_steps=40,
@@ -496,14 +496,14 @@ class TestDamage:
             check=True,
         )
         assert "could not be written" in done.stdout or "cannot be" in done.stdout
-        assert "same command again" in done.stdout
+        assert "command to resume" in done.stdout
         resumed, whole = _fit(saved), _fit(tmp_path / "run")
         chex.assert_trees_all_equal(resumed.state, whole.state)
         assert _records(saved) == _records(tmp_path / "run")
 
     def test_save_overwrites_nothing(self, tmp_path):
         jm.training.save(tmp_path / "saved", {"w": jnp.ones(2)})
-        with pytest.raises(ValueError, match="`path` exists already"):
+        with pytest.raises(ValueError, match="`path` already exists"):
             jm.training.save(tmp_path / "saved", {"w": jnp.zeros(2)})
         kept = jm.training.load(tmp_path / "saved", like={"w": jnp.zeros(2)})
         np.testing.assert_array_equal(kept["w"], 1.0)
@@ -516,7 +516,7 @@ class TestDamage:
         np.testing.assert_array_equal(kept["w"], 2.0)
         assert [p.name for p in tmp_path.iterdir()] == ["saved"]
         (tmp_path / "mine").mkdir()
-        with pytest.raises(ValueError, match="`path` is not what `save` writes"):
+        with pytest.raises(ValueError, match="`path` was not written by `save`"):
             jm.training.save(tmp_path / "mine", {"w": jnp.ones(2)}, overwrite=True)
 
     def test_load_names_what_is_not_there(self, tmp_path):
@@ -525,7 +525,7 @@ class TestDamage:
 
     def test_load_refuses_other_shapes(self, tmp_path):
         jm.training.save(tmp_path / "saved", {"w": jnp.ones(2)})
-        with pytest.raises(ValueError, match="damaged or of another model"):
+        with pytest.raises(ValueError, match="damaged or from another"):
             jm.training.load(tmp_path / "saved", like={"w": jnp.zeros(3)})
 
     @pytest.mark.parametrize(
