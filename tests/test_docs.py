@@ -162,7 +162,9 @@ def _check_pages(site):
         "choosing": "choose it for",
         "results": "97.65 ± 0.05 %",
         "command_line": "--coordinator",
-        "benchmarks": "matrix product",
+        "benchmarks": 'href="benchmarks/meta_step.html"',
+        "benchmarks/meta_step": "matrix product",
+        "benchmarks/inner_memory": "_images/inner_memory.png",
         "notebooks/01_quickstart": "One wave, step by step",
     }.items():
         assert text in (site / f"{page}.html").read_text(), page
