@@ -20,7 +20,7 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "learner_costs.json"
 
 
 def learners(filters: int = 64) -> dict[str, Any]:
-    """Name -> learner, in the order of README's table."""
+    """Name -> learner, in the order of the table in docs."""
     import optax
 
     import jaxmeta as jm

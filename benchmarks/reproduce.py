@@ -4,8 +4,8 @@
     python -m benchmarks.reproduce maml-omniglot-5w1s --data-dir DIR
     python -m benchmarks.reproduce --table
 
-Interrupted runs resume. The last form prints the table of benchmarks/README.md from
-the JSON files in benchmarks/results.
+Interrupted runs resume. The last form prints the table of docs/benchmarks/reproduce.md
+from the JSON files in benchmarks/results.
 """
 
 import argparse

@@ -276,9 +276,9 @@ Published numbers, what others got when they ran the papers' code again (as they
 in issues and READMEs), and ours. Minutes are of meta-training on one CPU core. ± is the
 95 % interval over test tasks, the mean over seeds where there are several. Accuracies
 on Omniglot are transductive (a set is normalised by its own batch), as most published
-ones; [Benchmarks](benchmarks.md) has the inductive numbers, every protocol (split,
-rotations, queries, seeds), and what explains results that we do not match. `jaxmeta
-train RECIPE` repeats a run.
+ones; [Reproduced numbers](benchmarks/reproduce.md) has the inductive numbers, every
+protocol (split, rotations, queries, seeds), and what explains results that we do not
+match. `jaxmeta train RECIPE` repeats a run.
 
 | algorithm | experiment | published | reruns | ours |
 |---|---|---|---|---|

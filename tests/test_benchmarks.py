@@ -6,9 +6,10 @@ import pathlib
 import jax
 import pytest
 
-from benchmarks import inner_memory, run
+from benchmarks import inner_memory, reproduce, run
 
 RESULTS = pathlib.Path(run.__file__).parent / "results"
+PAGES = RESULTS.parents[1] / "docs" / "benchmarks"
 
 
 def test_the_table_has_the_figures_of_all_parts():
@@ -23,6 +24,11 @@ def test_the_table_has_the_figures_of_all_parts():
     ratio = f"time {exact['ms'] / first['ms']:.2f}"
     assert f"| exact MAML over first order, 5 steps | {ratio}" in table
     assert "2 cores against one" in table and "environment steps a second" in table
+
+
+def test_reproduced_numbers_are_those_of_the_results():
+    """If this fails: put in what `python -m benchmarks.reproduce --table` prints."""
+    assert reproduce.table() in (PAGES / "reproduce.md").read_text()
 
 
 def test_a_part_runs_in_a_process_of_its_own(tmp_path, monkeypatch, capfd):

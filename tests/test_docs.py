@@ -71,12 +71,30 @@ def _of_getting_started(names):
     assert (updates != 0).all()
 
 
+def _of_your_own_classifier(names):
+    inputs, labels = names["inputs"], names["labels"]
+    for outputs in (
+        names["model"].apply(names["params"], inputs),
+        names["net"](inputs),
+        names["state"].apply_fn({"params": names["state"].params}, inputs),
+        jax.vmap(names["mlp"])(inputs),
+    ):
+        assert (outputs.argmax(-1) == labels).mean() > 0.98
+    start = names["model"].init(names["key"], inputs[:1])["params"]
+    head_only = names["head_only"]["params"]
+    for name, moves in {"Dense_0": False, "Dense_1": True}.items():
+        same = (head_only[name]["kernel"] == start[name]["kernel"]).all()
+        assert same != moves
+    assert all((u != 0).any() for u in jax.tree.leaves(names["updates"]))
+
+
 # What the names that a page leaves behind must be.
 LEFT = {
     "data": _of_data,
     "debugging": _of_debugging,
     "getting_started": _of_getting_started,
     "policies": _of_policies,
+    "your_own_classifier": _of_your_own_classifier,
 }
 
 
@@ -162,7 +180,9 @@ def _check_pages(site):
         "choosing": "choose it for",
         "results": "97.65 ± 0.05 %",
         "command_line": "--coordinator",
-        "benchmarks": "matrix product",
+        "benchmarks": 'href="benchmarks/meta_step.html"',
+        "benchmarks/meta_step": "matrix product",
+        "benchmarks/inner_memory": "_images/inner_memory.png",
         "notebooks/01_quickstart": "One wave, step by step",
     }.items():
         assert text in (site / f"{page}.html").read_text(), page
