@@ -1,4 +1,4 @@
-"""`python -m jaxmeta` is the command line."""
+"""Runs the command line: `python -m jaxmeta`."""
 
 import sys
 

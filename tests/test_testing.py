@@ -61,7 +61,7 @@ BROKEN = {
     ),
     "loss": (_of_two_losses, "`info.loss` must be a scalar"),
     "extra": (_takes_no_extra, "must accept and ignore any"),
-    "outside": (_depends_on_the_outside, "must be"),
+    "outside": (_depends_on_the_outside, "must equal"),
 }
 
 

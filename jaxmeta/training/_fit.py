@@ -57,7 +57,7 @@ def fit(
       key: determines all randomness.
       directory: folder of the run; None saves nothing. Processes that train together
         (`jax.distributed`) share it: all save their part, the first writes metrics.
-      log_every: meta-steps per record and dispatch.
+      log_every: makes a record, with one dispatch, every this many meta-steps.
       validate: `(meta_params) -> metrics`, floats; `loss` determines the best state.
       validate_every: meta-steps between validations, each followed by a checkpoint; a
         multiple of `log_every`.

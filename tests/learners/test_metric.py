@@ -194,7 +194,7 @@ def test_targets_that_are_not_one_hot_are_named(name, key):
 def test_other_classes_in_the_query_are_named(key):
     learner, task = METRIC_LEARNERS["prototypical"](), vector_task(key)
     wrong = task._replace(query=vector_task(key, ways=4).query)
-    with pytest.raises(ValueError, match="targets of 3 and 4 ways"):
+    with pytest.raises(ValueError, match="targets with 3 and 4 ways"):
         learner.meta_grad(key, learner.init(key, task), wrong)
 
 

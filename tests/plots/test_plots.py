@@ -109,7 +109,7 @@ def test_learning_curve_without_records_says_so(records):
 
 
 def test_learning_curve_names_the_metrics_there_are():
-    with pytest.raises(ValueError, match=r"'acuracy' .*\['loss', 'step'\]"):
+    with pytest.raises(ValueError, match=r"'acuracy'.*\['loss', 'step'\]"):
         plots.learning_curve([{"step": 1, "loss": 1.0}], metric="acuracy")
 
 
