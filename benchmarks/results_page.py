@@ -143,7 +143,7 @@ def zero_shot(learner: str) -> Callable[[], str]:
 
 PAPERS = {
     "maml": "[Finn et al. 2017](https://arxiv.org/abs/1703.03400)",
-    "maml(first_order=True)": "[Nichol et al. 2018](https://arxiv.org/abs/1803.02999)",
+    "maml, first order": "[Nichol et al. 2018](https://arxiv.org/abs/1803.02999)",
     "reptile": "[Nichol et al. 2018](https://arxiv.org/abs/1803.02999)",
     "meta_sgd": "[Li et al. 2017](https://arxiv.org/abs/1707.09835)",
     "anil": "[Raghu et al. 2020](https://arxiv.org/abs/1909.09157)",
@@ -184,9 +184,9 @@ ROWS = [
         "91.6, about 90 %"),
     Row("maml", "sinusoid, 5 shots, squared error after 1 / 5 / 10 steps",
         "0.67 / 0.38 / 0.35", errors("maml-sinusoid")),
-    Row("maml(first_order=True)", _5W1S, "98.3 ± 0.5 %",
+    Row("maml, first order", _5W1S, "98.3 ± 0.5 %",
         accuracy("fomaml-omniglot-5w1s"), "", True),
-    Row("maml(first_order=True)", "sinusoid, as above", "–", errors("fomaml-sinusoid")),
+    Row("maml, first order", "sinusoid, as above", "–", errors("fomaml-sinusoid")),
     Row("reptile", _5W1S, "97.68 ± 0.04 %", accuracy("reptile-omniglot-5w1s"), "",
         True),
     Row("reptile", _20W1S, "89.43 ± 0.14 %", accuracy("reptile-omniglot-20w1s")),
@@ -290,11 +290,16 @@ def page() -> str:
     lines, last = [], None
     for row in ROWS:
         paper = PAPERS[row.algorithm]
-        name = f"`{row.algorithm}`, {paper}" if row.algorithm != last else ""
+        name = f"{_name(row)}, {paper}" if row.algorithm != last else ""
         last = row.algorithm
         cells = (name, row.experiment, row.published, row.reruns or "–", row.ours())
         lines.append(f"| {' | '.join(cells)} |")
     return PAGE + "\n".join(lines) + "\n"
+
+
+def _name(row: Row) -> str:
+    code, comma, rest = row.algorithm.partition(", ")
+    return f"`{code}`{comma}{rest}"
 
 
 def headlines() -> str:
@@ -302,7 +307,7 @@ def headlines() -> str:
     lines = ["| algorithm | experiment | published | ours |", "|---|---|---|---|"]
     for row in ROWS:
         if row.is_headline:
-            cells = (f"`{row.algorithm}`", row.experiment, row.published, row.ours())
+            cells = (_name(row), row.experiment, row.published, row.ours())
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
