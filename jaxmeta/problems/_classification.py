@@ -1,5 +1,6 @@
 """Training a classifier as a family of optimization problems."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,9 @@ def classification(
     Raises:
       ValueError: if there are no examples, or inputs and labels differ in number.
 
+    Warns:
+      UserWarning: if floating-point inputs exceed 100 in size, as raw pixels do.
+
     References:
       Andrychowicz et al., "Learning to learn by gradient descent by gradient descent",
       NeurIPS 2016, Section 3.2. https://arxiv.org/abs/1606.04474
@@ -57,6 +61,13 @@ def classification(
         raise ValueError(
             "`inputs` and `labels` must have the same, positive number of examples, "
             f"got shapes {inputs.shape} and {labels.shape}."
+        )
+    is_float = jnp.issubdtype(inputs.dtype, jnp.floating)
+    if is_float and (largest := float(jnp.max(jnp.abs(inputs)))) > 100:
+        warnings.warn(
+            f"`inputs` reach {largest:g}. Networks hardly train on such numbers: scale "
+            "them to about [-1, 1] or unit variance, or give pixels as uint8.",
+            stacklevel=2,
         )
     net = _model.normalize(model)
     # One example of zeros in the dtype the model will see, to initialise it.

@@ -196,3 +196,10 @@ def test_conv_net_agrees_with_flax(norm, key):
     x = nn.max_pool(nn.relu(x), (2, 2), (2, 2)).reshape(5, -1)
     expected = x @ own["Dense_0"]["kernel"] + own["Dense_0"]["bias"][None]
     np.testing.assert_allclose(model.apply(params, images), expected, atol=1e-4)
+
+
+def test_raw_pixels_as_floats_are_warned_of():
+    model, labels = jm.models.MLP([2]), np.zeros(3, int)
+    with pytest.warns(UserWarning, match=r"`inputs` reach 255\. .*uint8"):
+        jm.problems.classification(np.full((3, 4), 255.0), labels, model)
+    jm.problems.classification(np.full((3, 4), 255, np.uint8), labels, model)
