@@ -40,9 +40,7 @@ class _RunOptions:
     """How a run is trained, beside its recipe."""
 
     coordinator: str | None = None
-    """HOST:PORT of the first process, when several train together, on one machine or
-    on many that share the run folder; "auto" in a cluster environment (Slurm, GKE, TPU
-    pods)."""
+    """HOST:PORT of the first of several processes; "auto" on Slurm, GKE, TPU pods."""
     num_processes: int | None = None
     """How many train together."""
     process_id: int | None = None
@@ -101,8 +99,7 @@ class LakeArgs:
     run: _RunFolder
     """The run folder."""
     archive: pathlib.Path
-    """`all_runs.zip`, from python/one-shot-classification in brendenlake/omniglot on
-    GitHub, or made by `jaxmeta.tasks.make_lake_runs`."""
+    """`all_runs.zip` of brendenlake/omniglot, or made by `tasks.make_lake_runs`."""
 
 
 @dataclasses.dataclass(frozen=True)

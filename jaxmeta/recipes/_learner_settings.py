@@ -264,8 +264,7 @@ class PolicyMamlLearner(_Steps):
     std: float = 1.0
     """Initial standard deviation of the actions."""
     outer: Literal["ppo", "trpo", "gradient"] = "ppo"
-    """The outer update: clipped epochs by the outer optimizer, a trust region, or one
-    step by the outer optimizer."""
+    """The outer update: clipped epochs, a trust region, or one gradient step."""
     num_epochs: int = 5
     """PPO: epochs on the same episodes."""
     clip_ratio: float = 0.3

@@ -100,4 +100,5 @@ def _arguments(factory: Callable[..., Any]) -> dict[str, str]:
     # Math and cross-references as plain text; "Static." is for those who trace.
     plain = lambda text: re.sub(r":\w+:`\\?(.*?)`", r"\1", " ".join(text.split()))
     first = lambda text: re.split(r"(?<=[a-z0-9)])\. (?=[A-Z])", text)[0].rstrip(".")
-    return {e[1]: first(plain(e[2]).replace(" Static.", "")) + "." for e in entries}
+    found = {e[1]: first(plain(e[2]).replace(" Static.", "")) + "." for e in entries}
+    return {name: text[:1].upper() + text[1:] for name, text in found.items()}

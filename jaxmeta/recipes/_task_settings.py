@@ -74,8 +74,7 @@ class OmniglotTasks(_Classes):
     data_dir: pathlib.Path | None = None
     """Where tensorflow-datasets keeps its data; its own default when left out."""
     split: Literal["random", "vinyals", "lake"] = "random"
-    """Which characters are for training: 1,200 at random (MAML), by Vinyals' list, or
-    Lake's background alphabets."""
+    """Training characters: 1,200 random ones, Vinyals' list, or Lake's background."""
     ways: int = 5
     """Classes a task."""
     shots: int = 1
