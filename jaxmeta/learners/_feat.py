@@ -57,7 +57,7 @@ def feat(
       model: the embedding, anything with `init(key, inputs)` and
         `apply(params, inputs)`; its output is flattened to [N, D].
       num_heads: H. Static.
-      temperature: tau.
+      temperature: tau, which divides the distances.
       contrastive: lambda.
       contrastive_temperature: tau'.
       loss: `(logits [Q, W], targets [Q, W]) -> scalar`, a mean over Q.

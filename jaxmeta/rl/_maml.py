@@ -103,8 +103,8 @@ def maml(
         high if returns are far from zero. Static.
       first_order: treat the inner gradients as constants. Static.
       hvp: as in `jaxmeta.maml`. Static.
-      discount: gamma.
-      gae_lambda: lambda of generalised advantages.
+      discount: gamma, of later rewards.
+      gae_lambda: lambda of generalised advantage estimates.
       baseline: "linear" (Duan et al. 2016), or None. Static.
       standardize: shift and scale the advantages of a batch to mean 0 and variance 1.
         No effect on "dice", which uses raw rewards. Static.
