@@ -64,7 +64,7 @@ def test_data_of_a_problem_are_leaves_of_the_step(key):
 @pytest.mark.parametrize(
     ("inputs", "labels", "message"),
     [
-        (INPUTS[:0], LABELS[:0], "at least one"),
+        (INPUTS[:0], LABELS[:0], "the same, positive number"),
         (INPUTS, LABELS[:3], r"got shapes \(6, 2, 2, 1\) and \(3,\)"),
     ],
 )
