@@ -21,7 +21,7 @@ from jaxmeta.recipes import _learner_settings, _optimizer_settings, _task_settin
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """What every recipe has: how long it trains, and how."""
+    """Settings of meta-training that every recipe has."""
 
     summary: tyro.conf.Suppress[str]
     published: tyro.conf.Suppress[str]
@@ -29,13 +29,13 @@ class Training:
     protocol: tyro.conf.Suppress[str]
     """How ours is measured, and where that differs from the paper."""
     outer_optimizer: Literal["adam", "sgd"] = "adam"
-    """What updates the meta-parameters."""
+    """Optimizer of the meta-parameters."""
     outer_learning_rate: float = 1e-3
-    """Of that optimizer."""
+    """Its learning rate."""
     cosine: bool = False
-    """Let the outer learning rate fall to zero along a cosine."""
+    """Decay the outer learning rate to zero along a cosine."""
     clip: float | None = None
-    """Largest norm of a meta-gradient; larger ones are scaled down."""
+    """Clip meta-gradients to this norm."""
     steps: int = 10_000
     """Meta-steps."""
     log_every: int = 50
@@ -43,9 +43,9 @@ class Training:
     validate_every: int = 500
     """Meta-steps between validations and checkpoints; a multiple of --log-every."""
     patience: int | None = None
-    """Stop after this many validations in a row without a better loss."""
+    """Stop after this many validations without a lower loss."""
     seed: int = 0
-    """Decides everything random."""
+    """Seed of all randomness."""
 
     def check(self) -> None:
         """Raises ValueError for invalid settings."""
@@ -78,15 +78,15 @@ class Recipe(Training):
     model: _task_settings.ModelSettings
     learner: _learner_settings.AnyLearner
     num_tasks: int = 32
-    """Tasks a meta-step (the meta-batch)."""
+    """Tasks per meta-step (the meta-batch)."""
     tasks_per_chunk: int | None = None
-    """Tasks through `vmap` at once; by device and network when left out."""
+    """Tasks per `vmap`; None chooses by device and network."""
     validation_tasks: int = 200
-    """Tasks of a validation, the same ones every time."""
+    """Tasks per validation, always the same."""
     test_tasks: int = 1000
-    """Tasks of the test."""
+    """Tasks in the test."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """What the model computes in; meta-parameters stay as they are."""
+    """Type the model computes in; meta-parameters keep theirs."""
 
     def check(self) -> None:
         """Raises ValueError for invalid settings."""
@@ -129,7 +129,7 @@ class Recipe(Training):
     def make_estimator(
         self, learner: base.MetaLearner, sample_task: base.SampleTask, mesh: Mesh
     ) -> base.GradientEstimator:
-        """Builds what gives the meta-gradient over a batch of tasks."""
+        """Builds the estimator of the meta-gradient over a batch of tasks."""
         return self.learner.estimator(
             learner,
             sample_task,
@@ -148,18 +148,17 @@ class OptimizerRecipe(Training):
     optimizer: _optimizer_settings.Optimizer
     estimator: _optimizer_settings.Estimator
     validation_problems: int = 100
-    """Problems of a validation, the same ones every time."""
+    """Problems per validation, always the same."""
     test_problems: int = 1000
-    """Problems of the test."""
+    """Problems in the test."""
     test_steps: int = 100
-    """Updates of a run in validation and test."""
+    """Updates per run in validation and test."""
     problems_per_chunk: int | None = None
-    """Problems that a device validates or tests side by side; all when left out."""
+    """Problems a device validates or tests side by side; None is all."""
     curriculum: tuple[int, ...] = ()
-    """Horizons, each for an equal share of the meta-steps; none is --horizon all along.
-    """
+    """Horizons, each for an equal share of the meta-steps; none keeps --horizon."""
     imitation: float = 0.0
-    """Share of meta-steps that imitate Adam instead."""
+    """Share of meta-steps that imitate Adam."""
     teacher_rate: float = 0.01
     """Learning rate of that Adam."""
     scaling: float | None = None

@@ -12,7 +12,7 @@ from jaxmeta.recipes._settings import Settings, settings
 
 
 class Learner(Settings):
-    """What the settings of all learners have."""
+    """Interface that the settings of all learners share."""
 
     embeds: ClassVar[bool] = False  # takes a model without a head
     inner_steps = None  # a field, where there are some
@@ -26,11 +26,11 @@ class Learner(Settings):
         return self.build(model, **losses, **self.inner())
 
     def inner(self) -> dict[str, Any]:
-        """What the factory takes beside its options."""
+        """Arguments of the factory beside its options."""
         return {}
 
     def with_inner_steps(self, inner_steps: int | None) -> "Learner":
-        """The same with other inner steps, if it makes any; None changes nothing."""
+        """Replaces the inner steps, if there are any; None changes nothing."""
         if inner_steps is None or self.inner_steps is None:
             return self
         return dataclasses.replace(self, inner_steps=inner_steps)
@@ -40,7 +40,7 @@ class Learner(Settings):
         return outer_tx
 
     def probabilities(self, outputs: jax.Array) -> jax.Array:
-        """Of the classes, [N, W], from what the learner predicts."""
+        """Class probabilities [N, W] of the learner's predictions."""
         return jax.nn.softmax(outputs)
 
     def estimator(
@@ -50,7 +50,7 @@ class Learner(Settings):
         outer_tx: optax.GradientTransformation,
         **over: Any,
     ) -> base.GradientEstimator:
-        """What gives the meta-gradient; `outer_tx` is before `self.outer_tx`."""
+        """Builds the estimator; `outer_tx` is the one before `self.outer_tx`."""
         del outer_tx
         return estimators.over_tasks(learner, sample_task, **over)
 
@@ -63,7 +63,7 @@ class _Steps(Learner):
     inner_steps: int = 1
     """Inner steps in training."""
     test_inner_steps: int = 10
-    """Inner steps in validation and test; all before it are reported too."""
+    """Inner steps in validation and test; results after each are reported."""
 
     def inner(self):
         return {"inner_steps": self.inner_steps}
@@ -74,7 +74,7 @@ class _InnerLoop(_Steps):
     inner_learning_rate: float = 0.01
     """Learning rate of an inner step."""
     inner_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
-    """What makes an inner step."""
+    """Optimizer of the inner steps."""
 
     def inner(self):
         _checks.check_positive("inner_learning_rate", self.inner_learning_rate)
@@ -285,7 +285,7 @@ class PolicyMamlLearner(_Steps):
 
     @property
     def updates_per_step(self) -> int:
-        """By the outer optimizer: what its schedule counts."""
+        """Updates per meta-step, as the outer schedule counts them."""
         return self.num_epochs if self.outer == "ppo" else 1
 
     def estimator(self, learner: Any, sample_task, outer_tx, **over):

@@ -34,15 +34,15 @@ class MnistProblem(Settings):
     """Training small perceptrons on MNIST."""
 
     data_dir: pathlib.Path | None = None
-    """Where tensorflow-datasets keeps its data; its own default when left out."""
+    """Data directory of tensorflow-datasets; None is its own default."""
     units: int = 20
-    """Of a hidden layer."""
+    """Units per hidden layer."""
     layers: int = 1
-    """Hidden layers."""
+    """Number of hidden layers."""
     activation: Literal["sigmoid", "relu", "tanh"] = "sigmoid"
-    """After each hidden layer."""
+    """Activation after each hidden layer."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
 
     def splits(self) -> ProblemSplits:
         """Loads the images: one half of the training set to meta-train, one to test."""
@@ -69,11 +69,11 @@ class Cifar10Problem(Settings):
     """Training a small convolutional network on CIFAR-10, or on some of its classes."""
 
     data_dir: pathlib.Path | None = None
-    """Where tensorflow-datasets keeps its data; its own default when left out."""
+    """Data directory of tensorflow-datasets; None is its own default."""
     classes: tuple[int, ...] = tuple(range(10))
-    """Those to tell apart."""
+    """Classes to distinguish."""
     batch_size: int = 128
-    """Images a step."""
+    """Images per step."""
 
     def splits(self) -> ProblemSplits:
         """Loads the images: one half of the training set to meta-train, one to test."""
@@ -96,10 +96,10 @@ Problem: TypeAlias = QuadraticProblem | MnistProblem | Cifar10Problem
 
 @settings(optimizers.lstm, "hidden_size", "num_layers", "output_scale", "init_scale")
 class _Lstm(Settings):
-    """What LSTMs have, one or several."""
+    """Settings that one LSTM and several share."""
 
     p: float = 10.0
-    """Of the gradient's logarithm: gradients under exp(-p) count as small."""
+    """Range of the gradient's logarithm: those under exp(-p) count as small."""
 
 
 @settings()
@@ -109,7 +109,7 @@ class LstmOptimizer(_Lstm):
     num_averaged: int = 0
     """Global averaging cells of each layer."""
     preprocess: Literal["log", "scale"] = "log"
-    """What it sees of a gradient: logarithm and sign, or the gradient times --scale."""
+    """Input: the gradient's logarithm and sign, or the gradient times --scale."""
     scale: float = 1.0
     """Factor of the gradient."""
 

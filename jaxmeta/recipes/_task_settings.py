@@ -72,30 +72,29 @@ class OmniglotTasks(_Classes):
     """Handwritten characters of 50 alphabets, through tensorflow-datasets."""
 
     data_dir: pathlib.Path | None = None
-    """Where tensorflow-datasets keeps its data; its own default when left out."""
+    """Data directory of tensorflow-datasets; None is its own default."""
     split: Literal["random", "vinyals", "lake"] = "random"
     """Training characters: 1,200 random ones, Vinyals' list, or Lake's background."""
     ways: int = 5
-    """Classes a task."""
+    """Classes per task."""
     shots: int = 1
-    """Support examples a class."""
+    """Support examples per class."""
     queries: int = 1
-    """Query examples a class in training."""
+    """Query examples per class in training."""
     test_queries: int = 1
-    """Query examples a class in validation and test."""
+    """Query examples per class in validation and test."""
     train_ways: int | None = None
-    """Classes a task in training; as in the test when left out."""
+    """Classes per task in training; None is the number at test."""
     train_shots: int | None = None
-    """Support examples a class in training; as in the test when left out."""
+    """Support examples per class in training; None is the number at test."""
     within_alphabets: bool = False
-    """All characters of a task are of one alphabet, in training, validation and test.
-    """
+    """Draw all characters of a task from one alphabet, in every split."""
     affine: bool = False
     """Warp every image of the training tasks by a random affine map."""
     rotations: bool = True
-    """Characters turned by 90, 180 and 270 degrees are classes of their own."""
+    """Count characters rotated by 90, 180 and 270 degrees as separate classes."""
     test_rotations: bool = True
-    """The same in validation and test."""
+    """Likewise in validation and test."""
 
     def splits(self) -> TaskSplits:
         """Loads the images and builds the samplers."""
@@ -130,16 +129,16 @@ Tasks: TypeAlias = SinusoidTasks | GlyphTasks | OmniglotTasks
 
 
 class _Environments(Settings):
-    """Tasks of one environment, which learners are given in the place of a loss."""
+    """Tasks of one environment, which learners take instead of a loss."""
 
     @property
     def environment(self) -> rl.Environment:
-        """That of these settings."""
+        """The environment that these settings describe."""
         raise NotImplementedError
 
     @property
     def num_outputs(self) -> int:
-        """Actions, whose means are the outputs of the model."""
+        """Size of an action: the model outputs action means."""
         return self.environment.actions.size
 
     def splits(self) -> TaskSplits:
@@ -153,9 +152,9 @@ class NavigationTasks(_Environments):
     """Goals in the plane for a point that does not see them."""
 
     variant: Literal["released", "paper"] = "released"
-    """The rewards of MAML's released code, or of its paper."""
+    """Rewards of MAML's released code, or of its paper."""
     horizon: int = 100
-    """Time steps of an episode."""
+    """Time steps per episode."""
 
     @property
     def environment(self) -> rl.Environment:
@@ -170,11 +169,11 @@ class LocomotionTasks(_Environments):
     body: Literal["half-cheetah-direction", "half-cheetah-velocity", "ant-velocity"] = (
         "half-cheetah-direction"
     )
-    """What is to run, and what the task is."""
+    """Body, and what varies between tasks."""
     horizon: int = 200
-    """Time steps of an episode."""
+    """Time steps per episode."""
     backend: Literal["generalized", "positional", "spring"] = "generalized"
-    """Brax's physics: the most exact first, the fastest last."""
+    """Brax's physics, from most exact to fastest."""
 
     @property
     def environment(self) -> rl.Environment:
@@ -225,7 +224,7 @@ class FilmConv4Model(_Network):
 
 @settings(models.RelationEmbedding, "filters")
 class RelationModel(_Network):
-    """The embedding of relation networks, which keeps maps."""
+    """The embedding of relation networks: feature maps."""
 
     def make(self, num_outputs: int | None, statistics: Statistics) -> base.ModelLike:
         """Builds the model."""
