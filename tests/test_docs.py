@@ -134,6 +134,7 @@ def test_programs_of_the_migration_page_print_the_same(name):
     assert _run(f"{name}.py", python) == PRINTED
 
 
+@pytest.mark.slow
 def test_the_site_builds_and_is_complete(tmp_path):
     """One build: two workers would copy its sources at once."""
     pytest.importorskip("sphinx")

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 COMMAND = shlex.split(
     "train maml-sinusoid --steps 3000 --log-every 50 --validate-every 100 "
     "--num-tasks 2 --hidden 8 --validation-tasks 4 --test-tasks 4 --out"
@@ -25,6 +27,7 @@ def _records(out):
     return [{**json.loads(line), "seconds": None} for line in lines]
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_like_one_that_was_not(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert _start(whole).wait() == 0

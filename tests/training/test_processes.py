@@ -55,6 +55,7 @@ def _as_if_interrupted(out: pathlib.Path, steps):
     (out / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_one_goes_on(tmp_path):
     printed = _train(tmp_path / "two", 2, steps=5)
     assert "5 meta-steps in" in printed
