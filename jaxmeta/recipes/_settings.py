@@ -58,10 +58,11 @@ def settings(
         annotations = {}
         parameters = {} if factory is None else inspect.signature(factory).parameters
         help_of = {} if factory is None else _arguments(factory)
+        hints = {} if factory is None else typing.get_type_hints(factory)
         own = [name for name in (*options, *defaults) if name not in inherited]
         for name in own:
             default = defaults.get(name, parameters[name].default)
-            kind = _kind(typing.get_type_hints(factory)[name], default)
+            kind = _kind(hints[name], default)
             about = tyro.conf.arg(help=help_of[name])
             annotations[name] = Annotated[kind, about]
             setattr(cls, name, default)
