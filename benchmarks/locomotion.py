@@ -38,8 +38,7 @@ def run(body: str, args: argparse.Namespace, mesh) -> dict[str, Any]:
     )
     learner = recipe.make_learner()
     sample_task: Any = recipe.tasks.splits().train
-    estimator = recipe.make_estimator(learner, sample_task, mesh)
-    init, step = jm.training.make_train_step(estimator, recipe.make_outer_tx())
+    init, step = recipe.make_train_step(learner, sample_task, mesh)
     key, test_key = jax.random.split(jax.random.key(0))
 
     def test(meta_params):

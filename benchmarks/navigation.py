@@ -52,8 +52,7 @@ def run(settings: Any, seed: int, num_tests: int, share: float, mesh) -> dict[st
     learner = recipe.make_learner()
     env = recipe.tasks.environment
     sample_task: Any = env.sample_task
-    estimator = recipe.make_estimator(learner, sample_task, mesh)
-    train_step = jm.training.make_train_step(estimator, recipe.make_outer_tx())
+    train_step = recipe.make_train_step(learner, sample_task, mesh)
     num_steps = 0 if settings is None else max(1, round(share * recipe.steps))
     key, test_key = jax.random.split(jax.random.key(seed))
     start, records = time.perf_counter(), []

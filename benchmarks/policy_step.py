@@ -46,13 +46,12 @@ def make_train_step(outer: str, mesh) -> Any:
     )
     sample_task: Any = env.sample_task
     options = {"num_tasks": TASKS, "mesh": mesh}
-    estimator = {
+    return {
         "trpo": lambda: jm.rl.trpo(learner, sample_task, max_kl=0.01, **options),
         "ppo": lambda: jm.rl.ppo(
             learner, sample_task, outer_tx=optax.adam(1e-3), **options
         ),
     }[outer]()
-    return jm.training.make_train_step(estimator, optax.sgd(1.0))
 
 
 def ours(outer: str, rounds: int, mesh) -> dict[str, Any]:

@@ -381,3 +381,24 @@ class TrainState(NamedTuple):
     carry: PyTree  # the estimator's
     opt_state: optax.OptState
     key: jax.Array  # typed PRNG key
+
+
+class StepFn(Protocol):
+    """Makes one meta-step."""
+
+    def __call__(self, state: TrainState, **extra: Any) -> tuple[TrainState, Info]:
+        """Returns the next state and diagnostics."""
+        ...
+
+
+class TrainStep(NamedTuple):
+    """Initialisation and step of a training run; neither is jitted.
+
+    Attributes:
+      init: `(key) -> TrainState`.
+      step: `(state, **extra) -> (state, info)`, pure; a `jax.tree_util.Partial` whose
+        leaves are the data of what it trains on. `extra` is passed to the estimator.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    step: StepFn

@@ -102,10 +102,6 @@ class Recipe(Training):
                 f"{type(self.tasks).__name__}: policies are for environments."
             )
 
-    def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
-        """Builds the outer update."""
-        return self.learner.outer_tx(super().make_outer_tx(share))
-
     def make_learner(
         self,
         statistics: _task_settings.Statistics = "batch",
@@ -126,14 +122,14 @@ class Recipe(Training):
             return learner.make_policy(model, self.tasks.environment)
         return learner.make(model, self.tasks.loss)
 
-    def make_estimator(
+    def make_train_step(
         self, learner: base.MetaLearner, sample_task: base.SampleTask, mesh: Mesh
-    ) -> base.GradientEstimator:
-        """Builds the estimator of the meta-gradient over a batch of tasks."""
-        return self.learner.estimator(
+    ) -> base.TrainStep:
+        """Builds the meta-step over a batch of tasks."""
+        return self.learner.train_step(
             learner,
             sample_task,
-            super().make_outer_tx(self.learner.updates_per_step),
+            self.make_outer_tx(self.learner.updates_per_step),
             num_tasks=self.num_tasks,
             tasks_per_chunk=self.tasks_per_chunk,
             mesh=mesh,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, base, estimators, learners, optimizers, rl
+from jaxmeta import _checks, base, estimators, learners, optimizers, rl, training
 from jaxmeta.recipes._settings import Settings, settings
 
 
@@ -35,24 +35,20 @@ class Learner(Settings):
             return self
         return dataclasses.replace(self, inner_steps=inner_steps)
 
-    def outer_tx(self, outer_tx: optax.GradientTransformation):
-        """The outer update for all the meta-parameters."""
-        return outer_tx
-
     def probabilities(self, outputs: jax.Array) -> jax.Array:
         """Class probabilities [N, W] of the learner's predictions."""
         return jax.nn.softmax(outputs)
 
-    def estimator(
+    def train_step(
         self,
         learner: base.MetaLearner,
         sample_task: base.SampleTask,
         outer_tx: optax.GradientTransformation,
         **over: Any,
-    ) -> base.GradientEstimator:
-        """Builds the estimator; `outer_tx` is the one before `self.outer_tx`."""
-        del outer_tx
-        return estimators.over_tasks(learner, sample_task, **over)
+    ) -> base.TrainStep:
+        """Builds the meta-step over a batch of tasks."""
+        estimator = estimators.over_tasks(learner, sample_task, **over)
+        return training.make_train_step(estimator, outer_tx)
 
 
 # With an inner loop.
@@ -120,11 +116,11 @@ class ReptileLearner(_Steps):
         inner_tx = optax.adam(self.inner_learning_rate, b1=0.0)
         return {"inner_tx": inner_tx, "inner_steps": self.inner_steps}
 
-    def outer_tx(self, outer_tx):
+    def train_step(self, learner, sample_task, outer_tx, **over):
         """The kept state is the mean over the tasks."""
-        if not self.keep_inner_state:
-            return outer_tx
-        return learners.reptile_outer_tx(outer_tx)
+        if self.keep_inner_state:
+            outer_tx = learners.reptile_outer_tx(outer_tx)
+        return super().train_step(learner, sample_task, outer_tx, **over)
 
 
 @settings(learners.meta_sgd, test_inner_steps=1)
@@ -288,19 +284,15 @@ class PolicyMamlLearner(_Steps):
         """Updates per meta-step, as the outer schedule counts them."""
         return self.num_epochs if self.outer == "ppo" else 1
 
-    def estimator(self, learner: Any, sample_task, outer_tx, **over):
-        """Builds the estimator that the outer update requires."""
+    def train_step(self, learner: Any, sample_task, outer_tx, **over):
+        """The outer update chosen."""
         if self.outer == "trpo":
             return rl.trpo(learner, sample_task, max_kl=self.max_kl, **over)
         if self.outer == "ppo":
             over |= {"num_epochs": self.num_epochs, "kl_penalty": self.kl_penalty}
             clip = self.clip_ratio
             return rl.ppo(learner, sample_task, outer_tx=outer_tx, clip=clip, **over)
-        return super().estimator(learner, sample_task, outer_tx, **over)
-
-    def outer_tx(self, outer_tx):
-        """PPO and TRPO have made the update already."""
-        return outer_tx if self.outer == "gradient" else optax.sgd(1.0)
+        return super().train_step(learner, sample_task, outer_tx, **over)
 
 
 AnyLearner: TypeAlias = (

@@ -2,8 +2,8 @@
 
 A task is an environment's parameters. `maml` turns an `Environment` and a `Policy` into
 a learner like any other, for `estimators.over_tasks`, `training.make_train_step`,
-`training.evaluate` and `training.fit`. `ppo` and `trpo` are estimators that update on a
-batch of tasks; use them with `optax.sgd(1.0)`.
+`training.evaluate` and `training.fit`. `ppo` and `trpo` are meta-steps of their own, in
+place of `training.make_train_step`.
 
 Example:
   >>> import jax, optax, jaxmeta as jm

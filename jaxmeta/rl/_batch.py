@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
@@ -21,9 +22,21 @@ class TaskBatch(NamedTuple):
     tasks_per_chunk: int | None
     mesh: Mesh | None
 
-    def init(self, key: jax.Array) -> base.Params:
-        """Draws meta-parameters."""
-        return _task_axis.init_replicated(self.learner, self.sampler, key, self.mesh)
+    def init(
+        self, key: jax.Array, outer_tx: optax.GradientTransformation | None = None
+    ) -> base.TrainState:
+        """Starts a run."""
+        init_key, run_key = jax.random.split(key)
+        meta_params = _task_axis.init_replicated(
+            self.learner, self.sampler, init_key, self.mesh
+        )
+        return base.TrainState(
+            step=jnp.zeros((), jnp.int32),
+            meta_params=meta_params,
+            carry=None,
+            opt_state=() if outer_tx is None else outer_tx.init(meta_params),
+            key=run_key,
+        )
 
     def collect(
         self, sampler: Partial, key: jax.Array, meta_params: base.Params

@@ -41,7 +41,7 @@ def ppo(
     kl_penalty: float = 0.0,
     tasks_per_chunk: int | None = None,
     mesh: Mesh | None = None,
-) -> base.GradientEstimator:
+) -> base.TrainStep:
     r"""Updates several times on the episodes of one batch of tasks.
 
     Every epoch repeats the inner steps on the same episodes and follows the gradient,
@@ -59,8 +59,7 @@ def ppo(
       learner: from `jaxmeta.rl.maml`.
       sample_task: `(key) -> task`, the environment's.
       num_tasks: T, tasks per step. Static.
-      outer_tx: the update of an epoch, `optax.adam(1e-3)` in ProMP. Its state is the
-        estimator's carry.
+      outer_tx: the update of an epoch, `optax.adam(1e-3)` in ProMP.
       num_epochs: updates on the same episodes. Static.
       clip: epsilon.
       kl_penalty: eta; ProMP starts with 5e-4.
@@ -68,8 +67,7 @@ def ppo(
       mesh: likewise.
 
     Returns:
-      A `GradientEstimator` whose "gradient" is the old parameters minus the new ones:
-      use it with `optax.sgd(1.0)`.
+      `(init, step)`, like `jaxmeta.training.make_train_step`.
 
     Raises:
       ValueError: if `learner` is not a policy learner, a count is not a positive int, a
@@ -80,9 +78,8 @@ def ppo(
       >>> env = jm.rl.bandit(2, horizon=3)
       >>> learner = jm.rl.maml(env, jm.rl.categorical_policy(jm.models.MLP([2])),
       ...                      inner_tx=optax.sgd(1.0), num_episodes=4)
-      >>> estimator = ppo(learner, env.sample_task, num_tasks=3, num_epochs=2,
-      ...                 outer_tx=optax.adam(1e-2))
-      >>> init, step = jm.training.make_train_step(estimator, optax.sgd(1.0))
+      >>> init, step = ppo(learner, env.sample_task, num_tasks=3, num_epochs=2,
+      ...                  outer_tx=optax.adam(1e-2))
       >>> state, info = jax.jit(step)(init(jax.random.key(0)))
       >>> info.surrogates.shape
       (2,)
@@ -105,13 +102,10 @@ def ppo(
         (value, inner_kl), grads = objective(params, samples, clip, kl_penalty)
         return grads, value, inner_kl
 
-    def init(key):
-        meta_params = batch.init(key)
-        return meta_params, outer_tx.init(meta_params)
-
-    def estimate(sampler, key, meta_params, carry, **extra):
+    def step(sampler, state, **extra):
         del extra
-        samples, info = batch.collect(sampler, key, meta_params)
+        next_key, step_key = jax.random.split(state.key)
+        samples, info = batch.collect(sampler, step_key, state.meta_params)
 
         def epoch(carry, _):
             params, opt_state = carry
@@ -122,13 +116,15 @@ def ppo(
             params = optax.apply_updates(params, updates)
             return (params, opt_state), (is_valid, value, inner_kl)
 
-        start = (meta_params, carry)
-        (params, carry), (is_valid, *found) = jax.lax.scan(
+        start = (state.meta_params, state.opt_state)
+        (params, opt_state), (is_valid, *found) = jax.lax.scan(
             epoch, start, length=num_epochs
         )
         info = info._replace(is_valid=jnp.all(is_valid, 0))
-        # theta - theta': an outer `optax.sgd(1.0)` then lands on the new parameters.
-        difference = jax.tree.map(jnp.subtract, meta_params, params)
-        return difference, carry, PpoInfo(*info, *found)
+        state = state._replace(
+            step=state.step + 1, meta_params=params, opt_state=opt_state, key=next_key
+        )
+        return state, PpoInfo(*info, *found)
 
-    return base.GradientEstimator(init, Partial(estimate, sampler))
+    init = lambda key: batch.init(key, outer_tx)
+    return base.TrainStep(init, Partial(step, sampler))

@@ -44,7 +44,7 @@ def trpo(
     shrink: float = 0.8,
     tasks_per_chunk: int | None = None,
     mesh: Mesh | None = None,
-) -> base.GradientEstimator:
+) -> base.TrainStep:
     r"""Follows the natural meta-gradient as far as a trust region allows.
 
     With the surrogate loss :math:`L` and the mean KL divergence :math:`D` of the
@@ -73,8 +73,7 @@ def trpo(
       mesh: likewise.
 
     Returns:
-      A `GradientEstimator` whose "gradient" is the old parameters minus the new ones:
-      use it with `optax.sgd(1.0)`.
+      `(init, step)`, like `jaxmeta.training.make_train_step`.
 
     Raises:
       ValueError: if `learner` is not a policy learner, a count is not a positive int, a
@@ -85,8 +84,7 @@ def trpo(
       >>> env = jm.rl.bandit(2, horizon=3)
       >>> learner = jm.rl.maml(env, jm.rl.categorical_policy(jm.models.MLP([2])),
       ...                      inner_tx=optax.sgd(1.0), num_episodes=4)
-      >>> estimator = trpo(learner, env.sample_task, num_tasks=3, max_kl=0.01)
-      >>> init, step = jm.training.make_train_step(estimator, optax.sgd(1.0))
+      >>> init, step = trpo(learner, env.sample_task, num_tasks=3, max_kl=0.01)
       >>> state, info = jax.jit(step)(init(jax.random.key(0)))
       >>> bool(info.kl <= 0.01)
       True
@@ -107,9 +105,11 @@ def trpo(
     )
     loop = learner.loop
 
-    def estimate(sampler, key, meta_params, carry, **extra):
+    def step(sampler, state, **extra):
         del extra
-        samples, info = batch.collect(sampler, key, meta_params)
+        next_key, step_key = jax.random.split(state.key)
+        meta_params = state.meta_params
+        samples, info = batch.collect(sampler, step_key, meta_params)
         loss_and_grad = jax.value_and_grad(lambda *args: loop.loss(*args)[0])
         (before, grads), is_valid = batch.mean(loss_and_grad, meta_params, samples)
         samples = samples._replace(is_valid=is_valid)
@@ -138,12 +138,11 @@ def trpo(
         scale = jnp.sqrt(2 * max_kl / jnp.where(is_down, length, 1))
         direction = optax.tree.scale(jnp.where(is_down, scale, 0), solution)
         found = _line_search(evaluate, meta_params, direction, shrink, max_shrinks)
-        difference, accepted, improvement, kl, shrinks = found
-        return difference, carry, TrpoInfo(*info, accepted, kl, improvement, shrinks)
+        params, *found = found
+        state = state._replace(step=state.step + 1, meta_params=params, key=next_key)
+        return state, TrpoInfo(*info, *found)
 
-    return base.GradientEstimator(
-        lambda key: (batch.init(key), None), Partial(estimate, sampler)
-    )
+    return base.TrainStep(batch.init, Partial(step, sampler))
 
 
 def _line_search(evaluate, params, direction, shrink, max_shrinks):
@@ -157,8 +156,8 @@ def _line_search(evaluate, params, direction, shrink, max_shrinks):
       max_shrinks: the largest j.
 
     Returns:
-      The negative step, zero if none is accepted; whether one is; its improvement and
-      KL divergence, zero if not; and j.
+      The new parameters, the old ones if none is accepted; whether one is; its KL
+      divergence and improvement, zero if not; and j.
     """
 
     def candidate(shrinks):
@@ -183,5 +182,7 @@ def _line_search(evaluate, params, direction, shrink, max_shrinks):
         lambda state: ~state[1] & (state[0] < max_shrinks), attempt, start
     )
     kept = lambda x: jnp.where(accepted, x, jnp.zeros_like(x))
-    difference = jax.tree.map(lambda p, c: kept(p - c), params, candidate(shrinks))
-    return difference, accepted, kept(improvement), kept(kl), shrinks
+    params = jax.tree.map(
+        lambda p, c: jnp.where(accepted, c, p), params, candidate(shrinks)
+    )
+    return params, accepted, kept(kl), kept(improvement), shrinks

@@ -12,8 +12,7 @@ def build(recipe: recipes.Recipe) -> _parts.Parts:
     learner = recipe.make_learner()
     splits = recipe.tasks.splits()
     mesh = _parts.mesh_for(recipe.num_tasks, recipe.tasks_per_chunk)
-    estimator = recipe.make_estimator(learner, splits.train, mesh)
-    train_step = training.make_train_step(estimator, recipe.make_outer_tx())
+    train_step = recipe.make_train_step(learner, splits.train, mesh)
     train_key, validation_key, test_key = jax.random.split(
         jax.random.key(recipe.seed), 3
     )

@@ -1,5 +1,6 @@
 """Meta-training and evaluation."""
 
+from jaxmeta.base import TrainStep
 from jaxmeta.training._checkpoint import (
     Checkpoints,
     load,
@@ -30,11 +31,7 @@ from jaxmeta.training._responses import (
     update_responses,
 )
 from jaxmeta.training._run_files import read_metrics
-from jaxmeta.training._step import (
-    TrainStep,
-    alternate,
-    make_train_step,
-)
+from jaxmeta.training._step import alternate, make_train_step
 from jaxmeta.training._tensorboard import tensorboard
 
 __all__ = [

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import _checks, base
-from jaxmeta.training import _run_files, _step, _streamed_steps
+from jaxmeta.training import _run_files, _streamed_steps
 
 Validate = Callable[[base.Params], Mapping[str, float]]
 Report = Callable[[Mapping[str, Any]], None]
@@ -30,7 +30,7 @@ class DivergedError(RuntimeError):
 
 
 def fit(
-    train_step: _step.TrainStep,
+    train_step: base.TrainStep,
     *,
     num_steps: int,
     key: jax.Array,

@@ -1,7 +1,7 @@
 """One meta-training step with any estimator."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,35 +13,12 @@ from jax.tree_util import Partial
 from jaxmeta import _pytrees, base
 
 
-class StepFn(Protocol):
-    """Makes one meta-step."""
-
-    def __call__(
-        self, state: base.TrainState, **extra: Any
-    ) -> tuple[base.TrainState, base.Info]:
-        """Returns the next state and diagnostics."""
-        ...
-
-
-class TrainStep(NamedTuple):
-    """Initialisation and step of a training run.
-
-    Attributes:
-      init: `(key) -> TrainState`.
-      step: `(state, **extra) -> (state, info)`, pure; a `jax.tree_util.Partial` whose
-        leaves are the estimator's data. `extra` is passed to the estimator.
-    """
-
-    init: Callable[[jax.Array], base.TrainState]
-    step: StepFn
-
-
 def make_train_step(
     estimator: base.GradientEstimator,
     outer_tx: optax.GradientTransformation,
     *,
     shardings: Callable[[base.Params], Any] | None = None,
-) -> TrainStep:
+) -> base.TrainStep:
     """Returns `(init, step)`: an estimator's gradients through any optax chain.
 
     Neither is jitted: wrap them in `jax.jit`, `jax.lax.scan` (many meta-steps per
@@ -123,13 +100,13 @@ def make_train_step(
         )
         return place(state), info
 
-    return TrainStep(init, Partial(step, _pytrees.as_partial(estimator.estimate)))
+    return base.TrainStep(init, Partial(step, _pytrees.as_partial(estimator.estimate)))
 
 
 def alternate(
     sources: Sequence[tuple[base.GradientEstimator, optax.GradientTransformation]],
     probabilities: Sequence[float],
-) -> TrainStep:
+) -> base.TrainStep:
     """Returns `(init, step)`: each step uses one of several estimators at random.
 
     Each has an outer update with its own state, since their losses differ: for example
@@ -200,4 +177,4 @@ def alternate(
         state, info = jax.lax.switch(chosen, [*map(follow, range(len(parts)))], state)
         return state._replace(key=next_key), info
 
-    return TrainStep(init, Partial(step, [part.step for part in steps]))
+    return base.TrainStep(init, Partial(step, [part.step for part in steps]))

@@ -22,10 +22,11 @@ def test_adapted_policies_predict_distributions(key):
     chex.assert_shape(tuple(info), [(1,)] * 3)
 
 
-def _estimators(env, learner, **options):
+def _train_steps(env, learner, **options):
     options = {"num_tasks": 4} | options
+    over_tasks = jm.estimators.over_tasks(learner, env.sample_task, **options)
     return {
-        "over_tasks": jm.estimators.over_tasks(learner, env.sample_task, **options),
+        "over_tasks": jm.training.make_train_step(over_tasks, optax.sgd(1.0)),
         "ppo": rl.ppo(
             learner,
             env.sample_task,
@@ -45,8 +46,7 @@ def test_a_step_is_the_same_on_several_devices_and_in_chunks(name, key):
         mesh = jm.training.task_mesh(jax.devices()[:2])
         for options in ({}, {"mesh": mesh, "tasks_per_chunk": 1}):
             env, learner = tabular_learner()
-            estimator = _estimators(env, learner, **options)[name]
-            init, step = jm.training.make_train_step(estimator, optax.sgd(1.0))
+            init, step = _train_steps(env, learner, **options)[name]
             state = jax.jit(init)(key)
             after, info = jax.jit(step)(state)
             chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
@@ -59,38 +59,42 @@ def test_a_step_is_the_same_on_several_devices_and_in_chunks(name, key):
 def test_one_epoch_of_ppo_is_a_step_on_the_meta_gradient(key):
     """Without a penalty the first epoch's ratio is 1 and nothing is clipped."""
     env, learner = tabular_learner()
-    estimators = _estimators(env, learner)
     plain = rl.ppo(
         learner, env.sample_task, num_tasks=4, num_epochs=1, outer_tx=optax.sgd(1.0)
     )
-    meta_params, carry = plain.init(key)
-    moved, _, _ = jax.jit(plain.estimate)(key, meta_params, carry)
-    grads, _, _ = jax.jit(estimators["over_tasks"].estimate)(key, meta_params, None)
-    chex.assert_trees_all_close(moved, grads, rtol=1e-4, atol=1e-6)
+    states = [
+        jax.jit(step)(init(key))[0]
+        for init, step in (plain, _train_steps(env, learner)["over_tasks"])
+    ]
+    chex.assert_trees_all_equal(states[0].key, states[1].key)
+    params = [state.meta_params for state in states]
+    chex.assert_trees_all_close(*params, rtol=1e-4, atol=1e-6)
+    moved = optax.tree.sub(params[0], plain.init(key).meta_params)
+    assert optax.tree.norm(moved) > 1e-3
 
 
 @pytest.mark.parametrize("max_kl", [1e-4, 1e-2])
 def test_trpo_stays_in_its_trust_region_and_reaches_for_its_edge(max_kl, key):
     with jax.enable_x64(True):
         env, learner = tabular_learner(num_episodes=50)
-        estimator = rl.trpo(
+        init, step = rl.trpo(
             learner, env.sample_task, num_tasks=4, max_kl=max_kl, cg_steps=6
         )
-        meta_params, carry = estimator.init(key)
-        difference, _, info = jax.jit(estimator.estimate)(key, meta_params, carry)
+        state = init(key)
+        meta_params = state.meta_params
+        after, info = jax.jit(step)(state)
         assert info.accepted and info.improvement > 0
         assert max_kl / 4 < info.kl <= max_kl
 
         # The same surrogate and divergence, computed beside it.
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(jax.random.split(state.key)[1], 4)
 
         def collect(key):
             task_key, key = jax.random.split(key)
             return learner.loop.collect(key, meta_params, env.sample_task(task_key))[0]
 
         samples = jax.jit(jax.vmap(collect))(keys)
-        after = jax.tree.map(jnp.subtract, meta_params, difference)
-        kls = jax.jit(jax.vmap(learner.loop.kl, (None, 0)))(after, samples)
+        kls = jax.jit(jax.vmap(learner.loop.kl, (None, 0)))(after.meta_params, samples)
         np.testing.assert_allclose(kls.mean(), info.kl, rtol=1e-6)
 
 
@@ -134,13 +138,14 @@ def test_a_task_with_nan_rewards_is_left_out_and_counted(name, key, x64):
     policy = rl.gaussian_policy(jm.models.MLP([4, 2]))
     options = {"inner_tx": optax.sgd(0.1), "num_episodes": 2}
     good, bad = (rl.maml(e, policy, **options) for e in (env, _with_nan(env)))
-    keys = jax.random.split(key, 8)
+    init, step = _train_steps(_with_nan(env), bad, num_tasks=8)[name]
+    state = init(key)
+    keys = jax.random.split(jax.random.split(state.key)[1], 8)
     goals = jax.vmap(lambda k: env.sample_task(jax.random.split(k)[0]))(keys)
     num_bad = int((goals[:, 0] < 0).sum())
     assert 0 < num_bad < 8
-    estimator = _estimators(_with_nan(env), bad, num_tasks=8)[name]
-    meta_params, carry = estimator.init(key)
-    difference, _, info = jax.jit(estimator.estimate)(key, meta_params, carry)
+    after, info = jax.jit(step)(state)
+    difference = optax.tree.sub(state.meta_params, after.meta_params)
     chex.assert_tree_all_finite(difference)
     assert optax.tree.norm(difference) > 0
     assert int((~info.is_valid).sum()) == num_bad
@@ -148,7 +153,7 @@ def test_a_task_with_nan_rewards_is_left_out_and_counted(name, key, x64):
 
         def meta_grad(key):
             task_key, key = jax.random.split(key)
-            return good.meta_grad(key, meta_params, env.sample_task(task_key))[0]
+            return good.meta_grad(key, state.meta_params, env.sample_task(task_key))[0]
 
         each = jax.jit(jax.vmap(meta_grad))(keys)
         kept = np.asarray(goals[:, 0] >= 0)
@@ -168,10 +173,12 @@ def test_a_task_whose_gradient_is_not_finite_is_left_out_and_counted(name, key):
 
     learner = rl.maml(env, policy, inner_tx=optax.adam(0.1), num_episodes=8)
     env = env._replace(sample_task=sample_task)
-    estimator = _estimators(env, learner, num_tasks=8)[name]
-    meta_params, carry = estimator.init(key)
-    difference, _, info = jax.jit(estimator.estimate)(key, meta_params, carry)
-    task_keys = jax.vmap(lambda k: jax.random.split(k)[0])(jax.random.split(key, 8))
+    init, step = _train_steps(env, learner, num_tasks=8)[name]
+    state = init(key)
+    after, info = jax.jit(step)(state)
+    difference = optax.tree.sub(state.meta_params, after.meta_params)
+    keys = jax.random.split(jax.random.split(state.key)[1], 8)
+    task_keys = jax.vmap(lambda k: jax.random.split(k)[0])(keys)
     expected = jax.vmap(sample_task)(task_keys)[:, 0] == 0
     assert 0 < expected.sum() < 8
     np.testing.assert_array_equal(~info.is_valid, expected)
@@ -188,8 +195,7 @@ def test_trpo_updates_parameters_of_half_precision(key):
     model = jm.Model(init, lambda w, x: (x @ w).astype(jnp.float32))
     policy = rl.categorical_policy(model)
     learner = rl.maml(env, policy, inner_tx=optax.sgd(0.5), num_episodes=8)
-    estimator = rl.trpo(learner, env.sample_task, num_tasks=4, max_kl=0.05)
-    init, step = jm.training.make_train_step(estimator, optax.sgd(1.0))
+    init, step = rl.trpo(learner, env.sample_task, num_tasks=4, max_kl=0.05)
     state = jax.jit(init)(key)
     after, info = jax.jit(step)(state)
     assert after.meta_params.dtype == jnp.bfloat16
