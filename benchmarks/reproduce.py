@@ -49,7 +49,7 @@ def reproduce(name, seeds, folder, data_dir, overrides):
     result = {
         "recipe": name,
         "published": recipes.RECIPES[name].published,
-        "protocol": recipes.RECIPES[name].protocol,
+        "protocol": recipes.RECIPES[name].describe_protocol(),
         "environment": _timing.environment(),
         "runs": summaries,
     }

@@ -63,13 +63,6 @@ from jaxmeta.base import (
     TrainState as TrainState,
 )
 from jaxmeta.learners import (
-    CaviaParams as CaviaParams,
-    ImplicitInfo as ImplicitInfo,
-    MamlParams as MamlParams,
-    MamlPlusPlusParams as MamlPlusPlusParams,
-    MetricParams as MetricParams,
-    ProtoMamlParams as ProtoMamlParams,
-    ReptileParams as ReptileParams,
     anil as anil,
     boil as boil,
     cavia as cavia,

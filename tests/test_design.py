@@ -103,7 +103,7 @@ def test_d_learned_rules_inside(key):
     ):
         task = jm.tasks.sinusoid()(key)
         meta_params = learner.init(key, task)
-        assert isinstance(meta_params, jm.MamlParams)
+        assert isinstance(meta_params, jm.learners.MamlParams)
         grads, _ = jax.jit(learner.meta_grad)(key, meta_params, task)
         assert np.isfinite(optax.tree.norm(grads))
         assert optax.tree.norm(grads.theta) > 0

@@ -1,4 +1,8 @@
-"""Meta-learners: each factory returns a `jaxmeta.MetaLearner`."""
+"""Meta-learners: each factory returns a `jaxmeta.MetaLearner`.
+
+The factories are at the top level too (`jaxmeta.maml`); the types of what they learn
+(`MamlParams`, ...) are here.
+"""
 
 from jaxmeta.learners._anil import anil
 from jaxmeta.learners._boil import boil
@@ -10,11 +14,11 @@ from jaxmeta.learners._maml_plus_plus import (
     MamlPlusPlusParams,
     maml_plus_plus,
 )
-from jaxmeta.learners._matching import matching
+from jaxmeta.learners._matching import LstmParams, MatchingParams, matching
 from jaxmeta.learners._meta_curvature import meta_curvature
 from jaxmeta.learners._meta_lstm import meta_lstm
 from jaxmeta.learners._meta_sgd import meta_sgd
-from jaxmeta.learners._metric import MetricParams
+from jaxmeta.learners._metric import MetricParams, MetricTaskParams
 from jaxmeta.learners._proto_maml import (
     ProtoMamlParams,
     proto_maml,
@@ -41,9 +45,12 @@ __all__ = [
     "CaviaParams",
     "FeatParams",
     "ImplicitInfo",
+    "LstmParams",
     "MamlParams",
     "MamlPlusPlusParams",
+    "MatchingParams",
     "MetricParams",
+    "MetricTaskParams",
     "ProtoMamlParams",
     "ReptileParams",
     "RidgeParams",

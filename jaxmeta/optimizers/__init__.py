@@ -33,17 +33,11 @@ from jaxmeta.optimizers._preprocess import (
     log_gradient,
     scaled_gradient,
 )
+from jaxmeta.optimizers._pretrained import Pretrained, load_pretrained, pretrained
 from jaxmeta.optimizers._rnnprop import (
     RnnpropState,
     RnnpropTheta,
     rnnprop,
-)
-from jaxmeta.optimizers._weights import (
-    Pretrained,
-    load,
-    load_pretrained,
-    pretrained,
-    save,
 )
 
 __all__ = [
@@ -65,7 +59,6 @@ __all__ = [
     "curvature_sgd",
     "learned_rate",
     "learned_sgd",
-    "load",
     "load_pretrained",
     "log_gradient",
     "lstm",
@@ -77,6 +70,5 @@ __all__ = [
     "partition",
     "pretrained",
     "rnnprop",
-    "save",
     "scaled_gradient",
 ]

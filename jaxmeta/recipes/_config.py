@@ -27,7 +27,8 @@ class Training:
     published: tyro.conf.Suppress[str]
     """The number in the literature."""
     protocol: tyro.conf.Suppress[str]
-    """How ours is measured, and where that differs from the paper."""
+    """How ours is measured, and where that differs from the paper; settings by name in
+    braces, see `describe_protocol`."""
     outer_optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of the meta-parameters."""
     outer_learning_rate: float = 1e-3
@@ -58,6 +59,10 @@ class Training:
         _checks.check_positive("outer_learning_rate", self.outer_learning_rate)
         if self.clip is not None:
             _checks.check_positive("clip", self.clip)
+
+    def describe_protocol(self) -> str:
+        """The protocol with these settings in place of their names."""
+        return self.protocol.format_map(vars(self))
 
     def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
         """Builds the outer update, of which a meta-step makes `share` on average."""

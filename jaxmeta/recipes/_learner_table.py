@@ -24,15 +24,21 @@ from jaxmeta.recipes._task_settings import (
     SinusoidTasks,
 )
 
-_OURS = OMNIGLOT_PROTOCOL + "Ours: "
+_OURS = (
+    OMNIGLOT_PROTOCOL
+    + "Ours: strided network, outer rate {outer_learning_rate:g} along a cosine, "
+    "{steps:,} meta-steps, each on {num_tasks} tasks"
+)
 
 _meta_sgd_sinusoid = Recipe(
     summary="Meta-SGD on sinusoids of random frequency",
     published="squared error after one step 0.90 ± 0.16 / 0.63 ± 0.12 / 0.50 ± 0.10 "
     "with 5 / 10 / 20 test shots, trained with 5 (Li et al. 2017, Table 1)",
-    protocol="one inner step, rates from 0.005 to 0.1 at first, 4 tasks a meta-step, "
-    "60,000 meta-steps, Adam at 1e-3; 2,000 test tasks of 100 query points. The first "
-    "number of queries in training is that of shots",
+    protocol="one inner step, rates from {learner.low:g} to {learner.high:g} at "
+    "first, {num_tasks} tasks a "
+    "meta-step, {steps:,} meta-steps, Adam at {outer_learning_rate:g}; {test_tasks:,} "
+    "test tasks of {tasks.test_queries} query points. The first number of queries in "
+    "training is that of shots",
     # The phase is added.
     tasks=SinusoidTasks(
         shots=5, queries=5, frequency=(0.8, 1.2), phase=(-math.pi, 0.0)
@@ -51,8 +57,10 @@ _cavia_sinusoid = Recipe(
     summary="CAVIA on sinusoids, five context parameters",
     published="squared error 0.19 ± 0.02 after one step with 10 shots (Zintgraf et al. "
     "2019, Table 1)",
-    protocol="as in the paper: 10 shots, one inner step at rate 1, 25 tasks a "
-    "meta-step, 50,000 meta-steps, Adam at 1e-3; 2,000 test tasks of 100 query points",
+    protocol="as in the paper: {tasks.shots} shots, one inner step at rate 1, "
+    "{num_tasks} tasks a meta-step, {steps:,} meta-steps, Adam at "
+    "{outer_learning_rate:g}; {test_tasks:,} test tasks of {tasks.test_queries} query "
+    "points",
     tasks=SinusoidTasks(test_shots=10),
     model=MlpModel(),
     learner=CaviaLearner(inner_learning_rate=1.0, test_inner_steps=1),
@@ -76,15 +84,10 @@ def _by_inner_loop(name, learner, published, *, steps=5000, ours="", **options):
         "steps": steps,
         "validate_every": 500,
     } | options
-    ways, rate = settings["tasks"].ways, settings["outer_learning_rate"]
-    told = (
-        f"strided network, outer rate {rate:g} along a cosine, {steps:,} meta-steps of "
-        f"{settings['num_tasks']} tasks"
-    )
     return Recipe(
-        summary=f"{name} on Omniglot, {ways}-way 1-shot, Conv4",
+        summary=f"{name} on Omniglot, {settings['tasks'].ways}-way 1-shot, Conv4",
         published=published,
-        protocol=f"{_OURS}{told}{ours}.",
+        protocol=_OURS + ours + ".",
         learner=learner,
         **settings,
     )
@@ -115,7 +118,8 @@ RECIPES: dict[str, Recipe] = {
         outer_optimizer="sgd",
         outer_learning_rate=1.0,
         steps=36_000,
-        ours="; 10 shots in training; inner rate 0.003 instead of 0.001; the paper's "
+        ours="; {tasks.train_shots} shots in training; inner rate "
+        "{learner.inner_learning_rate:g} instead of 0.001; the paper's "
         "outer rate goes to zero along a line",
     ),
     "reptile-omniglot-20w1s": _by_inner_loop(
@@ -129,15 +133,16 @@ RECIPES: dict[str, Recipe] = {
         outer_optimizer="sgd",
         outer_learning_rate=1.0,
         steps=12_000,
-        ours="; 10 shots in training, all 20 images a step at test; inner rate 0.002 "
-        "instead of 0.0005; the paper's outer rate goes to zero along a line",
+        ours="; {tasks.train_shots} shots in training, all 20 images a step at test; "
+        "inner rate {learner.inner_learning_rate:g} instead of 0.0005; the paper's "
+        "outer rate goes to zero along a line",
     ),
     "meta-sgd-omniglot-5w1s": _by_inner_loop(
         "Meta-SGD",
         MetaSgdLearner(low=0.1, high=0.4),
         "99.53 ± 0.26 % (Li et al. 2017)",
         steps=12_000,
-        ours="; rates from 0.1 to 0.4 at first",
+        ours="; rates from {learner.low:g} to {learner.high:g} at first",
     ),
     "anil-omniglot-5w1s": _by_inner_loop(
         "ANIL",
@@ -161,7 +166,8 @@ RECIPES: dict[str, Recipe] = {
         _MAML_PLUS_PLUS,
         "99.47 % (Antoniou et al. 2019, Table 1)",
         steps=5000,
-        ours="; three inner steps instead of five, rates from 0.4",
+        ours="; {learner.inner_steps} inner steps instead of 5, rates from "
+        "{learner.learning_rate:g}",
     ),
     "maml-plus-plus-omniglot-20w1s": _by_inner_loop(
         "MAML++",
@@ -169,7 +175,8 @@ RECIPES: dict[str, Recipe] = {
         "97.65 ± 0.05 % (Antoniou et al. 2019, Table 1, an ensemble of five)",
         **_20_WAYS,
         steps=7000,
-        ours="; three inner steps instead of five, rates from 0.4, one model",
+        ours="; {learner.inner_steps} inner steps instead of 5, rates from "
+        "{learner.learning_rate:g}, one model",
     ),
     "cavia-omniglot-5w1s": _by_inner_loop(
         "CAVIA",
@@ -194,7 +201,8 @@ RECIPES: dict[str, Recipe] = {
             damping=1.0,
         ),
         "99.16 ± 0.35 % (Rajeswaran et al. 2019, Table 2)",
-        ours="; ten inner steps instead of sixteen, regularization 0.1 instead of 2, "
+        ours="; {learner.inner_steps} inner steps instead of 16, regularization "
+        "{learner.regularization:g} instead of 2, "
         "damping 1",
     ),
     "meta-curvature-omniglot-5w1s": _by_inner_loop(
@@ -211,7 +219,8 @@ RECIPES: dict[str, Recipe] = {
         steps=2500,
         clip=0.25,
         outer_learning_rate=1e-3,
-        ours=" with 32 filters, as the paper; meta-gradients clipped to a norm of 0.25",
+        ours="; 32 filters, as in the paper; meta-gradients clipped to a norm of "
+        "{clip:g}",
     ),
     "proto-maml-omniglot-5w1s": _by_inner_loop(
         "Proto-MAML",

@@ -14,15 +14,17 @@ from jaxmeta.recipes._task_settings import (
 
 OMNIGLOT_PROTOCOL = (
     "1,200 random training characters (100 of them for validation), 423 for test, "
-    "rotations as classes in training and at test; as many queries as shots; 1,000 "
-    "test tasks; transductive batch norm, the inductive number beside it. "
+    "rotations as classes in training and at test; as many queries as shots; "
+    "{test_tasks:,} test tasks; transductive batch norm, the inductive number beside "
+    "it. "
 )
 
 _maml_glyphs = Recipe(
     summary="MAML on invented characters: no download, a minute or two on two cores",
     published="",
-    protocol="new characters in every task; 1,000 test tasks; 15 queries a class; "
-    "transductive batch norm, the inductive number beside it",
+    protocol="new characters in every task; {test_tasks:,} test tasks; "
+    "{tasks.test_queries} queries a class; transductive batch norm, the inductive "
+    "number beside it",
     tasks=GlyphTasks(),
     model=Conv4Model(filters=32),
     learner=MamlLearner(inner_learning_rate=0.4, inner_steps=1, test_inner_steps=3),
@@ -39,10 +41,12 @@ _maml_sinusoid = Recipe(
     summary="MAML on sinusoids, the paper's setting",
     published="squared error 0.67 / 0.38 / 0.35 after 1 / 5 / 10 steps, 5 test shots "
     "(Finn et al. 2017, Table 2)",
-    protocol="trained with 10 shots and one inner step as the paper, tested with 5; "
-    "2,000 test tasks of 100 query points. Ours: outer rate 6e-3 instead of 1e-3, and "
-    "the checkpoint with the least loss after 10 inner steps on 10,000 validation "
-    "tasks: of the others, most diverge on a task in some thousands",
+    protocol="trained with {tasks.shots} shots and one inner step as the paper, "
+    "tested with {tasks.test_shots}; {test_tasks:,} test tasks of "
+    "{tasks.test_queries} query points. Ours: outer rate {outer_learning_rate:g} "
+    "instead of 0.001, and the checkpoint with the least loss after "
+    "{learner.test_inner_steps} inner steps on {validation_tasks:,} validation tasks: "
+    "of the others, most diverge on a task in some thousands",
     tasks=SinusoidTasks(),
     model=MlpModel(),
     learner=MamlLearner(inner_learning_rate=0.01, inner_steps=1, test_inner_steps=10),
@@ -59,7 +63,8 @@ _maml_omniglot_5w1s = Recipe(
     summary="MAML on Omniglot, 5-way 1-shot, Conv4",
     published="98.7 ± 0.4 % (Finn et al. 2017, Table 1, 60,000 meta-steps)",
     protocol=OMNIGLOT_PROTOCOL
-    + "Ours: 10,000 meta-steps, outer rate 3e-3 along a cosine instead of 1e-3.",
+    + "Ours: {steps:,} meta-steps, outer rate {outer_learning_rate:g} along a cosine "
+    "instead of 0.001.",
     tasks=OmniglotTasks(),
     model=Conv4Model(),
     learner=MamlLearner(inner_learning_rate=0.4, inner_steps=1, test_inner_steps=3),
@@ -85,10 +90,10 @@ RECIPES = {
         published="95.8 ± 0.3 % (Finn et al. 2017, Table 1, 60,000 meta-steps)",
         tasks=OmniglotTasks(ways=20),
         num_tasks=16,
-        protocol=OMNIGLOT_PROTOCOL
-        + "Ours: 8,000 meta-steps of one inner step at 0.4 where the paper takes five "
-        "at 0.1 (a quarter of the time a meta-step), three at test; outer rate 3e-3 "
-        "along a cosine.",
+        protocol=OMNIGLOT_PROTOCOL + "Ours: {steps:,} meta-steps of one inner step at "
+        "{learner.inner_learning_rate:g} where the paper takes five at 0.1 (a quarter "
+        "of the time a meta-step), {learner.test_inner_steps} at test; outer rate "
+        "{outer_learning_rate:g} along a cosine.",
         steps=8000,
         validation_tasks=100,
     ),
@@ -104,7 +109,8 @@ RECIPES = {
         published="89.7 ± 1.1 % (Finn et al. 2017, Table 1, 60,000 meta-steps)",
         model=MlpModel(hidden=(256, 128, 64, 64), norm="batch"),
         protocol=OMNIGLOT_PROTOCOL
-        + "Ours: 30,000 meta-steps, outer rate 3e-3 along a cosine instead of 1e-3.",
+        + "Ours: {steps:,} meta-steps, outer rate {outer_learning_rate:g} along a "
+        "cosine instead of 0.001.",
         tasks_per_chunk=4,
         steps=30_000,
     ),

@@ -39,11 +39,11 @@ def _by_metric(name, learner, published, *, steps=4000, ours="", **options):
         summary=f"{name} on Omniglot, {tasks.ways}-way {tasks.shots}-shot",
         published=published,
         protocol="Vinyals' split, rotations as classes in training and at test; "
-        f"{tasks.train_ways} ways and 5 queries a class in training, 5 at test; "
-        "1,000 test tasks; transductive batch norm, each set by itself, the inductive "
-        f"number beside it. Ours: {network} network, outer rate "
-        f"{settings['outer_learning_rate']:g} along a cosine, {steps:,} meta-steps of "
-        f"{settings['num_tasks']} tasks{ours}.",
+        "{tasks.train_ways} ways and {tasks.queries} queries a class in training, 5 at "
+        "test; {test_tasks:,} test tasks; transductive batch norm, each set by itself, "
+        f"the inductive number beside it. Ours: {network} network, outer rate "
+        "{outer_learning_rate:g} along a cosine, {steps:,} meta-steps, tasks in each: "
+        f"{{num_tasks}}{ours}.",
         learner=learner,
         **settings,
     )

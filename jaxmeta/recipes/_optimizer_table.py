@@ -20,8 +20,9 @@ _lstm_quadratic = OptimizerRecipe(
     published="final loss 0.0387, summed over 100 updates 12.41; best other optimizer "
     "0.0511 and 20.5 (Andrychowicz et al. 2016, Figure 4, read off its curves)",
     protocol="uniform W and y, as in the figure; no preprocessing, output added as it "
-    "is; 1,000 test problems, which all optimizers share; the others' rates tuned on "
-    "one grid. Ours: exact second order, outer rate 3e-3 along a cosine, 16 problems a "
+    "is; {test_problems:,} test problems, which all optimizers share; the others' "
+    "rates tuned on one grid. Ours: exact second order, outer rate "
+    "{outer_learning_rate:g} along a cosine, {estimator.num_problems} problems a "
     "meta-step",
     problem=QuadraticProblem(),
     optimizer=LstmOptimizer(preprocess="scale", output_scale=1.0, init_scale=1.0),
@@ -52,8 +53,8 @@ _pes_quadratic = dataclasses.replace(
     summary="The LSTM optimizer on random quadratics, by evolution strategies (PES)",
     published="none; compare lstm-quadratic",
     protocol="as lstm-quadratic, but for the estimator: persistent evolution "
-    "strategies over 64 pairs of runs, no second order, meta-gradients clipped at norm "
-    "1",
+    "strategies over {estimator.num_problems} pairs of runs, no second order, "
+    "meta-gradients clipped at norm {clip:g}",
     estimator=Pes(num_problems=64),
     clip=1.0,
 )
@@ -62,10 +63,14 @@ _lstm_mnist = OptimizerRecipe(
     summary="The LSTM optimizer on a small MNIST classifier",
     published="final loss 0.245, summed over 100 updates 43.7; best other optimizer "
     "0.3235 and 82.3 (Andrychowicz et al. 2016, Figure 4, read off its curves)",
-    protocol="20 sigmoid units, batches of 128, parameters start normal with deviation "
-    "0.01; meta-trained on one half of the 60,000 training images, tested on the "
-    "other; 64 starts, which all optimizers share; the others' rates tuned on one "
-    "grid. Ours: outer rate 1e-2 along a cosine, meta-gradients clipped at norm 1, a "
+    protocol="20 sigmoid units, batches of {problem.batch_size}, parameters start "
+    "normal "
+    "with deviation 0.01; meta-trained on one half of the 60,000 training images, "
+    "tested on the "
+    "other; {test_problems} starts, which all optimizers share; the others' rates "
+    "tuned on one "
+    "grid. Ours: outer rate {outer_learning_rate:g} along a cosine, meta-gradients "
+    "clipped at norm {clip:g}, a "
     "tenth of the usual weights in the LSTM's first read-out",
     problem=MnistProblem(),
     optimizer=LstmOptimizer(),
@@ -88,8 +93,9 @@ _lstm_mnist_enhanced = dataclasses.replace(
     summary="The LSTM optimizer trained to last: curriculum, imitation, random scaling",
     published="no divergence in 10,000 updates, ReLU too (Chen et al. 2020, Figures 3 "
     "and 4)",
-    protocol="as lstm-mnist; horizons 100, 200 and 500 for a third of the meta-steps "
-    "each, three of ten meta-steps imitate Adam at 0.01, coordinates scaled by up to "
+    protocol="as lstm-mnist; horizons {curriculum} for equal shares of the meta-steps, "
+    "{imitation:.0%} of the meta-steps imitate Adam at {teacher_rate:g}, coordinates "
+    "scaled by up to "
     "e. Ours: a fixed schedule instead of one by validation, and scaling beside",
     curriculum=(100, 200, 500),
     imitation=0.3,
@@ -113,10 +119,13 @@ _lstm_cifar10 = OptimizerRecipe(
     published="loss 0.822 after 1,000 updates; best other optimizer 0.793 "
     "(Andrychowicz et al. 2016, Figure 5, read off its curves)",
     protocol="three convolutions with batch norm, ReLU and pooling, 32 dense units, "
-    "batches of 128; meta-trained on one half of the 50,000 training images, tested on "
-    "the other; 16 starts, which all optimizers share; the others' rates tuned on one "
-    "grid. Ours: the network's own He start, updates scaled by 0.01 as in the released "
-    "code, outer rate 3e-3 along a cosine",
+    "batches of {problem.batch_size}; meta-trained on one half of the 50,000 training "
+    "images, tested on "
+    "the other; {test_problems} starts, which all optimizers share; the others' rates "
+    "tuned on one "
+    "grid. Ours: the network's own He start, updates scaled by "
+    "{optimizer.output_scale:g} as in the released "
+    "code, outer rate {outer_learning_rate:g} along a cosine",
     problem=Cifar10Problem(),
     optimizer=ConvFcLstmOptimizer(output_scale=0.01, init_scale=1.0),
     estimator=TruncatedBptt(num_problems=1, second_order=False),

@@ -9,11 +9,13 @@ def _locomotion(summary, published, tasks):
     return Recipe(
         summary=summary,
         published=published,
-        protocol="20 episodes of 200 time steps before and after one inner step at "
-        "rate 0.2, 40 tasks a meta-step; tested with 40 episodes an update, later "
-        "updates at 0.1. Ours: brax instead of MuJoCo, 25 epochs of PPO with "
-        "low-variance curvature (ProMP) instead of TRPO, standard deviations that "
-        "start at 0.5 and rates of twice the paper's",
+        protocol="{learner.num_episodes} episodes of {tasks.horizon} time steps before "
+        "and after one inner step at rate {learner.inner_learning_rate:g}, {num_tasks} "
+        "tasks a meta-step; tested with {learner.test_episodes} episodes an update, "
+        "later updates at {learner.later_learning_rate:g}. Ours: brax instead of "
+        "MuJoCo, {learner.num_epochs} epochs of PPO with low-variance curvature "
+        "(ProMP) instead of TRPO, standard deviations that start at {learner.std:g} "
+        "and rates of twice the paper's",
         tasks=tasks,
         model=MlpModel(hidden=(100, 100)),
         learner=PolicyMamlLearner(
@@ -38,11 +40,14 @@ RECIPES = {
         published="average return -40.41 / -11.68 / -3.33 / -3.23 after 0 / 1 / 2 / 3 "
         "updates (Finn et al. 2017, Table 4)",
         protocol="the released code's environment: goals uniform in [-0.5, 0.5]^2, "
-        "reward minus the distance, 100 time steps; 20 episodes before each "
-        "inner step and after the last, at rate 0.5, then 0.25; 20 tasks a meta-step; "
-        "tested with 40 episodes an update. Ours: two inner steps in training instead "
-        "of one; 64-64 units, PPO with low-variance curvature (ProMP), at 1e-3 along a "
-        "cosine, instead of TRPO; 400 test goals",
+        "reward minus the distance, {tasks.horizon} time steps; {learner.num_episodes} "
+        "episodes before each inner step and after the last, at rate "
+        "{learner.inner_learning_rate:g}, then {learner.later_learning_rate:g}; "
+        "{num_tasks} tasks a meta-step; tested with {learner.test_episodes} episodes "
+        "an update. Ours: {learner.inner_steps} inner steps in training instead of 1; "
+        "64-64 units, PPO with low-variance curvature (ProMP), at "
+        "{outer_learning_rate:g} along a cosine, instead of TRPO; {test_tasks} test "
+        "goals",
         tasks=NavigationTasks(),
         model=MlpModel(hidden=(64, 64)),
         learner=PolicyMamlLearner(inner_steps=2),

@@ -101,7 +101,7 @@ def _sections(contents: _contents.Contents) -> dict[str, Any]:
         "title": contents.title,
         "summary": recipe.summary,
         "published": recipe.published,
-        "protocol": recipe.protocol,
+        "protocol": recipe.describe_protocol(),
         "is_finished": bool(summary),
         "result": _result(summary),
         "environment": environment,

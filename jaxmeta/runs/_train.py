@@ -93,7 +93,7 @@ def _train(
     return {
         "recipe": run.name,
         "published": recipe.published,
-        "protocol": recipe.protocol,
+        "protocol": recipe.describe_protocol(),
         "test": parts.test(result.best.meta_params),
         "steps": int(result.state.step),
         "best_step": int(result.best.step),

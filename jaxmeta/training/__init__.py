@@ -1,12 +1,7 @@
 """Meta-training and evaluation."""
 
 from jaxmeta.base import TrainStep
-from jaxmeta.training._checkpoint import (
-    Checkpoints,
-    load,
-    open_checkpoints,
-    save,
-)
+from jaxmeta.training._checkpoint import Checkpoints, open_checkpoints
 from jaxmeta.training._evaluate import (
     Evaluation,
     MeanWithInterval,
@@ -31,6 +26,7 @@ from jaxmeta.training._responses import (
     update_responses,
 )
 from jaxmeta.training._run_files import read_metrics
+from jaxmeta.training._saving import load, load_card, save
 from jaxmeta.training._step import alternate, make_train_step
 from jaxmeta.training._tensorboard import tensorboard
 
@@ -50,6 +46,7 @@ __all__ = [
     "evaluate_optimizer",
     "fit",
     "load",
+    "load_card",
     "make_train_step",
     "mean_with_interval",
     "open_checkpoints",

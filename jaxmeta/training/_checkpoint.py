@@ -1,10 +1,9 @@
-"""Checkpoints: the best and last states of a run, and meta-parameters alone."""
+"""Checkpoints: the best and last states of a run."""
 
 import logging
 import math
 import os
 import pathlib
-import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
-from jaxmeta import _processes, base
+from jaxmeta import base
 from jaxmeta._names import named_leaves
 
 # Orbax logs every file at INFO and WARNING; errors are raised anyway.
@@ -44,12 +43,12 @@ class Checkpoints(NamedTuple):
         try:
             self.manager.save(
                 step,
-                args=ocp.args.StandardSave(_without_collisions(state)),
+                args=ocp.args.StandardSave(without_collisions(state)),
                 metrics={"loss": loss},
             )
             self.manager.wait_until_finished()
         except Exception as error:  # Orbax wraps the system's errors in its own.
-            _check_savable(state)
+            check_savable(state)
             raise OSError(
                 f"The checkpoint of step {step} could not be written to "
                 f"{self.directory}: {_first_line(error)}. Earlier checkpoints are "
@@ -74,12 +73,12 @@ class Checkpoints(NamedTuple):
         Raises:
           ValueError: if it is damaged or from another model.
         """
-        target = _abstract(like)
-        args = ocp.args.StandardRestore(_without_collisions(target))
+        target = abstract(like)
+        args = ocp.args.StandardRestore(without_collisions(target))
         path = self.directory / str(step)
-        _check_metadata(path / "default", target, path)
-        return _like(
-            target, _restored(lambda: self.manager.restore(step, args=args), path)
+        check_metadata(path / "default", target, path)
+        return like_tree(
+            target, restored(lambda: self.manager.restore(step, args=args), path)
         )
 
     def close(self) -> None:
@@ -112,74 +111,7 @@ def open_checkpoints(directory: str | os.PathLike[str]) -> Checkpoints:
     return Checkpoints(ocp.CheckpointManager(directory, options=options), directory)
 
 
-def save(
-    path: str | os.PathLike[str], meta_params: base.Params, *, overwrite: bool = False
-) -> None:
-    """Saves meta-parameters (any pytree of arrays) in a folder `path`.
-
-    Args:
-      path: the folder; its parents are created.
-      meta_params: the pytree to save.
-      overwrite: replace an earlier `save` to `path`, once the new one is written.
-
-    Raises:
-      ValueError: if `path` exists and `overwrite` is false, or it was not written by
-        `save`. Also if a leaf has no elements, has a type that orbax does not support,
-        or two leaves have the same name.
-      OSError: if it cannot be written.
-
-    Example:
-      >>> import jax.numpy as jnp, tempfile, pathlib
-      >>> path = pathlib.Path(tempfile.mkdtemp()) / "theta"
-      >>> save(path, {"w": jnp.ones(2)})
-      >>> print(load(path, like={"w": jnp.zeros(2)})["w"])
-      [1. 1.]
-    """
-    path = pathlib.Path(path).absolute()
-    exists = path.exists()
-    if exists and not overwrite:
-        raise ValueError(
-            f"`path` already exists: {path}. Choose another, or set `overwrite=True`."
-        )
-    if exists and not (path / "_CHECKPOINT_METADATA").is_file():
-        raise ValueError(f"`path` was not written by `save`, choose another: {path}.")
-    _check_savable(meta_params)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (path.with_name(f"{path.name}.{x}") for x in ("new", "old"))
-    with ocp.StandardCheckpointer() as checkpointer:
-        # In a dict, since orbax does not support a bare array.
-        tree = _without_collisions({"meta_params": meta_params})
-        checkpointer.save(new if exists else path, tree, force=exists)
-    # The old folder is removed only once the new one is in its place.
-    if exists and _processes.is_main_process():
-        path.rename(old)
-        new.rename(path)
-        shutil.rmtree(old)
-
-
-def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
-    """Loads meta-parameters written by `save`.
-
-    Args:
-      path: the folder.
-      like: a pytree with the expected structure, shapes and dtypes, e.g.
-        `learner.init(key, task)` or its `jax.eval_shape`.
-
-    Raises:
-      ValueError: if `path` does not exist, is damaged or from another model.
-    """
-    path = pathlib.Path(path).absolute()
-    if not path.is_dir():
-        raise ValueError(f"`path` holds no saved parameters: {path} is not a folder.")
-    target = _abstract({"meta_params": like})
-    with ocp.StandardCheckpointer() as checkpointer:
-        _check_metadata(path, target, path)
-        stored = _without_collisions(target)
-        saved = _restored(lambda: checkpointer.restore(path, stored), path)
-    return _like(target, saved)["meta_params"]
-
-
-def _abstract(tree: Any) -> Any:
+def abstract(tree: Any) -> Any:
     """Shapes, dtypes and shardings of `tree`; by default on the first device."""
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -190,7 +122,7 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(abstract, tree)
 
 
-def _without_collisions(tree: Any) -> Any:
+def without_collisions(tree: Any) -> Any:
     """The tree, or a dict with unique names if orbax names of two leaves collide.
 
     Numbers become arrays.
@@ -203,15 +135,16 @@ def _without_collisions(tree: Any) -> Any:
     return jax.tree.map(lambda x: x if hasattr(x, "dtype") else jnp.asarray(x), tree)
 
 
-def _like(tree: Any, stored: Any) -> Any:
-    """Undoes `_without_collisions`, given a tree of the same structure."""
+def like_tree(tree: Any, stored: Any) -> Any:
+    """Undoes `without_collisions`, given a tree of the same structure."""
     if jax.tree.structure(stored) == jax.tree.structure(tree):
         return stored
     leaves = [stored[name] for name, _ in named_leaves(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
 
-def _check_savable(tree):
+def check_savable(tree):
+    """Raises a ValueError that names the leaf that orbax does not take."""
     for name, leaf in named_leaves(tree):
         if not hasattr(leaf, "dtype") and not isinstance(leaf, int | float | complex):
             raise ValueError(
@@ -238,20 +171,20 @@ def _is_stored(dtype):
     return True
 
 
-def _check_metadata(folder, like, path):
+def check_metadata(folder, like, path):
     """Raises if the checkpoint differs in structure, shapes or dtypes.
 
     Orbax would cast silently, and detect wrong shapes only while reading.
     """
     with ocp.StandardCheckpointer() as checkpointer:
         read = lambda: checkpointer.metadata(folder).item_metadata
-        metadata = _restored(read, path)
+        metadata = restored(read, path)
     if metadata is None:
         raise _not_restored(path, "it has no description")
     saved = {leaf.name: leaf for leaf in jax.tree.leaves(metadata.tree)}
     expected = {
         jax.tree_util.keystr(keys, simple=True, separator="."): leaf
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(_without_collisions(like))
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(without_collisions(like))
     }
     for name in sorted(saved.keys() | expected.keys()):
         if name not in saved or name not in expected:
@@ -271,7 +204,8 @@ def _check_metadata(folder, like, path):
             )
 
 
-def _restored(restore, path):
+def restored(restore, path):
+    """Restores, with one kind of error."""
     try:
         return restore()
     except Exception as error:  # Orbax raises many kinds; unify them for users.

@@ -152,7 +152,7 @@ def test_kept_adam_state_goes_on_from_task_to_task(key):
         keep_inner_state=True,
     )
     task = regression_task(key)
-    labels = jm.ReptileParams("params", "state")
+    labels = jm.learners.ReptileParams("params", "state")
     outer_tx = optax.partition(
         {"params": optax.sgd(0.5), "state": optax.sgd(1.0)}, labels
     )

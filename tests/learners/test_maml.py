@@ -141,7 +141,7 @@ def test_learned_rule_gets_its_gradient(first_order, key):
     learner = maml(inner_tx=scaled_sgd(), inner_steps=3, first_order=first_order)
     task = regression_task(key)
     meta_params = learner.init(key, task)
-    assert isinstance(meta_params, jm.MamlParams)
+    assert isinstance(meta_params, jm.learners.MamlParams)
     grads, _ = learner.meta_grad(key, meta_params, task)
     if first_order:  # First order drops what comes through the inner gradients.
         learner_of_one_step = maml(inner_tx=scaled_sgd(), inner_steps=1)
@@ -177,7 +177,7 @@ def test_partition_gives_a_learned_rule_its_own_outer_update(key):
     estimator = jm.estimators.over_tasks(learner, regression_task, num_tasks=2)
     outer_tx = optax.partition(
         {"params": optax.sgd(0.1), "theta": optax.set_to_zero()},
-        lambda params: jm.MamlParams(
+        lambda params: jm.learners.MamlParams(
             *(
                 jax.tree.map(lambda _, name=name: name, p)
                 for name, p in zip(("params", "theta"), params, strict=True)

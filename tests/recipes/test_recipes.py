@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -183,3 +184,33 @@ def test_lake_names_runs_that_do_not_fit(monkeypatch, tmp_path):
         ValueError, match="distinguishes 3 classes, but Lake's runs have"
     ):
         runs.lake(few, "all_runs.zip")
+
+
+def _numbers(part, prefix=""):
+    """Yields the name of each numeric setting, and how a sentence would write it."""
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{prefix}{field.name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + field.name, {f"{value:,}", f"{value:g}"}
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_protocols_take_their_numbers_from_the_settings(name):
+    recipe = recipes.RECIPES[name]
+    assert "{" not in recipe.describe_protocol()
+    changed = dataclasses.replace(recipe, steps=1234, outer_learning_rate=0.0567)
+    told = changed.describe_protocol()
+    for setting, written in ("steps", "1,234"), ("outer_learning_rate", "0.0567"):
+        assert ("{%s" % setting in recipe.protocol) == (written in told)
+    for setting, written in _numbers(recipe):
+        if setting in ("validation_tasks", "learner.num_context", "teacher_rate"):
+            continue  # Numbers of something else.
+        # Small counts mean many things; the pairs are a goal's range, a deviation.
+        others = ("maml-navigation", "0.5"), ("lstm-mnist", "0.01")
+        for number in written:
+            if len(number) < 3 or (name, number) in others:
+                continue
+            alone = rf"(?<![\d.,]){re.escape(number)}(?!\d|[.,]\d)"
+            assert not re.search(alone, recipe.protocol), (setting, number)
