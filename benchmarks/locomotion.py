@@ -51,7 +51,7 @@ def run(body: str, args: argparse.Namespace, mesh) -> dict[str, Any]:
             inner_steps=1,
             mesh=mesh,
         ).metrics["return"]
-        return {"mean": found.mean.tolist(), "interval": found.interval.tolist()}
+        return {"mean": found.mean.tolist(), "half_width": found.half_width.tolist()}
 
     state = jax.jit(init)(key)
     before = test(state.meta_params)
@@ -87,7 +87,7 @@ def table(results: dict[str, Any]) -> str:
         before, after = (
             " / ".join(
                 f"{m:.1f} ± {w:.1f}"
-                for m, w in zip(test["mean"], test["interval"], strict=True)
+                for m, w in zip(test["mean"], test["half_width"], strict=True)
             )
             for test in (found["test_before"], found["test_after"])
         )

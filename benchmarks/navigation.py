@@ -83,7 +83,7 @@ def run(settings: Any, seed: int, num_tests: int, share: float, mesh) -> dict[st
         "steps": num_steps,
         "train_seconds": round(seconds, 1),
         "mean": found.mean.tolist(),
-        "interval": found.interval.tolist(),
+        "half_width": found.half_width.tolist(),
         "curve": [[record["step"], record["return"]] for record in records],
     }
 
@@ -120,7 +120,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {name}, published | {cells} | up to 500 | |")
     for name, runs in results.items():
         means = np.mean([one["mean"] for one in runs], 0)
-        widths = np.mean([one["interval"] for one in runs], 0)
+        widths = np.mean([one["half_width"] for one in runs], 0)
         pairs = zip(means, widths, strict=True)
         cells = " / ".join(f"{m:.2f} ± {w:.2f}" for m, w in pairs)
         seconds = np.mean([one["train_seconds"] for one in runs])

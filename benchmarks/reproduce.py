@@ -135,14 +135,14 @@ def _row(result):
 
 def _percent(values):
     mean = 100 * np.mean([v["mean"][-1] for v in values])
-    interval = 100 * np.mean([v["interval"][-1] for v in values])
+    interval = 100 * np.mean([v["half_width"][-1] for v in values])
     return f"{mean:.2f} ± {interval:.2f} %"
 
 
 def _errors(values):
     """After 1, 5 and 10 inner steps."""
     means = np.mean([v["mean"] for v in values], 0)
-    intervals = np.mean([v["interval"] for v in values], 0)
+    intervals = np.mean([v["half_width"] for v in values], 0)
     return " / ".join(f"{means[k]:.2f} ± {intervals[k]:.2f}" for k in (1, 5, 10))
 
 

@@ -39,7 +39,7 @@ def read(name: str):
 def _over_seeds(found, pick):
     """Means over seeds of a test's mean and of its interval."""
     values = [pick(run) for run in found]
-    return tuple(np.mean([v[k] for v in values], 0) for k in ("mean", "interval"))
+    return tuple(np.mean([v[k] for v in values], 0) for k in ("mean", "half_width"))
 
 
 def accuracy(recipe: str, *tests: str) -> Callable[[], str]:
@@ -96,7 +96,7 @@ def optimizer(panel: str, *steps: int, best=False) -> Callable[[], str]:
             found["others"].items(), key=lambda item: item[1]["loss"]["mean"][steps[0]]
         )
         loss = curve["loss"]
-        shown = _numbers((loss["mean"], loss["interval"]), steps, 3)
+        shown = _numbers((loss["mean"], loss["half_width"]), steps, 3)
         return f"{shown} ({name.upper() if len(name) < 4 else name})"
 
     return ours
@@ -126,8 +126,8 @@ def lake() -> str:
     found = read("lake/prototypical-omniglot-lake")["original"]
     alone = found["inductive"]
     return (
-        f"{found['error']:.1f} ± {found['interval']:.1f} %; queries one at a time "
-        f"{alone['error']:.1f} ± {alone['interval']:.1f} %"
+        f"{found['error']:.1f} ± {found['half_width']:.1f} %; queries one at a time "
+        f"{alone['error']:.1f} ± {alone['half_width']:.1f} %"
     )
 
 

@@ -121,7 +121,7 @@ def run(experiment: Experiment, keys: jax.Array, num_tests: int, share: float):
         )
         return {
             "mean": float(found.loss.mean[-1]),
-            "interval": float(found.loss.interval[-1]),
+            "half_width": float(found.loss.half_width[-1]),
         }
 
     start = time.perf_counter()
@@ -144,7 +144,7 @@ def table(results: dict[str, Any]) -> str:
     for name, result in results.items():
         for shots, found in result["test_shots"].items():
             means = [seed["mean"] for seed in found["seeds"]]
-            interval = np.mean([seed["interval"] for seed in found["seeds"]])
+            interval = np.mean([seed["half_width"] for seed in found["seeds"]])
             each = ", ".join(f"{mean:.2f}" for mean in means)
             lines.append(
                 f"| {name} | {shots} | {found['published']} | "

@@ -111,7 +111,7 @@ def test(learner: jm.MetaLearner, meta_params, sample_task, num_tests: int):
     found = jm.training.evaluate(
         learner, meta_params, sample_task, num_tasks=num_tests, key=key
     ).metrics["accuracy"]
-    return {"mean": float(found.mean[-1]), "interval": float(found.interval[-1])}
+    return {"mean": float(found.mean[-1]), "half_width": float(found.half_width[-1])}
 
 
 def run(training: Training, data, share: float, num_tests: int) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def table(results: dict[str, Any]) -> str:
     for name, result in results.items():
         for setting, found in result["tests"].items():
             cells = [
-                f"{100 * found[c]['mean']:.1f} ± {100 * found[c]['interval']:.1f}"
+                f"{100 * found[c]['mean']:.1f} ± {100 * found[c]['half_width']:.1f}"
                 if c in found
                 else ""
                 for c in columns

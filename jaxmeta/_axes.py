@@ -24,8 +24,9 @@ def figure(width: float = 5.0) -> "Figure":
 
 
 def read_test(run: str | os.PathLike[str]) -> dict[str, Any]:
-    """Test results of a run folder."""
-    return _json.loads((pathlib.Path(run) / "summary.json").read_text())["test"]
+    """Test results of a run folder, those of the initial meta-parameters in them."""
+    summary = _json.loads((pathlib.Path(run) / "summary.json").read_text())
+    return summary["test"] | {k: v for k, v in summary.items() if k == "untrained"}
 
 
 def labels_of(targets: Any) -> np.ndarray:

@@ -42,7 +42,7 @@ def test_a_maml_on_a_sinusoid():
     )
     print(result)
     assert info.loss.shape == (25,)
-    assert result.loss.mean.shape == result.loss.interval.shape == (11,)
+    assert result.loss.mean.shape == result.loss.half_width.shape == (11,)
     assert result.loss.mean[1] < result.loss.mean[0]
     assert infos.loss[-100:].mean() < infos.loss[:100].mean()
 

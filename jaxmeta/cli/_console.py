@@ -1,4 +1,4 @@
-"""What the command line shows: a progress bar and a table of results."""
+"""Terminal output: a progress bar and tables of results."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ import rich.table
 
 
 def print_test(test: dict[str, Any]) -> None:
-    """Prints what a test found, a row for every number of inner steps, if any.
+    """Prints test results, one row per number of inner steps.
 
-    Of a learned optimizer, a row for it and for each other optimizer.
+    Learned optimizers get one row, and so does each baseline.
     """
     if "optimizers" in test:
         _print_optimizers(test)
@@ -25,7 +25,9 @@ def print_test(test: dict[str, Any]) -> None:
     names = ("inner", *columns) if makes_steps else columns
     table = rich.table.Table(*names, box=None, pad_edge=False)
     for k in range(num_rows):
-        cells = (_format(n, c["mean"][k], c["interval"][k]) for n, c in columns.items())
+        cells = (
+            _format(n, c["mean"][k], c["half_width"][k]) for n, c in columns.items()
+        )
         table.add_row(*((str(k),) if makes_steps else ()), *cells)
     console = rich.console.Console()
     after = " after inner steps" if makes_steps else ""
@@ -42,9 +44,9 @@ def _print_optimizers(test: dict[str, Any]) -> None:
         table.add_row(
             name,
             f"{found['rate']:g}" if "rate" in found else "",
-            _format("loss", final["mean"], final["interval"]),
+            _format("loss", final["mean"], final["half_width"]),
             f"{final['median']:.4f}",
-            f"{summed['mean']:.2f} ± {summed['interval']:.2f}",
+            f"{summed['mean']:.2f} ± {summed['half_width']:.2f}",
         )
     console = rich.console.Console()
     console.print(
@@ -54,14 +56,14 @@ def _print_optimizers(test: dict[str, Any]) -> None:
     console.print(table)
 
 
-def _format(name: str, mean: float, interval: float) -> str:
+def _format(name: str, mean: float, half_width: float) -> str:
     if name.endswith("accuracy"):
-        return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
-    return f"{mean:.4f} ± {interval:.4f}"
+        return f"{100 * mean:.2f} ± {100 * half_width:.2f} %"
+    return f"{mean:.4f} ± {half_width:.4f}"
 
 
 class Progress:
-    """A progress bar with live metrics; plain lines where there is no terminal."""
+    """A progress bar with live metrics; plain lines if stdout is not a terminal."""
 
     def __init__(self, num_steps: int):
         self._console = rich.console.Console()
@@ -88,7 +90,7 @@ class Progress:
         self._bar.stop()
 
     def report(self, record: Any) -> None:
-        """Shows a record of `metrics.jsonl`."""
+        """Shows one record of `metrics.jsonl`."""
         shown = [f"loss {record['loss']:.4f}"]
         if "accuracy" in record:
             shown.append(f"accuracy {record['accuracy']:.3f}")

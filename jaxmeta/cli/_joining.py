@@ -1,4 +1,4 @@
-"""Joining the processes that train together: what `--coordinator` and its kin ask."""
+"""Multi-process training: `--coordinator`, `--num-processes`, `--process-id`."""
 
 import re
 import socket
@@ -9,7 +9,7 @@ from jaxmeta.cli import _parsing
 def check_options(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Raises unless the options for several processes fit together."""
+    """Raises unless the multi-process options are consistent."""
     given = {"--num-processes": num_processes, "--process-id": process_id}
     missing = [option for option, value in given.items() if value is None]
     if coordinator is None and len(missing) < len(given):
@@ -35,7 +35,7 @@ def check_options(
 def join(
     coordinator: str | None, num_processes: int | None, process_id: int | None
 ) -> bool:
-    """Joins the processes that train together; returns whether this is the first."""
+    """Joins the other processes; returns whether this is process 0."""
     import jax
 
     if coordinator is not None:
@@ -48,7 +48,7 @@ def join(
             mend = (
                 "No cluster environment detected: give HOST:PORT"
                 if address is None
-                else "Is the address right, and every process's id another?"
+                else "Check the address, and that every process has its own id"
             )
             raise _parsing.UsageError(
                 f"`--coordinator` {coordinator}: {mend} ({error})."
@@ -57,10 +57,10 @@ def join(
 
 
 def _check_port(port: int) -> None:
-    """Raises unless this process may listen: JAX's coordinator crashes where not."""
+    """Raises unless this process can listen; otherwise JAX's coordinator crashes."""
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
         raise _parsing.UsageError(
-            f"`--coordinator`: cannot listen on port {port} ({error}): take another."
+            f"`--coordinator`: cannot listen on port {port} ({error}): choose another."
         ) from error

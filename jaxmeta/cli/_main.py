@@ -1,4 +1,4 @@
-"""The commands of `jaxmeta`: their options, and what they print."""
+"""The commands of `jaxmeta`: their options and their output."""
 
 import dataclasses
 import functools
@@ -18,16 +18,16 @@ from jaxmeta.cli import _console, _joining, _parsing
 _HELP = """\
 jaxmeta: functional meta-learning in JAX.
 
-  jaxmeta list [FILTER]                 recipes, what they are and the published number
-  jaxmeta train [RECIPE] [--out RUN]    train and test a recipe; resumes by itself
-  jaxmeta resume RUN [--steps N]        resume a run, or train a finished one further
+  jaxmeta list [FILTER]                 list recipes with their published numbers
+  jaxmeta train [RECIPE] [--out RUN]    train and test a recipe, or resume its run
+  jaxmeta resume RUN [--steps N]        resume a run, or extend a finished one
   jaxmeta evaluate RUN                  test a run on fresh tasks
-  jaxmeta adapt RUN FOLDER              adapt a run to your own images
+  jaxmeta adapt RUN FOLDER              adapt a trained run to your own images
   jaxmeta lake RUN --archive ZIP        Lake's one-shot challenge on Omniglot
   jaxmeta plot RUN                      draw learning and adaptation curves
-  jaxmeta report RUN...                 one HTML page about a run, or several
+  jaxmeta report RUN...                 write an HTML page about one or more runs
 
-`jaxmeta COMMAND --help` says more; `jaxmeta train RECIPE --help` lists all settings.
+`jaxmeta COMMAND --help` shows its options, `jaxmeta train RECIPE --help` every setting.
 """
 
 
@@ -37,26 +37,26 @@ _RunFolder = Annotated[_Path, tyro.conf.arg(metavar="RUN")]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _RunOptions:
-    """How a run is trained, beside its recipe."""
+    """Options of training that are not part of the recipe."""
 
     coordinator: str | None = None
-    """HOST:PORT of the first of several processes; "auto" on Slurm, GKE, TPU pods."""
+    """HOST:PORT of process 0 in multi-process training; "auto" on Slurm, GKE, TPU."""
     num_processes: int | None = None
-    """How many train together."""
+    """Number of processes that train together."""
     process_id: int | None = None
-    """Which of them this is; 0 is the first."""
+    """Index of this process, from 0."""
     tensorboard: bool = False
-    """Write the metrics for TensorBoard too, to RUN/tensorboard."""
+    """Also write the metrics for TensorBoard, to RUN/tensorboard."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResumeArgs(_RunOptions):
-    """Resumes an interrupted run, or trains a finished one for more meta-steps."""
+    """Resumes an interrupted run, or extends a finished one by more meta-steps."""
 
     run: _RunFolder
-    """The run folder, which knows its recipe."""
+    """The run folder; its config.json holds the recipe."""
     steps: int | None = None
-    """Meta-steps in all; the recipe's when left out. Schedules are then over these."""
+    """Total meta-steps; defaults to the recipe's. Schedules span this number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,45 +66,45 @@ class EvaluateArgs:
     run: _RunFolder
     """The run folder."""
     tasks: int | None = None
-    """How many tasks; the recipe's when left out."""
+    """Number of tasks; defaults to the recipe's."""
     inner_steps: int | None = None
-    """Inner steps; the recipe's when left out."""
+    """Inner steps; defaults to the recipe's."""
     seed: int | None = None
-    """Draws other tasks than the run's own test tasks."""
+    """Seed of the tasks; defaults to the run's own test tasks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptArgs:
     """Adapts a run to labelled images and predicts unlabelled ones.
 
-    FOLDER/LABEL/*.png are the labelled images (one sub-folder a label), FOLDER/*.png
-    the unlabelled ones.
+    Labelled images are FOLDER/LABEL/*.png, one subfolder per label; unlabelled images
+    are FOLDER/*.png.
     """
 
     run: _RunFolder
     """The run folder."""
     folder: Annotated[_Path, tyro.conf.arg(metavar="FOLDER")]
-    """Of the images."""
+    """Folder of images."""
     inner_steps: int | None = None
-    """Inner steps; the recipe's when left out."""
+    """Inner steps; defaults to the recipe's."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LakeArgs:
-    """Judges a run on Omniglot by Lake's one-shot classification challenge.
+    """Evaluates a run on Lake's one-shot classification challenge (Omniglot).
 
-    That is 20 runs of 20-way one-shot classification within an alphabet.
+    The challenge has 20 runs of 20-way one-shot classification within an alphabet.
     """
 
     run: _RunFolder
     """The run folder."""
     archive: pathlib.Path
-    """`all_runs.zip` of brendenlake/omniglot, or made by `tasks.make_lake_runs`."""
+    """`all_runs.zip` from brendenlake/omniglot, or made by `tasks.make_lake_runs`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PlotArgs:
-    """Draws a run: learning curve, adaptation curve, sampled tasks."""
+    """Plots a run: learning curve, adaptation curve, sample tasks."""
 
     run: _RunFolder
     """The run folder."""
@@ -112,18 +112,18 @@ class PlotArgs:
 
 @dataclasses.dataclass(frozen=True)
 class ReportArgs:
-    """Writes one self-contained HTML page about runs, several side by side."""
+    """Writes a self-contained HTML page that compares one or more runs."""
 
     runs: Annotated[
         tyro.conf.Positional[tuple[pathlib.Path, ...]], tyro.conf.arg(metavar="RUN...")
     ]
-    """Run folders; the page goes into the first."""
+    """Run folders; the page is written to the first."""
     out: pathlib.Path | None = None
-    """Another place for the page."""
+    """Path of the page, if not in the first run folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code (2 for whatever the user can mend)."""
+    """Runs one command; returns the exit code (2 for errors the user can fix)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     commands: dict[str, Callable[[list[str]], None]] = {
         "list": _list,
@@ -203,7 +203,7 @@ def _train(argv: list[str]) -> None:
         raise _parsing.UsageError(_parsing.unknown("recipe", name, recipes.RECIPES))
     recipe = recipes.RECIPES[name]
 
-    # Made here, so that the help lists the recipe's own defaults beside `--out`.
+    # Defined here so that the help shows this recipe's defaults beside `--out`.
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class TrainArgs(_RunOptions):
         recipe: recipes.Recipe | recipes.OptimizerRecipe
@@ -234,7 +234,7 @@ def _resume(argv: list[str]) -> None:
 
 
 def _run(train: Callable[..., Any], run: Any, options: _RunOptions) -> None:
-    """Trains, shows how far it is, and what came out."""
+    """Trains with a progress bar, then prints the test and draws the plots."""
     from jaxmeta import training
 
     processes = options.coordinator, options.num_processes, options.process_id
@@ -276,7 +276,7 @@ def _evaluate(argv: list[str]) -> None:
 
     is_run = (args.run / "config.json").exists()
     if is_run and not (args.run / "summary.json").exists():
-        print("training is not finished: this is the best checkpoint so far")
+        print("training is unfinished: testing the best checkpoint so far")
     _console.print_test(
         runs.evaluate(
             args.run, num_tasks=args.tasks, inner_steps=args.inner_steps, seed=args.seed
@@ -301,7 +301,7 @@ def _lake(argv: list[str]) -> None:
     found = runs.lake(args.run, args.archive)
     for name, result in {"": found, "inductive ": found.get("inductive")}.items():
         if result is not None:
-            print(f"{name}error {result['error']:.1f} ± {result['interval']:.1f} %")
+            print(f"{name}error {result['error']:.1f} ± {result['half_width']:.1f} %")
     published = (f"{name} {error} %" for name, error in found["published"].items())
     print(f"published: {', '.join(published)}")
 
@@ -324,7 +324,7 @@ def _report(argv: list[str]) -> None:
 
 
 def _draw(run: pathlib.Path) -> None:
-    """Draws a finished run, if matplotlib is there."""
+    """Plots a finished run, if matplotlib is installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -336,7 +336,7 @@ def _draw(run: pathlib.Path) -> None:
 
 
 def _start_jax() -> None:
-    """Makes every core a device and keeps compiled programs from run to run."""
+    """Makes every core a device and caches compiled programs on disk."""
     import jax
 
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
@@ -348,7 +348,7 @@ def _start_jax() -> None:
 
 
 def _count_cores() -> int:
-    """Those that this process may use, where the system reports them."""
+    """Counts the cores this process may use, where the system reports them."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

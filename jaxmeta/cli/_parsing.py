@@ -1,4 +1,4 @@
-"""Command-line arguments into dataclasses; what is wrong with them in one line."""
+"""Parses command-line arguments into dataclasses, with one-line errors."""
 
 import contextlib
 import dataclasses
@@ -12,11 +12,11 @@ import tyro
 
 
 class UsageError(ValueError):
-    """Something is wrong with the command line itself."""
+    """An invalid command line."""
 
 
 def parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
-    """Parses with tyro; what is wrong becomes one line."""
+    """Parses with tyro; an error becomes one line."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -38,13 +38,13 @@ def parse(kind: Any, argv: list[str], command: str, **options: Any) -> Any:
 
 
 def _meant(got: str, settings: Any) -> str:
-    """A hint at the option with the name nearest to what was given, if there is one."""
+    """Suggests the option whose name is closest to `got`, if any is close."""
     close = difflib.get_close_matches(got, _options(settings), n=1, cutoff=0.7)
     return f" Did you mean {close[0]}?" if close else ""
 
 
 def _options(settings: Any) -> list[str]:
-    """The options for the fields of a dataclass and of those in it."""
+    """Lists the options of a dataclass and of the dataclasses nested in it."""
     names = []
     for field in dataclasses.fields(settings):
         inner = getattr(settings, field.name, None)
@@ -54,7 +54,7 @@ def _options(settings: Any) -> list[str]:
 
 
 def unknown(what: str, got: str, choices: Any) -> str:
-    """The message for a word that is none of the choices, with the nearest one."""
+    """Formats the error for an unknown word, suggesting the closest choice."""
     close = difflib.get_close_matches(got, choices, n=1)
     hint = (
         f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(choices)}."

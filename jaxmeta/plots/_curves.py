@@ -93,8 +93,9 @@ def adaptation_curve(
 
     Args:
       evaluation: result of `jaxmeta.training.evaluate`; or a tested run folder, or the
-        dict under `test` in its `summary.json`, with its inductive curve if any. Or
-        name -> such for each learner to compare, without inductive curves.
+        dict under `test` in its `summary.json`, with its inductive curve if any, and
+        that of the initial meta-parameters, under `untrained`. Or name -> such for each
+        learner to compare, without these.
       metric: metric name, leaves [K + 1]; accuracies are shown in %.
       ax: axes to draw on; None makes a figure.
 
@@ -104,7 +105,7 @@ def adaptation_curve(
       ImportError: if matplotlib is not installed.
 
     Example:
-      >>> loss = {"mean": [3.0, 1.0, 0.5], "interval": [0.5, 0.25, 0.125]}
+      >>> loss = {"mean": [3.0, 1.0, 0.5], "half_width": [0.5, 0.25, 0.125]}
       >>> ax = adaptation_curve({"num_tasks": 100, "loss": loss})
       >>> print(ax.lines[0].get_xdata(), ax.lines[0].get_ydata())
       [0 1 2] [3.  1.  0.5]
@@ -118,24 +119,35 @@ def adaptation_curve(
     if len(counts) == 1:  # The dict under `inductive` has no `num_tasks`.
         label += f" over {counts.pop():,} tasks"
     title = label
-    if is_one and metric in (inductive := tables[""].get("inductive", {})):
-        curves = {"transductive": curves[""], "inductive": inductive[metric]}
-    elif is_one:
-        curves, title = {label: curves[""]}, None
+    if is_one:
+        beside = {
+            name: tables[""][key][metric]
+            for key, name in _BESIDE.items()
+            if metric in tables[""].get(key, {})
+        }
+        first = "transductive" if "inductive" in beside else "meta-trained"
+        curves = {first if beside else label: curves[""]} | beside
+        title = label if beside else None
     ax = _axes.figure().subplots() if ax is None else ax
     drawn = []
     styles = itertools.cycle(("o-", "s--", "^-.", "v:", "D-"))
     for (name, curve), style, color in zip(
         curves.items(), styles, _axes.colors(len(curves)), strict=False
     ):
-        mean, interval = (_scale(metric, curve[key]) for key in ("mean", "interval"))
-        edges = (mean - interval, mean + interval)
+        mean, half_width = (
+            _scale(metric, curve[key]) for key in ("mean", "half_width")
+        )
+        edges = (mean - half_width, mean + half_width)
         _draw_curve(ax, np.arange(len(mean)), mean, edges, name, style, color)
         drawn += edges
     ax.set_xlabel("inner steps")
     ax.locator_params(axis="x", integer=True)
     _axes.finish(ax, metric, drawn, title=title)
     return ax
+
+
+# What a run's test has beside its main curve.
+_BESIDE = {"inductive": "inductive", "untrained": "before meta-training"}
 
 
 def _as_runs(source, metric):
@@ -173,7 +185,7 @@ def _as_table(found, metric):
         tables = {name: value._asdict() for name, value in values.items()}
         found = {"num_tasks": found.loss.per_task.shape[0], **tables}
     if metric not in found:
-        known = [name for name in found if name not in ("num_tasks", "inductive")]
+        known = [name for name in found if name not in ("num_tasks", *_BESIDE)]
         raise ValueError(f"`metric` {metric!r} was not evaluated, only {known}.")
     return found
 

@@ -36,7 +36,7 @@ def optimizer_curves(
       ImportError: if matplotlib is not installed.
 
     Example:
-      >>> loss = {"mean": [2.0, 1.0], "interval": [0.5, 0.25], "median": [2.0, 0.5]}
+      >>> loss = {"mean": [2.0, 1.0], "half_width": [0.5, 0.25], "median": [2.0, 0.5]}
       >>> ax = optimizer_curves({"learned": {"loss": loss}})
       >>> print(ax.lines[0].get_label(), ax.lines[0].get_ydata())
       learned [2. 1.]
@@ -48,14 +48,14 @@ def optimizer_curves(
     ax = _axes.figure(width=7).subplots() if ax is None else ax
     drawn = []
     for i, (name, found) in enumerate(of_each.items()):
-        mean, interval, median = _numbers(found)
+        mean, half_width, median = _numbers(found)
         color, style = _look(i, len(of_each))
         steps = np.arange(len(mean))
         rate = found.get("rate") if isinstance(found, Mapping) else None
         label = name if rate is None else f"{name}, rate {rate:g}"
         ax.plot(steps, mean, color=color, linestyle=style, label=label)
         ax.fill_between(
-            steps, mean - interval, mean + interval, color=color, alpha=0.15, lw=0
+            steps, mean - half_width, mean + half_width, color=color, alpha=0.15, lw=0
         )
         drawn.append(mean)
         if not i:
@@ -92,7 +92,7 @@ def horizon_sweep(
       ImportError: if matplotlib is not installed.
 
     Example:
-      >>> loss = {"mean": [2.0, 1.0, 0.5], "interval": [0] * 3, "median": [0] * 3}
+      >>> loss = {"mean": [2.0, 1.0, 0.5], "half_width": [0] * 3, "median": [0] * 3}
       >>> ax = horizon_sweep({"learned": {"loss": loss}}, horizon=1)
       >>> print(ax.lines[0].get_xdata(), ax.lines[0].get_ydata())
       [1 2] [1.  0.5]
@@ -281,8 +281,12 @@ def _markers():
 def _numbers(found):
     if isinstance(found, Mapping):
         loss = found["loss"]
-        return tuple(np.asarray(loss[k], float) for k in ("mean", "interval", "median"))
+        return tuple(
+            np.asarray(loss[k], float) for k in ("mean", "half_width", "median")
+        )
     if not hasattr(found, "at_step"):
         found = training.LossCurves(jnp.asarray(found))
     at_step = found.at_step
-    return tuple(np.asarray(x) for x in (at_step.mean, at_step.interval, found.median))
+    return tuple(
+        np.asarray(x) for x in (at_step.mean, at_step.half_width, found.median)
+    )

@@ -133,7 +133,7 @@ def _result(summary: Mapping[str, Any]) -> list[list[str]]:
     rows = [["inner steps", *columns]]
     for k in range(len(test["loss"]["mean"])):
         cells = [
-            _number(name, {part: x[part][k] for part in ("mean", "interval")})
+            _number(name, {part: x[part][k] for part in ("mean", "half_width")})
             for name, x in columns.items()
         ]
         rows.append([str(k), *cells])
@@ -143,10 +143,10 @@ def _result(summary: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _number(name: str, found: Mapping[str, float]) -> str:
-    mean, interval = found["mean"], found["interval"]
+    mean, half_width = found["mean"], found["half_width"]
     if name.endswith("accuracy"):
-        return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
-    return f"{mean:.4g} ± {interval:.2g}"
+        return f"{100 * mean:.2f} ± {100 * half_width:.2f} %"
+    return f"{mean:.4g} ± {half_width:.2g}"
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Run folders: trained by a recipe, then evaluated, adapted, drawn.
+"""Run folders: a trained recipe to resume, evaluate, adapt and plot.
 
 A folder holds `config.json` (the recipe), `metrics.jsonl`, `checkpoints/`,
 `summary.json` once trained, and `plots/`.

@@ -1,4 +1,4 @@
-"""A run, put to use on a folder of somebody's own images."""
+"""Adapts a run to a folder of images."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ from jaxmeta.runs import _build, _folder
 
 
 class Prediction(NamedTuple):
-    """What `adapt` says of one unlabelled image."""
+    """Prediction for one unlabelled image."""
 
     path: pathlib.Path
     label: str
@@ -28,17 +28,17 @@ def adapt(
 ) -> list[Prediction]:
     """Adapts a run's best checkpoint to labelled images and predicts unlabelled ones.
 
-    Each prediction is for itself: batch normalisation, where the model has it, takes
-    its statistics from the labelled images.
+    Predictions are independent of each other: batch normalisation, if any, uses
+    the statistics of the labelled images.
 
     Args:
-      directory: the run's.
-      folder: `folder/LABEL/*.png` are the labelled images, `folder/*.png` the others.
-      inner_steps: None is the recipe's.
+      directory: the run folder.
+      folder: labelled images are `folder/LABEL/*.png`, unlabelled `folder/*.png`.
+      inner_steps: defaults to the recipe's.
 
     Raises:
-      ValueError: if the run is not of images, there are no or too many labels, or no
-        image to predict.
+      ValueError: if the run was not trained on images, there are no labels or too
+        many, or there is no image to predict.
     """
     run = _folder.read(directory)
     recipe = run.recipe
@@ -50,17 +50,17 @@ def adapt(
     labels, labelled, paths, unlabelled = _read_images(
         pathlib.Path(folder), getattr(recipe.tasks, "size", 28)
     )
-    if recipe.learner.embeds:  # Tells any number apart.
+    if recipe.learner.embeds:  # Any number of ways.
         ways = len(labels)
     if len(labels) > ways:
         raise ValueError(
             f"{folder} has {len(labels)} labels, but {run.name} distinguishes {ways}. "
-            "Train with more `--ways`, or leave labels out."
+            "Train with more `--ways`, or remove labels."
         )
     parts = _build.build(recipe)
     meta_params = _folder.best_meta_params(run, parts.like)
     steps = recipe.learner.test_inner_steps if inner_steps is None else inner_steps
-    # Statistics of the labelled images: what else is to be predicted changes nothing.
+    # Statistics of the support alone, so that predictions are independent.
     learner = recipe.make_learner("support", inner_steps=steps)
     targets = np.repeat(np.eye(ways)[: len(labels)], [len(x) for x in labelled], axis=0)
     support = base.Examples(_to_inputs(np.concatenate(labelled)), jnp.asarray(targets))
@@ -81,7 +81,7 @@ def adapt(
 
 
 def _read_images(folder, size):
-    """Returns labels, images of each [N, H, W, 1], and unlabelled paths and images."""
+    """Returns labels, their images [N, H, W, 1], and unlabelled paths and images."""
     classes = tasks.load_folder(folder, size=size, invert=False)
     labelled = [
         images[:count]
@@ -96,7 +96,7 @@ def _read_images(folder, size):
     unlabelled = np.stack(
         [tasks.load_image(path, size=size, channels=1) for path in paths]
     )
-    # Training data have high ink on low paper; photographs and scans the opposite.
+    # In the training data ink is bright and paper dark; scans are the opposite.
     if np.concatenate([*labelled, unlabelled]).mean() > 127:
         labelled, unlabelled = [255 - x for x in labelled], 255 - unlabelled
     return classes.names, labelled, paths, unlabelled

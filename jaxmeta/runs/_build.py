@@ -1,4 +1,4 @@
-"""A recipe, built: the only place that asks which kind it is."""
+"""Builds recipes of any kind."""
 
 from jaxmeta import recipes
 from jaxmeta.runs import _learner_parts, _optimizer_parts, _parts

@@ -1,4 +1,4 @@
-"""A run, tested on fresh tasks."""
+"""Tests a run on fresh tasks."""
 
 import dataclasses
 import os
@@ -19,17 +19,17 @@ def evaluate(
     """Tests the best checkpoint of a run on fresh tasks.
 
     Args:
-      directory: the run's.
-      num_tasks: None is the recipe's.
-      inner_steps: None is the recipe's.
-      seed: of the tasks; None is the run's own test tasks.
-      task_settings: other settings of the run's tasks, say more shots; None keeps them.
+      directory: the run folder.
+      num_tasks: defaults to the recipe's.
+      inner_steps: defaults to the recipe's.
+      seed: seed of the tasks; defaults to the run's own test tasks.
+      task_settings: changed task settings, e.g. more shots; defaults to the recipe's.
 
     Returns:
-      A dict as under `test` in `summary.json`: lists over 0 ... K inner steps.
+      A dict like `test` in `summary.json`: lists over 0 ... K inner steps.
 
     Raises:
-      ValueError: if the folder holds no run, no checkpoint, or a damaged one.
+      ValueError: if the folder is not a run, or its checkpoint is missing or damaged.
     """
     run = _folder.read(directory)
     if task_settings is not None:

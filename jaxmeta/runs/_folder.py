@@ -16,7 +16,7 @@ from jaxmeta import _checks, _json, _lock, _processes, base, recipes, training
 
 
 class Run(NamedTuple):
-    """A run folder and what its configuration says."""
+    """A run folder and its configuration."""
 
     directory: pathlib.Path
     name: str
@@ -27,7 +27,8 @@ def read(directory: str | os.PathLike[str]) -> Run:
     """Reads the configuration of a run folder.
 
     Raises:
-      ValueError: if it is none, or its configuration is damaged or of another version.
+      ValueError: if it is not a run folder, or its configuration is damaged or from an
+        incompatible version.
     """
     directory = pathlib.Path(directory)
     path = directory / "config.json"
@@ -36,15 +37,15 @@ def read(directory: str | os.PathLike[str]) -> Run:
         return Run(directory, config["name"], recipes.from_json(config["recipe"]))
     except FileNotFoundError as error:
         raise ValueError(
-            f"{directory} is no run folder: it has no config.json. `jaxmeta train` "
-            "makes one."
+            f"{directory} is not a run folder: it has no config.json. `jaxmeta train` "
+            "creates one."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
 
 
 def read_records(run: Run) -> list[dict[str, Any]]:
-    """Reads a run's metrics; raises ValueError where there are none yet."""
+    """Reads a run's metrics; raises ValueError if there are none yet."""
     path = run.directory / "metrics.jsonl"
     records = training.read_metrics(path) if path.exists() else []
     if not records:
@@ -56,7 +57,7 @@ def read_records(run: Run) -> list[dict[str, Any]]:
 
 
 def extend(run: Run, steps: int) -> Run:
-    """The run with more meta-steps, also in its folder."""
+    """Raises the number of meta-steps of a run, in its folder too."""
     before = run.recipe.steps
     _checks.check_int("steps", steps)
     if steps < before:
@@ -74,7 +75,7 @@ def extend(run: Run, steps: int) -> Run:
 
 
 def best_meta_params(run: Run, like: base.TrainState) -> base.Params:
-    """Restores what a run's best checkpoint holds; `like` is shaped like its state."""
+    """Restores the best checkpoint; `like` has the shapes of its state."""
     path = run.directory / "checkpoints"
     checkpoints = training.open_checkpoints(path) if path.is_dir() else None
     last = None if checkpoints is None else checkpoints.last_step()
@@ -90,7 +91,7 @@ def best_meta_params(run: Run, like: base.TrainState) -> base.Params:
 
 
 def check_unclaimed(run: Run) -> None:
-    """Raises if the folder holds what another configuration saved."""
+    """Raises if the folder holds a run with a different configuration."""
     has_checkpoints = any((run.directory / "checkpoints").glob("*"))
     if not (run.directory / "config.json").exists():
         if has_checkpoints:
@@ -101,11 +102,11 @@ def check_unclaimed(run: Run) -> None:
         return
     found = read(run.directory)
     if not has_checkpoints and not (run.directory / "summary.json").exists():
-        return  # It was stopped before anything was saved.
+        return  # It stopped before it saved anything.
     ours, theirs = (
         _flatten({"recipe": r.name, **recipes.to_json(r.recipe)}) for r in (run, found)
     )
-    # Words may be mended and data moved.
+    # Texts may be reworded, and data may move.
     free = {"summary", "published", "protocol", "tasks.data_dir", "problem.data_dir"}
     differing = [
         f"`{field}` is {theirs.get(field)!r}, here {ours.get(field)!r}"
@@ -121,9 +122,9 @@ def check_unclaimed(run: Run) -> None:
 
 @contextlib.contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Makes the run folder, keeps others out and writes its configuration.
+    """Creates and locks the run folder, and writes its configuration.
 
-    Of processes that train together, the first does so.
+    Only the main process does so.
     """
     if not _processes.is_main_process():
         yield
@@ -132,7 +133,7 @@ def claimed(run: Run) -> Iterator[None]:
         try:
             run.directory.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_lock.locked(run.directory))
-            check_unclaimed(run)  # Nobody may have been faster.
+            check_unclaimed(run)  # Again: another process may have been faster.
             _write_config(run)
         except OSError as error:
             raise OSError(
@@ -156,7 +157,7 @@ def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes whole or not at all."""
+    """Writes atomically."""
     new = path.with_suffix(".tmp")
     new.write_text(_json.dumps(content, indent=1) + "\n")
     os.replace(new, path)

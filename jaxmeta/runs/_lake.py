@@ -1,4 +1,4 @@
-"""A run, judged by Lake's one-shot classification challenge."""
+"""Evaluates a run on Lake's one-shot classification challenge."""
 
 import os
 from typing import Any
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxmeta import base, recipes, tasks, training
 from jaxmeta.runs import _build, _folder
 
-# Percent; Lake et al., "The Omniglot challenge: a 3-year progress report", 2019, Table
-# 1, where learners see the background alphabets alone; Koch et al. 2015, Table 2, on
-# forty alphabets and with augmentation.
+# Error in percent. Lake et al., "The Omniglot challenge: a 3-year progress report",
+# 2019, Table 1 (trained on the background alphabets only); Siamese networks from Koch
+# et al. 2015, Table 2 (forty alphabets and augmentation).
 PUBLISHED = {
     "people": 4.5,
     "Siamese networks": 8.0,
@@ -23,20 +23,21 @@ PUBLISHED = {
 def lake(
     directory: str | os.PathLike[str], archive: str | os.PathLike[str]
 ) -> dict[str, Any]:
-    """Adapts a run's best checkpoint to each of Lake's runs and counts its errors.
+    """Adapts the best checkpoint to each of Lake's runs and returns the error rate.
 
     Args:
-      directory: of a run on Omniglot that distinguishes 20 classes.
+      directory: folder of a run on Omniglot with 20 ways.
       archive: `all_runs.zip`, as `jaxmeta.tasks.load_lake_runs` reads it.
 
     Returns:
-      `error` in percent, its `interval` over the runs, `error_per_run`, all three again
-      under `inductive` where the model has batch normalisation, and `published` errors.
+      `error` in percent, its `half_width` over the runs, `error_per_run`, all three
+      again under `inductive` if the model has batch normalisation, and `published`
+      errors.
 
     Raises:
-      ValueError: if the run is of another kind or holds no checkpoint, or the archive
-        is none.
-      FileNotFoundError: if there is no archive.
+      ValueError: if the run was not trained on Omniglot or has no checkpoint, or the
+        archive has another layout.
+      FileNotFoundError: if the archive does not exist.
     """
     run = _folder.read(directory)
     recipe = run.recipe
@@ -69,7 +70,7 @@ def lake(
         found = training.mean_with_interval(per_run)
         return {
             "error": float(found.mean),
-            "interval": float(found.interval),
+            "half_width": float(found.half_width),
             "error_per_run": per_run.tolist(),
         }
 

@@ -1,4 +1,4 @@
-"""Recipes of learners over tasks: how they train, are validated and tested."""
+"""Builds recipes of learners over tasks: training, validation and test."""
 
 import jax
 
@@ -52,7 +52,7 @@ def build(recipe: recipes.Recipe) -> _parts.Parts:
                 learner, meta_params, splits.test, num_tasks, key, inner_steps
             )
             return {
-                name: {"mean": x.mean.tolist(), "interval": x.interval.tolist()}
+                name: {"mean": x.mean.tolist(), "half_width": x.half_width.tolist()}
                 for name, x in {"loss": found.loss, **found.metrics}.items()
             }
 
@@ -61,6 +61,6 @@ def build(recipe: recipes.Recipe) -> _parts.Parts:
             result["inductive"] = table(recipe.make_learner("support"))
         return result
 
-    # Traces the model and the tasks: wrong settings come out here.
+    # Traces the model and the tasks, so that invalid settings raise here.
     like = jax.eval_shape(train_step.init, train_key)
     return _parts.Parts(train_step, like, mesh, train_key, validate, test)

@@ -1,4 +1,4 @@
-"""Recipes of learned optimizers: how they train, are validated and tested."""
+"""Builds recipes of learned optimizers: training, validation and test."""
 
 import functools
 
@@ -9,7 +9,7 @@ import optax
 from jaxmeta import estimators, optimizers, problems, recipes, training
 from jaxmeta.runs import _parts
 
-# Others that the test shows beside, each with the rate that suits it best.
+# Baselines of the test, each with its learning rate tuned.
 BASELINES = {
     "adam": optax.adam,
     "rmsprop": functools.partial(optax.rmsprop, decay=0.99),
@@ -17,7 +17,7 @@ BASELINES = {
     "momentum": functools.partial(optax.sgd, momentum=0.9),
     "nag": functools.partial(optax.sgd, momentum=0.9, nesterov=True),
 }
-# What a summary says of the updates: after a share of the steps, for these gradients.
+# The summary reports updates after these shares of the steps, for these gradients.
 SHARES = (0, 0.1, 0.5)
 GRADIENTS = tuple(
     float(f"{sign * size:.3g}")
@@ -88,13 +88,13 @@ def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
             "responses": {k: x.tolist() for k, x in responses._asdict().items()},
         }
 
-    # Traces the optimizer and the problem: wrong settings come out here.
+    # Traces the optimizer and the problem, so that invalid settings raise here.
     like = jax.eval_shape(train_step.init, train_key)
     return _parts.Parts(train_step, like, mesh, train_key, validate, test)
 
 
 def _make_train_step(recipe, lopt, problem, mesh):
-    """On the loss; some of the time, if the recipe says so, by imitation."""
+    """Builds the meta-step; with `imitation`, a share of the steps imitates Adam."""
     if recipe.scaling is not None:
         problem = problems.random_scaling(problem, recipe.scaling)
     curriculum = recipe.horizon()
@@ -111,15 +111,15 @@ def _make_train_step(recipe, lopt, problem, mesh):
         mesh=mesh,
     )
     shares = [1 - recipe.imitation, recipe.imitation]
-    # Each counts its own meta-steps.
+    # Each source counts its own meta-steps.
     outer_txs = [recipe.make_outer_tx(share) for share in shares]
     sources = list(zip([estimator, imitation], outer_txs, strict=True))
     return training.alternate(sources, shares)
 
 
 def summarize(curves: training.LossCurves) -> dict:
-    """What a summary says of one optimizer's runs."""
-    of = lambda x: {"mean": x.mean.tolist(), "interval": x.interval.tolist()}
+    """Summarises the runs of one optimizer."""
+    of = lambda x: {"mean": x.mean.tolist(), "half_width": x.half_width.tolist()}
     return {
         "final": of(curves.final) | {"median": float(curves.median[-1])},
         "summed": of(curves.summed),

@@ -1,4 +1,4 @@
-"""A recipe, built."""
+"""What a recipe builds."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,16 +10,16 @@ from jaxmeta import base, training
 
 
 class Parts(NamedTuple):
-    """What a run needs of its recipe.
+    """Everything a run needs from its recipe.
 
     Attributes:
-      train_step: of the training.
-      like: shapes of its state.
-      mesh: the devices it runs on.
-      train_key: of the training.
+      train_step: initialises and makes meta-steps.
+      like: shapes of the training state.
+      mesh: devices to train on.
+      train_key: key of the training.
       validate: `(meta_params) -> metrics`, always on the same tasks or problems.
-      test: `(meta_params, *, num_tasks, inner_steps, seed) -> summary`; None is what
-        the recipe says.
+      test: `(meta_params, *, num_tasks, inner_steps, seed) -> summary`; None means the
+        recipe's setting.
     """
 
     train_step: training.TrainStep
@@ -31,14 +31,14 @@ class Parts(NamedTuple):
 
 
 def mesh_for(count: int, chunk: int | None = None) -> Mesh:
-    """As many devices as share `count` tasks, in whole chunks, evenly.
+    """Makes a mesh of the most devices that divide `count` tasks into whole chunks.
 
-    Cores of a CPU are devices. Of every process there are as many.
+    The cores of a CPU are devices. Every process contributes the same number.
     """
     processes = range(jax.process_count())
     devices = [[d for d in jax.devices() if d.process_index == p] for p in processes]
     counts = range(1, min(map(len, devices)) + 1)
     even = [n for n in counts if count % (n * len(processes) * (chunk or 1)) == 0]
-    # What does not divide the tasks is named by the estimator.
+    # Where nothing divides the tasks, the estimator raises with the numbers.
     each = max(even, default=1)
     return training.task_mesh([d for some in devices for d in some[:each]])

@@ -1,4 +1,4 @@
-"""All the plots of a run folder."""
+"""Plots of a run folder."""
 
 import functools
 import os
@@ -16,22 +16,23 @@ if TYPE_CHECKING:
 
 
 def plot(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
-    """Draws a run folder's `learning_curve`, `adaptation_curve` and `tasks`.
+    """Draws `learning_curve`, `adaptation_curve` and `tasks` into the run's `plots/`.
 
-    They go to its `plots/` as PNG, each whole or not at all. The adaptation curve needs
-    a tested run of a learner that makes inner steps; `tasks` shows three test tasks. A
-    learned optimizer's run has `optimizer_curves` and `update_against_gradient` instead
-    of these two, a policy's run `trajectories` instead of `tasks`.
+    The files are PNGs, written atomically. The adaptation curve requires a tested run
+    of a learner with inner steps and compares it to the initial meta-parameters;
+    `tasks` shows three test tasks. Runs of learned optimizers have `optimizer_curves`
+    and `update_against_gradient` instead of these two, runs of policies `trajectories`
+    instead of `tasks`.
 
     Returns:
-      The files.
+      The paths of the files.
 
     Raises:
-      ValueError: if it is no run folder, has no metrics yet, or is damaged.
-      OSError: if it cannot be written.
-      ImportError: without matplotlib.
+      ValueError: if it is not a run folder, has no metrics yet, or is damaged.
+      OSError: if a file cannot be written.
+      ImportError: if matplotlib is not installed.
     """
-    _axes.figure()  # Without matplotlib, fail first.
+    _axes.figure()  # Fails early if matplotlib is missing.
     run = _folder.read(directory)
     records = _folder.read_records(run)
     folder = run.directory / "plots"
@@ -39,7 +40,7 @@ def plot(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     tasks = getattr(run.recipe, "tasks", None)
     of_policy = isinstance(tasks, recipes.PolicyTasks)
     metrics = [name for name in ("loss", "accuracy") if name in records[0]]
-    if of_policy:  # Whose loss is minus it.
+    if of_policy:  # The loss is minus the return.
         metrics = ["return"]
 
     def draw_panels(draw, content):
@@ -56,9 +57,9 @@ def plot(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
         return figure
 
     def draw_test(test):
-        """Returns a figure for each name, the main one first."""
+        """Returns name -> figure, the main one first."""
         if not of_optimizer and len(test["loss"]["mean"]) == 1:
-            return {}  # No inner steps, so nothing that would be a curve.
+            return {}  # No inner steps, no curve.
         if not of_optimizer:
             return {"adaptation_curve": draw_panels(plots.adaptation_curve, test)}
         curves = _axes.figure(width=7)
@@ -73,7 +74,8 @@ def plot(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
     if (path := run.directory / "summary.json").exists():
         try:
             summary = _json.loads(path.read_text())
-            drawn = draw_test(summary["test"])
+            untrained = {k: v for k, v in summary.items() if k == "untrained"}
+            drawn = draw_test(summary["test"] | untrained)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} cannot be read: {error}.") from error
         if published := summary.get("published"):
@@ -119,7 +121,7 @@ def draw_walks(run: _folder.Run) -> "Figure":
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _walk(env, learner, meta_params, key):
-    """A fresh task, and the rollouts before and after the learner's inner steps."""
+    """Draws a task; rolls out before and after the learner's inner steps."""
     task_key, adapt_key, *keys = jax.random.split(key, 4)
     task = env.sample_task(task_key)
     adapted, _ = learner.adapt(adapt_key, meta_params, task)
@@ -133,7 +135,7 @@ def _walk(env, learner, meta_params, key):
 
 
 def _save(figure, path):
-    """Writes whole or not at all."""
+    """Writes atomically."""
     path.parent.mkdir(exist_ok=True)
     new = path.with_suffix(".tmp")
     figure.savefig(new, format="png", dpi=150)

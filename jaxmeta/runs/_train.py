@@ -1,4 +1,4 @@
-"""A recipe, trained and tested in a run folder."""
+"""Trains and tests a recipe in a run folder."""
 
 import importlib.metadata
 import os
@@ -21,20 +21,19 @@ def train(
     """Trains and tests a recipe in `directory`, or resumes an interrupted run.
 
     Returns:
-      What `summary.json` says. A finished run is not touched again.
+      The content of `summary.json`. A finished run is left unchanged.
 
     Raises:
-      ValueError: if the folder holds a run of another configuration, or another process
-        trains in it.
+      ValueError: if the folder holds a run with another configuration, or another
+        process trains in it.
       OSError: if it cannot be written.
     """
     run = _folder.Run(pathlib.Path(directory), name, recipe)
     _folder.check_unclaimed(run)
     path = run.directory / "summary.json"
     if not path.exists():
-        parts = _build.build(
-            recipe
-        )  # Before the folder is made: wrong settings leave none.
+        # Before the folder is created: invalid settings leave none behind.
+        parts = _build.build(recipe)
         with _folder.claimed(run):
             summary = _train(run, parts, report)
             if _processes.is_main_process():
@@ -49,21 +48,21 @@ def resume(
     steps: int | None = None,
     report: training.Report | None = None,
 ) -> dict[str, Any]:
-    """Resumes an interrupted run, or trains a finished one for more meta-steps.
+    """Resumes an interrupted run, or extends a finished one by more meta-steps.
 
     Args:
-      directory: the run's, which knows its recipe.
-      steps: meta-steps in all; None is the recipe's. Schedules over the meta-steps
-        (`cosine`, `curriculum`) are then those of this number.
+      directory: the run folder, whose `config.json` holds the recipe.
+      steps: total meta-steps; defaults to the recipe's. Schedules over the meta-steps
+        (`cosine`, `curriculum`) span this number.
       report: as in `train`.
 
     Returns:
-      What `summary.json` says. That of the shorter run is kept, as
+      The content of `summary.json`. The shorter run's is kept as
       `summary-STEPS.json`.
 
     Raises:
-      ValueError: if the folder holds no run, another process trains in it, or `steps`
-        is fewer than it has.
+      ValueError: if the folder is not a run, another process trains in it, or `steps`
+        is less than the run's.
       OSError: if it cannot be written.
     """
     run = _folder.read(directory)
@@ -75,7 +74,7 @@ def resume(
 def _train(
     run: _folder.Run, parts: _parts.Parts, report: training.Report | None
 ) -> dict[str, Any]:
-    """Returns the summary."""
+    """Trains and tests; returns the summary."""
     recipe = run.recipe
     result = training.fit(
         parts.train_step,
@@ -95,6 +94,7 @@ def _train(
         "published": recipe.published,
         "protocol": recipe.describe_protocol(),
         "test": parts.test(result.best.meta_params),
+        **_test_untrained(recipe, parts),
         "steps": int(result.state.step),
         "best_step": int(result.best.step),
         "stopped_early": result.stopped_early,
@@ -106,3 +106,12 @@ def _train(
             for package in ("jaxmeta", "jax", "jaxlib", "flax", "optax")
         },
     }
+
+
+def _test_untrained(recipe, parts):
+    """Tests the initial meta-parameters too, to show what meta-training gained."""
+    learner = getattr(recipe, "learner", None)
+    if learner is None or learner.inner_steps is None:
+        return {}
+    initial = jax.jit(parts.train_step.init)(parts.train_key).meta_params
+    return {"untrained": parts.test(initial)}

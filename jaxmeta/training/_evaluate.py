@@ -17,21 +17,21 @@ class MeanWithInterval(NamedTuple):
 
     Attributes:
       mean: [...].
-      interval: [...].
+      half_width: [...], of the 95 % confidence interval.
       per_task: [T, ...].
     """
 
     mean: jax.Array
-    interval: jax.Array
+    half_width: jax.Array
     per_task: jax.Array
 
     def __str__(self) -> str:
-        """Mean ± interval; for vectors one per line."""
+        """Mean ± half width; for vectors one per line."""
         if self.mean.ndim == 0:
-            return f"{float(self.mean):.4g} ± {float(self.interval):.2g}"
+            return f"{float(self.mean):.4g} ± {float(self.half_width):.2g}"
         if self.mean.ndim > 1:
             return repr(self)
-        rows = zip(self.mean, self.interval, strict=True)
+        rows = zip(self.mean, self.half_width, strict=True)
         return "\n".join(str(MeanWithInterval(*row, self.per_task)) for row in rows)
 
 
@@ -39,7 +39,7 @@ class Evaluation(NamedTuple):
     """Result of `evaluate`; index k is after k inner steps.
 
     Attributes:
-      loss: `mean` and `interval` [K + 1], `per_task` [T, K + 1].
+      loss: `mean` and `half_width` [K + 1], `per_task` [T, K + 1].
       metrics: name -> likewise.
     """
 

@@ -71,6 +71,8 @@ def test_train_leaves_a_run_folder(run):
     assert summary["test"]["num_tasks"] == 6
     assert len(summary["test"]["accuracy"]["mean"]) == 4  # 0 ... 3 inner steps
     assert len(summary["test"]["inductive"]["accuracy"]["mean"]) == 4
+    untrained = summary["untrained"]["accuracy"]["mean"]
+    assert len(untrained) == 4 and untrained != summary["test"]["accuracy"]["mean"]
     assert (run / "plots" / "learning_curve.png").stat().st_size > 1000
 
 
@@ -98,7 +100,7 @@ def test_resume_knows_the_recipe_and_trains_further(run, tmp_path, capsys):
     assert runs.read(resumed).recipe == runs.read(longer).recipe
     said = _said(capsys, ["resume", resumed, "--steps", "5"])
     assert "`steps` must be at least the 6" in said
-    assert "no run folder" in _said(capsys, ["resume", tmp_path])
+    assert "not a run folder" in _said(capsys, ["resume", tmp_path])
 
 
 def test_evaluate_repeats_the_test_of_the_run(run, capsys):
@@ -119,7 +121,7 @@ def test_evaluate_says_that_a_run_is_not_finished(run, capsys, tmp_path):
     (copy / "summary.json").unlink()
     for path, is_finished in ((run, True), (copy, False)):
         assert cli.main(["evaluate", str(path), "--tasks", "3"]) == 0
-        assert ("not finished" in capsys.readouterr().out) == (not is_finished)
+        assert ("unfinished" in capsys.readouterr().out) == (not is_finished)
 
 
 def test_a_prediction_does_not_depend_on_the_other_images(run, images):
@@ -324,7 +326,7 @@ def test_a_run_folder_in_use(capsys, tmp_path):
 
 @pytest.mark.parametrize("command", ["evaluate", "plot"])
 def test_no_run_folder(command, capsys, tmp_path):
-    assert "is no run folder" in _said(capsys, [command, tmp_path])
+    assert "is not a run folder" in _said(capsys, [command, tmp_path])
 
 
 def test_no_checkpoint_yet(run, capsys, tmp_path):

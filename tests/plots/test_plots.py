@@ -145,8 +145,8 @@ def test_adaptation_curve_shows_mean_and_interval_of_an_evaluation():
 def test_the_inductive_curve_stands_beside_the_transductive_one():
     test = {
         "num_tasks": 1000,
-        "loss": {"mean": [3.0, 1.0], "interval": [0.5, 0.25]},
-        "inductive": {"loss": {"mean": [4.0, 2.0], "interval": [1.0, 0.5]}},
+        "loss": {"mean": [3.0, 1.0], "half_width": [0.5, 0.25]},
+        "inductive": {"loss": {"mean": [4.0, 2.0], "half_width": [1.0, 0.5]}},
     }
     ax = plots.adaptation_curve(test)
     assert curves(ax).keys() == {"transductive", "inductive"}
@@ -160,8 +160,22 @@ def test_the_inductive_curve_stands_beside_the_transductive_one():
     assert curves(alone).keys() == {"mean and 95 % interval"}
 
 
+def test_the_untrained_curve_stands_beside_the_trained_one():
+    loss = lambda *mean: {"loss": {"mean": mean, "half_width": [0.5] * len(mean)}}
+    test = {"num_tasks": 7, **loss(3.0, 1.0), "untrained": loss(4.0, 2.0)}
+    ax = plots.adaptation_curve(test)
+    assert curves(ax).keys() == {"meta-trained", "before meta-training"}
+    np.testing.assert_array_equal(curves(ax)["before meta-training"], [[0, 1], [4, 2]])
+    test["inductive"] = loss(5.0, 4.0)
+    assert list(curves(plots.adaptation_curve(test))) == [
+        "transductive",
+        "inductive",
+        "before meta-training",
+    ]
+
+
 def test_without_inner_steps_the_interval_is_a_bar():
-    test = {"num_tasks": 9, "loss": {"mean": [3.0], "interval": [0.5]}}
+    test = {"num_tasks": 9, "loss": {"mean": [3.0], "half_width": [0.5]}}
     ax = plots.adaptation_curve(test)
     (bar,) = ax.collections[0].get_segments()
     np.testing.assert_array_equal(bar, [[0, 2.5], [0, 3.5]])
@@ -177,7 +191,11 @@ def test_the_unknown_interval_of_one_task_is_not_drawn():
 
 
 def test_adaptation_curve_names_the_metrics_there_are():
-    test = {"num_tasks": 1, "loss": {"mean": [1.0], "interval": [1.0]}, "inductive": {}}
+    test = {
+        "num_tasks": 1,
+        "loss": {"mean": [1.0], "half_width": [1.0]},
+        "inductive": {},
+    }
     with pytest.raises(ValueError, match=r"'accuracy' was not .* only \['loss'\]"):
         plots.adaptation_curve(test, metric="accuracy")
 
@@ -278,6 +296,9 @@ def glyphs_from_the_shelf(monkeypatch):
     monkeypatch.setattr(recipes.GlyphTasks, "splits", lambda self: splits)
 
 
+UNTRAINED = {"mean": [0.9, 0.8], "half_width": [0.1, 0.1]}
+
+
 def make_run(directory, *, tested=True, tasks=None):
     recipe = recipes.RECIPES["maml-glyphs-5w1s"]
     recipe = dataclasses.replace(recipe, tasks=tasks or recipe.tasks)
@@ -293,9 +314,12 @@ def make_run(directory, *, tested=True, tasks=None):
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (directory / "metrics.jsonl").write_text(lines)
     if tested:
-        table = {name: {"mean": [1.0, 0.5], "interval": [0.1, 0.1]} for name in metrics}
+        table = {
+            name: {"mean": [1.0, 0.5], "half_width": [0.1, 0.1]} for name in metrics
+        }
         test = {"num_tasks": 7, **table, "inductive": table}
         summary = {"published": "98.7 % (the paper)", "test": test}
+        summary["untrained"] = {name: UNTRAINED for name in metrics}
         (directory / "summary.json").write_text(json.dumps(summary))
     return directory
 
@@ -333,6 +357,9 @@ def test_plot_run_draws_what_the_folder_says(tmp_path, figures):
     np.testing.assert_array_equal(
         curves(adaptation.axes[1])["inductive"], [[0, 1], [100, 50]]
     )
+    np.testing.assert_array_equal(
+        curves(adaptation.axes[1])["before meta-training"], [[0, 1], [90, 80]]
+    )
     assert adaptation.get_supxlabel() == "published: 98.7 % (the paper)"
     sheets = [np.asarray(ax.images[0].get_array()) for ax in tasks.axes]
     assert len(sheets) == 3 and not np.array_equal(sheets[0], sheets[1])
@@ -351,7 +378,9 @@ def test_plot_run_of_an_untested_regression_has_one_panel(tmp_path, figures):
 
 
 def test_plot_run_explains_what_is_missing(tmp_path):
-    with pytest.raises(ValueError, match=r"is no run folder: .* `jaxmeta train` makes"):
+    with pytest.raises(
+        ValueError, match=r"is not a run folder: .* `jaxmeta train` creates"
+    ):
         runs.plot(tmp_path)
     run = make_run(tmp_path / "run")
     (run / "summary.json").write_text("{}")
@@ -412,7 +441,7 @@ def test_optimizer_curves_are_what_was_evaluated():
 
 def test_an_optimizer_that_diverges_does_not_squeeze_the_others():
     def told(values):
-        return {"loss": {"mean": values, "interval": [0] * 3, "median": values}}
+        return {"loss": {"mean": values, "half_width": [0] * 3, "median": values}}
 
     ax = plots.optimizer_curves(
         {"ours": told([3.0, 1.0, 0.5]), "theirs": told([3.0, 1e9, np.nan])}
@@ -422,7 +451,7 @@ def test_an_optimizer_that_diverges_does_not_squeeze_the_others():
 
 def test_a_horizon_sweep_is_a_smoothed_curve_on_logarithmic_axes():
     mean = np.r_[5.0, np.linspace(2, 1, 100), np.ones(900)]
-    told = {"loss": {"mean": mean, "interval": 0 * mean, "median": mean}}
+    told = {"loss": {"mean": mean, "half_width": 0 * mean, "median": mean}}
     ax = plots.horizon_sweep({"ours": told}, horizon=100)
     ends, losses = ax.lines[0].get_data()
     assert (ends[0], ends[-1]) == (1, 1000)
@@ -471,7 +500,7 @@ def test_an_update_is_drawn_against_its_gradient():
 
 
 def test_adaptation_curves_of_several_learners_and_of_a_run_folder(tmp_path):
-    loss = lambda *mean: {"mean": mean, "interval": [0.5] * len(mean)}
+    loss = lambda *mean: {"mean": mean, "half_width": [0.5] * len(mean)}
     of_run = {"num_tasks": 7, "loss": loss(3.0, 2.0), "inductive": {"loss": loss(9.0)}}
     (tmp_path / "summary.json").write_text(json.dumps({"test": of_run}))
     ax = plots.adaptation_curve({"a": tmp_path, "b": {"loss": loss(1.0, 0.0)}})
@@ -543,7 +572,7 @@ def test_optimizers_are_drawn_from_arrays_and_run_folders(tmp_path):
     losses = np.array([[4.0, 2.0, 1.0], [2.0, 2.0, 3.0]])  # [N, T + 1]
     found = curves(plots.optimizer_curves({"sgd": losses}))
     np.testing.assert_allclose(found["sgd"][1], [3, 2, 2])
-    loss = {"mean": [2.0, 1.0], "interval": [0.5, 0.25], "median": [2.0, 0.5]}
+    loss = {"mean": [2.0, 1.0], "half_width": [0.5, 0.25], "median": [2.0, 0.5]}
     responses = {"steps": [0], "gradients": [-1.0, 1.0], "updates": [[[0.1, -0.1]]]}
     test = {"optimizers": {"learned": {"loss": loss}}, "responses": responses}
     (tmp_path / "summary.json").write_text(json.dumps({"test": test}))

@@ -203,7 +203,7 @@ def test_protocols_take_their_numbers_from_the_settings(name):
     changed = dataclasses.replace(recipe, steps=1234, outer_learning_rate=0.0567)
     told = changed.describe_protocol()
     for setting, written in ("steps", "1,234"), ("outer_learning_rate", "0.0567"):
-        assert ("{%s" % setting in recipe.protocol) == (written in told)
+        assert ("{" + setting in recipe.protocol) == (written in told)
     for setting, written in _numbers(recipe):
         if setting in ("validation_tasks", "learner.num_context", "teacher_rate"):
             continue  # Numbers of something else.

@@ -116,4 +116,4 @@ def test_what_is_no_run_is_named(tmp_path, capsys):
     with pytest.raises(ValueError, match="at least one run folder"):
         report.write_report([])
     assert cli.main(["report", str(tmp_path)]) == 2
-    assert "is no run folder" in capsys.readouterr().err
+    assert "is not a run folder" in capsys.readouterr().err

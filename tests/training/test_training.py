@@ -115,7 +115,7 @@ class TestEvaluate:
     def test_interval_by_hand(self):
         got = jm.training.mean_with_interval(jnp.array([1.0, 2.0, 3.0, 4.0]))
         np.testing.assert_allclose(got.mean, 2.5)
-        np.testing.assert_allclose(got.interval, 1.96 * np.sqrt(5 / 3) / 2, rtol=1e-6)
+        np.testing.assert_allclose(got.half_width, 1.96 * np.sqrt(5 / 3) / 2, rtol=1e-6)
 
     def test_interval_covers_the_mean_as_often_as_it_says(self, key):
         draws = jax.random.normal(key, (2000, 50))
@@ -123,7 +123,7 @@ class TestEvaluate:
         assert abs(float(jnp.mean(jnp.abs(mean) < interval)) - 0.95) < 0.025
 
     def test_interval_of_one_task_is_not_a_number(self):
-        assert jnp.isnan(jm.training.mean_with_interval(jnp.ones(1)).interval)
+        assert jnp.isnan(jm.training.mean_with_interval(jnp.ones(1)).half_width)
 
     def test_interval_of_half_precision_is_not_rounded(self):
         per_task = (jnp.arange(1000) % 7).astype(jnp.bfloat16)
