@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from jaxmeta import _checks, _dtypes, base
+from jaxmeta import _checks, _dtypes, _modes, base
 
 _ADAPTERS = (
     "Wrap a flax.nnx Module by `jaxmeta.models.from_nnx`, an Equinox module by "
@@ -109,8 +109,6 @@ def _check_is_model(model):
 
 def _check_modes(module):
     """Raises if a flax module has a mode that learners would not set."""
-    from jaxmeta.models import _modes  # Imported here because it needs flax.
-
     modes = sorted(_modes.accepted_modes(module))
     if modes:
         raise ValueError(

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import base
-from jaxmeta.models import _modes
+from jaxmeta import _modes, base
 
 if TYPE_CHECKING:
     import equinox as eqx

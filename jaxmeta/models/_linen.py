@@ -11,8 +11,8 @@ import inspect
 import flax.linen as nn
 from flax import traverse_util
 
-from jaxmeta import _checks, base
-from jaxmeta.models import _modes, _norm
+from jaxmeta import _checks, _modes, base
+from jaxmeta.models import _norm
 
 
 def from_linen(module: nn.Module, *, statistics: str = "batch") -> base.Model:

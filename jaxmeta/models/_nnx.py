@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base
-from jaxmeta.models import _modes, _norm
+from jaxmeta import _checks, _modes, base
+from jaxmeta.models import _norm
 
 if TYPE_CHECKING:
     from flax import nnx

@@ -1,4 +1,4 @@
-"""Shared by the module adapters: argument names for the train or eval mode."""
+"""Names of the argument by which a module is told that this is a training pass."""
 
 import inspect
 from typing import Any
