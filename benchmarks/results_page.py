@@ -272,11 +272,11 @@ PAGE = """\
 
 <!-- Written by `python -m benchmarks.results_page`: change that, or `results/`. -->
 
-Published numbers, what others got when they ran the papers' code again (as they report
-in issues and READMEs), and ours. Minutes are of meta-training on one CPU core. ± is the
-95 % interval over test tasks, the mean over seeds where there are several. Accuracies
-on Omniglot are transductive (a set is normalised by its own batch), as most published
-ones; [Reproduced numbers](benchmarks/reproduce.md) has the inductive numbers, every
+Published numbers, reruns of the papers' code by others (from issues and READMEs), and
+ours. Minutes are meta-training time on one CPU core. ± is the 95 % interval over test
+tasks, averaged over seeds where there are several. Accuracies on Omniglot are
+transductive (each set is normalised by its own batch statistics), as most published
+ones are; [Reproduced numbers](benchmarks/reproduce.md) has the inductive numbers, every
 protocol (split, rotations, queries, seeds), and what explains results that we do not
 match. `jaxmeta train RECIPE` repeats a run.
 
