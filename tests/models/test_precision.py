@@ -4,7 +4,6 @@ import dataclasses
 
 import chex
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,13 +16,15 @@ from jaxmeta import recipes, runs
 def _products(fn, *args):
     """The types of the operands of all matrix products and convolutions."""
     found = set()
+    is_jaxpr = lambda x: hasattr(x, "eqns")
 
     def look(jaxpr):
         for equation in jaxpr.eqns:
             if equation.primitive.name in ("dot_general", "conv_general_dilated"):
                 found.update(str(x.aval.dtype) for x in equation.invars)
-            for sub in jex.core.jaxprs_in_params(equation.params):
-                look(sub)
+            for sub in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
+                if is_jaxpr(sub):
+                    look(sub)
 
     look(jax.make_jaxpr(fn)(*args).jaxpr)
     return found

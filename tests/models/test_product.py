@@ -98,7 +98,8 @@ def test_gradients_are_summed_over_devices(widths, kind, x64):
     expected = jax.grad(functools.partial(_loss, operator.matmul), (0, 1))(x, y)
     if kind == AxisType.Explicit:
         with jax.set_mesh(mesh):
-            got = jax.jit(grad)(jax.device_put(x, rows), y)
+            placed = jax.device_put((x, y), (rows, everywhere))
+            got = jax.jit(grad)(*placed)
     else:
         specs = (rows, everywhere)
         got = jax.jit(jax.shard_map(grad, mesh=mesh, in_specs=specs, out_specs=specs))(
