@@ -10,7 +10,6 @@ written anew.
 """
 
 import argparse
-import functools
 import json
 import operator
 import pathlib
@@ -125,10 +124,7 @@ def measure(inner_tx: optax.GradientTransformation) -> dict[str, Finding]:
         cases = situations()
         unravel = ravel_pytree(cases["flat"].params)[1]
 
-        # Compiled for seconds and run for milliseconds: cheaper kernels will do.
-        options = {"xla_cpu_use_fusion_emitters": False}
-
-        @functools.partial(jax.jit, compiler_options=options)
+        @jax.jit
         def meta_grads(params, task):
             found = {}
             for steps, learner in learners.items():
