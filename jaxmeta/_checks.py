@@ -119,7 +119,7 @@ def check_params(params: base.Params) -> None:
     if wrong:
         fix = "Keep constants out of the parameters: close over them in `apply`."
         if any(isinstance(kind, str) for kind in kinds.values()):
-            fix += " Wrap an Equinox module by `jaxmeta.models.from_equinox`."
+            fix += " Wrap an Equinox module with `jaxmeta.models.from_equinox`."
         raise ValueError(
             f"Parameters must be floating point to be adapted, got {wrong}. {fix}"
         )

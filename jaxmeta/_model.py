@@ -9,7 +9,7 @@ import jax
 from jaxmeta import _checks, _dtypes, _modes, base
 
 _ADAPTERS = (
-    "Wrap a flax.nnx Module by `jaxmeta.models.from_nnx`, an Equinox module by "
+    "Wrap a flax.nnx Module with `jaxmeta.models.from_nnx`, an Equinox module with "
     "`from_equinox`."
 )
 

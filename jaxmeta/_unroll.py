@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxmeta import _custom_rules, _messages, base
+from jaxmeta import _custom_rules, _messages, _replay, base
 
 Hvp = Literal["auto", "forward-over-reverse", "reverse-over-reverse"]
 HVP_MODES: tuple[Hvp, ...] = ("auto", "forward-over-reverse", "reverse-over-reverse")
@@ -82,7 +82,17 @@ def unroll(
         Static.
     """
     tx = optax.with_extra_args_support(tx)
+    state = tx.init(params) if state is None else state
     steps = first_step + jnp.arange(len(keys), dtype=jnp.int32)
+    is_first_order = order in ("first-order", "constant")
+    if is_first_order and probe is None and _replay.applies(tx, params):
+        with _messages.explain_update():
+            params, last, losses, aux = _replay.unroll(
+                loss, tx, params, state, keys, steps, data
+            )
+        if order == "constant":
+            losses = jax.lax.stop_gradient(losses)
+        return Unrolled(params, last, losses, aux, None)
     gradient = differentiated(loss, order, params, keys[0], steps[0], data)
 
     def update(carry, key, step):
@@ -108,7 +118,7 @@ def unroll(
         carry, (value, aux) = update(carry, key, step)
         return carry, (value, aux, probed)
 
-    carry = (params, tx.init(params) if state is None else state)
+    carry = (params, state)
     with _messages.explain_forward_mode():
         carry, (losses, aux, probed) = jax.lax.scan(body, carry, (keys, steps))
     params, state = carry

@@ -33,6 +33,8 @@ def print_test(test: dict[str, Any]) -> None:
     after = " after inner steps" if makes_steps else ""
     console.print(f"test over {test['num_tasks']} tasks: mean ± 95 % interval{after}")
     console.print(table)
+    if inductive:
+        console.print("inductive: normalised by the support set, one query at a time")
 
 
 def _print_optimizers(test: dict[str, Any]) -> None:
@@ -65,7 +67,7 @@ def _format(name: str, mean: float, half_width: float) -> str:
 class Progress:
     """A progress bar with live metrics; plain lines if stdout is not a terminal."""
 
-    def __init__(self, num_steps: int):
+    def __init__(self, num_steps: int, completed: int = 0):
         self._console = rich.console.Console()
         self._total = num_steps
         self._validated = ""
@@ -78,7 +80,9 @@ class Progress:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._bar.add_task("compiling", total=num_steps)
+        self._task = self._bar.add_task(
+            "compiling", total=num_steps, completed=completed
+        )
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -100,6 +104,10 @@ class Progress:
             if "validation_accuracy" in record:
                 self._validated += f" accuracy {record['validation_accuracy']:.3f}"
         text = "  ".join([*shown, self._validated])
-        self._bar.update(self._task, completed=record["step"], description=text)
+        is_last = record["step"] == self._total
+        described = "testing on held-out tasks" if is_last else text
+        self._bar.update(self._task, completed=record["step"], description=described)
         if is_validated and not self._console.is_terminal:
             print(f"{record['step']}/{self._total}  {text}", flush=True)
+        if is_last and not self._console.is_terminal:
+            print("testing on held-out tasks", flush=True)

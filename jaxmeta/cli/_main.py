@@ -252,9 +252,18 @@ def _run(train: Callable[..., Any], run: Any, options: _RunOptions) -> None:
         for each in reports:
             each(record)
 
-    with _console.Progress(run.recipe.steps) as progress:
-        reports.append(progress.report)
-        summary = train(report=report)
+    if _is_finished(run):
+        summary = train()
+        print(
+            f"finished already: `jaxmeta resume {run.directory} --steps N` extends it"
+        )
+    else:
+        path = run.directory / "metrics.jsonl"
+        records = training.read_metrics(path) if path.exists() else []
+        completed = records[-1]["step"] if records else 0
+        with _console.Progress(run.recipe.steps, completed) as progress:
+            reports.append(progress.report)
+            summary = train(report=report)
     _console.print_test(summary["test"])
     if summary["published"]:
         print(f"published: {summary['published']}")
@@ -267,6 +276,14 @@ def _run(train: Callable[..., Any], run: Any, options: _RunOptions) -> None:
         ):
             print(path)
     print(run.directory / "checkpoints")
+
+
+def _is_finished(run: Any) -> bool:
+    from jaxmeta import runs
+
+    if not (run.directory / "summary.json").exists():
+        return False
+    return runs.read(run.directory).recipe.steps == run.recipe.steps
 
 
 def _evaluate(argv: list[str]) -> None:

@@ -189,4 +189,7 @@ def _make(
         )
         return jax.tree.map(lambda out: output_scale * out[..., 0], outputs), state
 
-    return _rule.from_network(description, init, init_state, update)
+    coordinatewise = not num_averaged and _preprocess.is_coordinatewise(preprocess)
+    return _rule.from_network(
+        description, init, init_state, update, coordinatewise=coordinatewise
+    )

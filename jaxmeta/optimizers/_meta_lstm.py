@@ -113,7 +113,12 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
         return steps, MetaLstmState(*fields)
 
     return _rule.from_network(
-        description, init, init_state, update, needs=("params", "value")
+        description,
+        init,
+        init_state,
+        update,
+        needs=("params", "value"),
+        coordinatewise=True,
     )
 
 

@@ -77,3 +77,13 @@ def count_features(preprocess: Preprocess) -> int:
             f"{shape} for a scalar. Add the axis of features: `x[..., None]`."
         )
     return shape[0]
+
+
+def is_coordinatewise(preprocess: Preprocess) -> bool:
+    """Whether a coordinate's features depend on its own gradient alone."""
+    if getattr(preprocess, "__module__", None) == __name__:
+        return True
+    with jax.ensure_compile_time_eval():
+        grads = jnp.array([1.0, -0.5, 1e-3, 0.0])
+        alone = jnp.stack([preprocess(g) for g in grads])
+        return bool(jnp.allclose(preprocess(grads), alone))

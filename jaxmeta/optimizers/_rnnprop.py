@@ -124,4 +124,6 @@ def rnnprop(
         steps = jax.tree.map(lambda x: output_scale * jnp.tanh(x[..., 0]), outputs)
         return steps, RnnpropState(count, mu, nu, lstm)
 
-    return _rule.from_network(description, init, init_state, update)
+    return _rule.from_network(
+        description, init, init_state, update, coordinatewise=True
+    )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _replay, base
 from jaxmeta.optimizers import _coordinates
 
 
@@ -19,6 +19,7 @@ def from_network(
     update: Callable[..., tuple[Any, Any]],
     *,
     needs: tuple[str, ...] = (),
+    coordinatewise: bool = False,
 ) -> base.LearnedOptimizer:
     """Returns a learned optimizer with one theta for all parameters.
 
@@ -31,6 +32,8 @@ def from_network(
       update: `(theta, grads, state, **needed) -> (steps, state)`, all but the state
         in `compute`. The steps are cast to the gradients' dtypes.
       needs: which of "params" and "value" (the loss) `update` requires as keywords.
+      coordinatewise: whether each coordinate's update depends on that coordinate alone;
+        see `_replay`.
     """
 
     def init_any(key, params=None):
@@ -61,6 +64,8 @@ def from_network(
             like_grads = lambda g, step: step.astype(jnp.result_type(g))
             return jax.tree.map(like_grads, updates, steps), state
 
+        if coordinatewise:
+            return _replay.Coordinatewise(init_checked, update_checked)
         return optax.GradientTransformationExtraArgs(init_checked, update_checked)
 
     return base.LearnedOptimizer(init_any, transform, description)

@@ -38,7 +38,8 @@ def classification(
       the data.
 
     Raises:
-      ValueError: if there are no examples, or inputs and labels differ in number.
+      ValueError: if there are no examples, inputs and labels differ in number, or the
+        model has no output for a label.
 
     Warns:
       UserWarning: if floating-point inputs exceed 100 in size, as raw pixels do.
@@ -72,6 +73,8 @@ def classification(
     net = _model.normalize(model)
     # One example of zeros in the dtype the model will see, to initialise it.
     first = jnp.zeros((1, *inputs.shape[1:]), _to_float(inputs[:0]).dtype)
+    if loss is losses.cross_entropy and labels.ndim == 1:
+        _check_labels(net, first, labels)
 
     def sample(key):
         del key  # The data are the same in every run.
@@ -95,6 +98,21 @@ def classification(
         return loss(net.apply(params, _to_float(inputs)), labels)
 
     return base.OptimizationProblem(sample, init, Partial(batch_loss, (inputs, labels)))
+
+
+def _check_labels(net, first, labels):
+    """Raises for labels that no output has: their cross-entropy would be NaN."""
+    outputs = jax.eval_shape(
+        lambda key: net.apply(net.init(key, first), first), jax.random.key(0)
+    )
+    count = outputs.shape[-1]
+    lowest, highest = int(jnp.min(labels)), int(jnp.max(labels))
+    if lowest < 0 or highest >= count:
+        raise ValueError(
+            f"`labels` must be 0 ... {count - 1} for a model with {count} outputs, got "
+            f"{lowest} ... {highest}: give the model as many outputs as there are "
+            "classes, and count these from 0."
+        )
 
 
 def _to_float(inputs):

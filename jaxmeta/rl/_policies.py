@@ -175,7 +175,7 @@ def check_policy(policy: Policy, env: _env.Environment) -> None:
     if missing:
         raise ValueError(
             f"`policy` must be a `jaxmeta.rl.Policy`, got {type(policy).__name__} "
-            f"without {missing}. Wrap a model by `jaxmeta.rl.gaussian_policy` or "
+            f"without {missing}. Wrap a model with `jaxmeta.rl.gaussian_policy` or "
             "`categorical_policy`."
         )
     if not isinstance(env.actions, policy.actions):

@@ -116,7 +116,7 @@ def check_unclaimed(run: Run) -> None:
     if differing:
         raise ValueError(
             f"`--out` holds another run: in {run.directory}, {'; '.join(differing)}. "
-            "Repeat its options to resume it, or choose another."
+            f"`jaxmeta resume {run.directory}` resumes it; or choose another folder."
         )
 
 

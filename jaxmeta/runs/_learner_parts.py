@@ -41,7 +41,9 @@ def build(recipe: recipes.Recipe) -> _parts.Parts:
         last = {name: float(x.mean[-1]) for name, x in found.metrics.items()}
         return {"loss": float(found.loss.mean[-1]), **last}
 
-    def test(meta_params, *, num_tasks=None, inner_steps=None, seed=None):
+    def test(
+        meta_params, *, num_tasks=None, inner_steps=None, seed=None, inductive=True
+    ):
         num_tasks = recipe.test_tasks if num_tasks is None else num_tasks
         if inner_steps is None:
             inner_steps = recipe.learner.test_inner_steps
@@ -57,7 +59,7 @@ def build(recipe: recipes.Recipe) -> _parts.Parts:
             }
 
         result = {"num_tasks": num_tasks, **table(learner)}
-        if recipe.model.norm is not None:
+        if inductive and recipe.model.norm is not None:
             result["inductive"] = table(recipe.make_learner("support"))
         return result
 

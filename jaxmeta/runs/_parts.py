@@ -19,7 +19,7 @@ class Parts(NamedTuple):
       train_key: key of the training.
       validate: `(meta_params) -> metrics`, always on the same tasks or problems.
       test: `(meta_params, *, num_tasks, inner_steps, seed) -> summary`; None means the
-        recipe's setting.
+        recipe's setting. Of learners also `inductive`, whether to test that way too.
     """
 
     train_step: training.TrainStep

@@ -114,4 +114,4 @@ def _test_untrained(recipe, parts):
     if learner is None or learner.inner_steps is None:
         return {}
     initial = jax.jit(parts.train_step.init)(parts.train_key).meta_params
-    return {"untrained": parts.test(initial)}
+    return {"untrained": parts.test(initial, inductive=False)}

@@ -13,8 +13,8 @@ from jaxmeta.tasks import _datasets
 
 # Added to the error about invalid data sets.
 _HINT = (
-    "Read a folder of images by `jaxmeta.tasks.load_folder`; of splits pass one, e.g. "
-    "`splits.train`; select classes by `dataset.take_classes(range(10))`."
+    "Read a folder of images with `jaxmeta.tasks.load_folder`; of splits pass one, "
+    "e.g. `splits.train`; select classes with `dataset.take_classes(range(10))`."
 )
 
 

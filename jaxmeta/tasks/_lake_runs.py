@@ -72,7 +72,7 @@ def load_lake_runs(path: str | os.PathLike[str], *, size: int = 28) -> list[base
         raise ValueError(
             f"{path} holds no runs of Lake's challenge (runNN/training/classNN.png, "
             "runNN/test/itemNN.png, runNN/class_labels.txt): use `all_runs.zip` from "
-            "brendenlake/omniglot, or make one by `jaxmeta.tasks.make_lake_runs`."
+            "brendenlake/omniglot, or make one with `jaxmeta.tasks.make_lake_runs`."
         )
     try:
         return [_task(run, files, size) for run in runs]

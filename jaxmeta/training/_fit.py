@@ -189,6 +189,6 @@ def _check_finite(numbers, step, files):
             f"The training {name} is {wrong[name]} at step {step}. Lower the inner or "
             "outer learning rate, or clip gradients; in an inner loop use `jaxmeta."
             "optimizers.clip_by_global_norm`, because optax rules with norms or roots "
-            "of gradients may have no derivative at zero (check yours by `jaxmeta."
+            "of gradients may have no derivative at zero (check yours with `jaxmeta."
             f"testing.check_inner_tx`).{files}"
         )

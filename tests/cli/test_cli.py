@@ -89,8 +89,11 @@ def test_resume_knows_the_recipe_and_trains_further(run, tmp_path, capsys):
     shutil.copytree(run, resumed)
     assert cli.main(["resume", str(resumed)]) == 0
     assert not (resumed / "summary-4.json").exists()
-    assert "test over 6 tasks" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "test over 6 tasks" in said and "finished already" in said
     assert cli.main(["resume", str(resumed), "--steps", "6"]) == 0
+    said = capsys.readouterr().out
+    assert "testing on held-out tasks" in said and "finished already" not in said
     assert json.loads((resumed / "summary-4.json").read_text())["steps"] == 4
     (summary, expected) = (
         json.loads((folder / "summary.json").read_text())
@@ -297,7 +300,7 @@ def test_out_that_is_a_file(capsys, tmp_path):
 def test_out_that_holds_another_run(run, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     said = _said(capsys, ["train", "--out", run, *TINY, "--inner-steps", "2"])
-    assert "`learner.inner_steps` is 1, here 2. Repeat its options to resume" in said
+    assert "`learner.inner_steps` is 1, here 2. `jaxmeta resume" in said
     after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert after == before
 

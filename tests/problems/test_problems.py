@@ -203,3 +203,12 @@ def test_raw_pixels_as_floats_are_warned_of():
     with pytest.warns(UserWarning, match=r"`inputs` reach 255\. .*uint8"):
         jm.problems.classification(np.full((3, 4), 255.0), labels, model)
     jm.problems.classification(np.full((3, 4), 255, np.uint8), labels, model)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [1, 2, 1], [-1, 0, 1]])
+def test_labels_without_an_output_are_named(labels):
+    inputs, model = jnp.ones((3, 4)), jm.models.MLP([2])
+    with pytest.raises(ValueError, match=r"`labels` must be 0 \.\.\. 1 .* 2 outputs"):
+        jm.problems.classification(inputs, jnp.array(labels), model)
+    one_hot = jax.nn.one_hot(jnp.array(labels), 2)
+    jm.problems.classification(inputs, one_hot, model)
