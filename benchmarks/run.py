@@ -102,6 +102,17 @@ def first_result(result: dict[str, Any]) -> Lines:
         )
 
 
+def networks(result: dict[str, Any]) -> Lines:
+    for row, found in result["rows"].items():
+        for name, one in found.items():
+            yield (
+                f"{row}: {name}",
+                f"{one['median_s']:.3f} s, "
+                f"{one['median_s'] / found['jaxmeta']['median_s']:.2f} of jaxmeta's, "
+                f"{one['resident_mib']:.0f} MiB resident",
+            )
+
+
 def scaling(result: dict[str, Any]) -> Lines:
     one = next(iter(result["results"].values()))["32 tasks"]
     for count, row in result["results"].items():
@@ -116,6 +127,7 @@ def scaling(result: dict[str, Any]) -> Lines:
 PARTS = {
     "meta_step": Part("--rounds 1 --seconds 2", "", meta_step),
     "scaling": Part("--devices 1 2 --rounds 1 --seconds 1", "", scaling),
+    "networks": Part("--rounds 3", "", networks),
     "inner_memory": Part("--steps 1 16 --seconds 0.2", "", inner_memory),
     "learner_costs": Part("--seconds 0.2", "", learner_costs),
     "policy_step": Part("--rounds 3 --turns 1", "", policy_step),
@@ -154,6 +166,7 @@ def main(argv: Sequence[str] | None = None):
     own = {
         "meta_step": [f"--torch-python={python}" for python in args.torch_python],
         "inner_memory": [f"--torch-python={x}" for x in args.torch_python[:1]],
+        "networks": [f"--torch-python={x}" for x in args.torch_python[:1]],
         "first_result": ["--data-dir", str(args.data_dir)] if args.data_dir else [],
     }
     result: dict[str, Any] = {

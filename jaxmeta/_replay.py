@@ -13,6 +13,7 @@ updates within a CPU's cache, differentiates them there, and only sums the cotan
 the rule's weights over the blocks. Beside the initial state it needs the K gradients.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
@@ -93,55 +94,55 @@ def unroll(
         last, (losses, aux, grads) = jax.lax.scan(body, (params, state), (keys, steps))
         return (*last, losses, aux), (params, state, weights, grads, losses)
 
-    def backward(kept, bars):
-        params, state, weights, grads, losses = kept
-        params_bar, state_bar, losses_bar, _ = bars
-
-        def score(weights, params, floats, block):
-            """What has the derivatives of the losses and of the last parameters."""
-            grads, integers, params_bar, floats_bar = block
-
-            def body(carry, each):
-                params, state = carry
-                grads, value, bar = each
-                loss = bar * _vdot(grads, params)
-                updates, state = block_update(
-                    grads, blocks.lead(state), params, value, *weights
-                )
-                return (
-                    optax.apply_updates(params, updates),
-                    blocks.trail(state),
-                ), loss
-
-            state = blocks.merge(floats, integers)
-            (params, state), scores = jax.lax.scan(
-                body, (params, state), (grads, losses, losses_bar)
-            )
-            last = params, *blocks.split(state)[0]
-            products = map(_vdot, (params_bar, *floats_bar), last)
-            return sum(products, jnp.sum(scores))
-
-        def body(weights_bar, each):
-            params, floats, block = each
-            found = jax.grad(score, (0, 1, 2))(weights, params, floats, block)
-            return optax.tree.add(weights_bar, found[0]), found[1:]
-
-        floats, integers = blocks.split(blocks.cut_state(state, blocks.everywhere))
-        # Cotangents of integers have no values.
-        floats_bar, _ = blocks.split(blocks.cut_state(state_bar, blocks.once))
-        each = (
-            blocks.cut(params),
-            floats,
-            (blocks.cut(grads, 1), integers, blocks.cut(params_bar), floats_bar),
-        )
-        weights_bar, (params_bar, floats_bar) = jax.lax.scan(
-            body, optax.tree.zeros_like(weights), each
-        )
-        state_bar = blocks.join_state(floats_bar, state)
-        return blocks.join(params_bar), state_bar, weights_bar, *[None] * 4
-
-    run.defvjp(forward, backward)
+    run.defvjp(forward, functools.partial(_backward, blocks, block_update))
     return run(params, state, weights, whole_weights, keys, steps, data)
+
+
+def _backward(blocks, update, kept, bars):
+    """The cotangents of `run`, block by block; `update` is the rule at one block."""
+    params, state, weights, grads, losses = kept
+    params_bar, state_bar, losses_bar, _ = bars
+
+    def score(weights, params, floats, block):
+        """What has the derivatives of the losses and of the last parameters."""
+        grads, integers, params_bar, floats_bar = block
+
+        def body(carry, each):
+            params, state = carry
+            grads, value, bar = each
+            loss = bar * _vdot(grads, params)
+            updates, state = update(grads, blocks.lead(state), params, value, *weights)
+            return (
+                optax.apply_updates(params, updates),
+                blocks.trail(state),
+            ), loss
+
+        state = blocks.merge(floats, integers)
+        (params, state), scores = jax.lax.scan(
+            body, (params, state), (grads, losses, losses_bar)
+        )
+        last = params, *blocks.split(state)[0]
+        products = map(_vdot, (params_bar, *floats_bar), last)
+        return sum(products, jnp.sum(scores))
+
+    def body(weights_bar, each):
+        params, floats, block = each
+        found = jax.grad(score, (0, 1, 2))(weights, params, floats, block)
+        return optax.tree.add(weights_bar, found[0]), found[1:]
+
+    floats, integers = blocks.split(blocks.cut_state(state, blocks.everywhere))
+    # Cotangents of integers have no values.
+    floats_bar, _ = blocks.split(blocks.cut_state(state_bar, blocks.once))
+    each = (
+        blocks.cut(params),
+        floats,
+        (blocks.cut(grads, 1), integers, blocks.cut(params_bar), floats_bar),
+    )
+    weights_bar, (params_bar, floats_bar) = jax.lax.scan(
+        body, optax.tree.zeros_like(weights), each
+    )
+    state_bar = blocks.join_state(floats_bar, state)
+    return blocks.join(params_bar), state_bar, weights_bar, *[None] * 4
 
 
 def _vdot(bar, x):

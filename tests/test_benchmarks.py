@@ -6,7 +6,7 @@ import pathlib
 import jax
 import pytest
 
-from benchmarks import inner_memory, reproduce, run
+from benchmarks import inner_memory, networks, reproduce, run
 
 RESULTS = pathlib.Path(run.__file__).parent / "results"
 PAGES = RESULTS.parents[1] / "docs" / "benchmarks"
@@ -49,3 +49,22 @@ def test_memory_is_not_measured_of_contestants_that_disagree(monkeypatch):
     monkeypatch.setattr(inner_memory, "contestants", lambda *args: wrong)
     with pytest.raises(RuntimeError, match="wrong disagrees with jaxmeta"):
         inner_memory.measure(problem, 1, 0.01)
+
+
+def test_contestants_of_a_network_agree_and_take_turns():
+    row = "LSTM optimizer, 20 updates"
+    found = networks.measure(row, ["jaxmeta", "jaxmeta, whole run"], 1, None)
+    ours, whole = found.values()
+    assert ours["norm"] == pytest.approx(whole["norm"], rel=1e-4)
+    assert ours["temp_mib"] < whole["temp_mib"] / 4
+    assert ours["median_s"] > 0 and ours["resident_mib"] > ours["temp_mib"]
+
+
+def test_contestants_of_a_network_that_disagree_are_not_measured(monkeypatch):
+    class Contestant:
+        def __init__(self, row, name, *args):
+            self.ready = {"loss": 1.0, "norm": 1.0 if name == "jaxmeta" else 1.1}
+
+    monkeypatch.setattr(networks, "Contestant", Contestant)
+    with pytest.raises(RuntimeError, match="jaxmeta, whole run"):
+        networks.measure("row", networks.OURS, 1, None)

@@ -32,9 +32,9 @@ def print_test(test: dict[str, Any]) -> None:
     console = rich.console.Console()
     after = " after inner steps" if makes_steps else ""
     console.print(f"test over {test['num_tasks']} tasks: mean ± 95 % interval{after}")
-    console.print(table)
     if inductive:
         console.print("inductive: normalised by the support set, one query at a time")
+    console.print(table)
 
 
 def _print_optimizers(test: dict[str, Any]) -> None:

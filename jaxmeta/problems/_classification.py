@@ -102,8 +102,9 @@ def classification(
 
 def _check_labels(net, first, labels):
     """Raises for labels that no output has: their cross-entropy would be NaN."""
+    pair = jnp.concatenate([first, first])  # Of one, batch normalisation is constant.
     outputs = jax.eval_shape(
-        lambda key: net.apply(net.init(key, first), first), jax.random.key(0)
+        lambda key: net.apply(net.init(key, first), pair), jax.random.key(0)
     )
     count = outputs.shape[-1]
     lowest, highest = int(jnp.min(labels)), int(jnp.max(labels))

@@ -44,7 +44,7 @@ _maml_sinusoid = Recipe(
     protocol="trained with {tasks.shots} shots and one inner step as the paper, "
     "tested with {tasks.test_shots}; {test_tasks:,} test tasks of "
     "{tasks.test_queries} query points. Ours: outer rate {outer_learning_rate:g} "
-    "instead of 0.001, and the checkpoint with the least loss after "
+    "instead of 0.001, and the checkpoint with the lowest loss after "
     "{learner.test_inner_steps} inner steps on {validation_tasks:,} validation tasks: "
     "of the others, most diverge on a task in some thousands",
     tasks=SinusoidTasks(),

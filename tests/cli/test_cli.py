@@ -113,9 +113,9 @@ def test_evaluate_repeats_the_test_of_the_run(run, capsys):
         result["loss"]["mean"], summary["test"]["loss"]["mean"], rtol=1e-5
     )
     assert cli.main(["evaluate", str(run), "--tasks", "3", "--inner-steps", "2"]) == 0
-    out = capsys.readouterr().out
-    assert "test over 3 tasks" in out
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["0", "1", "2"]
+    heading, explained, *table = capsys.readouterr().out.splitlines()
+    assert "test over 3 tasks" in heading and explained.startswith("inductive: ")
+    assert [line.split()[0] for line in table] == ["inner", "0", "1", "2"]
 
 
 def test_evaluate_says_that_a_run_is_not_finished(run, capsys, tmp_path):
