@@ -41,6 +41,7 @@ def test_a_part_runs_in_a_process_of_its_own(tmp_path, monkeypatch, capfd):
     assert "| prototypical, in gradients of a classifier |" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_memory_is_not_measured_of_contestants_that_disagree(monkeypatch):
     problem = inner_memory.problems()["transformer, Adam"]
     found = inner_memory.contestants(problem, 1)
@@ -51,6 +52,7 @@ def test_memory_is_not_measured_of_contestants_that_disagree(monkeypatch):
         inner_memory.measure(problem, 1, 0.01)
 
 
+@pytest.mark.slow
 def test_contestants_of_a_network_agree_and_take_turns():
     row = "LSTM optimizer, 20 updates"
     found = networks.measure(row, ["jaxmeta", "jaxmeta, whole run"], 1, None)

@@ -57,9 +57,15 @@ def _meta_loss(lopt, mark, order, theta, params, state):
     return jnp.arange(STEPS) @ result.losses + last + sum(of_state), result
 
 
-@pytest.mark.parametrize("block", [15, 9, 1000], ids=str)
-@pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("order", ["first-order", "constant"])
+@pytest.mark.parametrize(
+    ("name", "order", "block"),
+    [
+        *((name, "first-order", 9) for name in RULES),
+        ("meta_lstm", "constant", 9),
+        ("lstm", "constant", 15),
+        ("lstm", "first-order", 1000),
+    ],
+)
 def test_derivatives_are_those_of_the_whole(order, name, block, monkeypatch, x64):
     """By theta, parameters and a state in mid-run; of losses, parameters and state."""
     monkeypatch.setattr(_replay, "BLOCK", block)
