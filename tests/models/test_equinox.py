@@ -229,5 +229,5 @@ def test_modules_without_the_adapter_are_sent_to_it(key):
         with pytest.raises(ValueError, match=message):
             function(key, make(key=key), task)
     for model in (make(key=key), eqx.nn.MLP):
-        with pytest.raises(ValueError, match="an Equinox module by `from_equinox"):
+        with pytest.raises(ValueError, match="an Equinox module with `from_equinox"):
             _maml(model)
