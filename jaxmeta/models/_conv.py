@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmeta.models._product import product
+from jaxmeta.models import _pieces, _product
 
 Padding = str | Sequence[tuple[int, int]]
 
@@ -42,6 +42,9 @@ def conv(
     inputs, kernel = promote(inputs, kernel)
 
     def matmul(inputs, kernel):
+        if tuple(strides) == (1, 1) and _product.are_local(convolution, inputs, kernel):
+            sides = _sides(inputs, kernel, strides, padding)
+            return _pieces.conv(inputs, kernel, sides)
         return im2col_conv(inputs, kernel, strides=strides, padding=padding)
 
     def convolution(inputs, kernel):
@@ -52,16 +55,45 @@ def conv(
     return lax.platform_dependent(inputs, kernel, cpu=matmul, default=convolution)
 
 
+def pooled_conv(
+    inputs: jax.Array, kernel: jax.Array, sign: jax.Array, *, padding: Padding
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Convolves with stride 1, measures mean and variance, then takes 2x2 maxima.
+
+    Normalisation and activation, which are monotonic, may follow: they commute with
+    the maximum, of a quarter of the entries.
+
+    Args:
+      inputs: [N, H, W, I].
+      kernel: [h, w, I, O].
+      sign: [O], 1 or -1: whether what follows rises or falls with that feature; if it
+        falls, minima are taken.
+      padding: as in `conv`.
+
+    Returns:
+      maxima [N, H' // 2, W' // 2, O]; mean and variance [O] of what was pooled.
+    """
+    inputs, kernel = promote(inputs, kernel)
+    sign = sign.astype(inputs.dtype).reshape(1, 1, 1, -1)
+
+    def in_pieces(inputs, kernel, sign):
+        sides = _sides(inputs, kernel, (1, 1), padding)
+        return _pieces.pooled_conv(inputs, kernel, sign, sides, max_pool)
+
+    def whole(inputs, kernel, sign):
+        y = conv(inputs, kernel, strides=(1, 1), padding=padding)
+        return max_pool(y * sign) * sign, *_pieces.moments(y)
+
+    return lax.platform_dependent(inputs, kernel, sign, cpu=in_pieces, default=whole)
+
+
 def im2col_conv(
     inputs: jax.Array, kernel: jax.Array, *, strides: tuple[int, int], padding: Padding
 ) -> jax.Array:
     """The same convolution as one matrix product; arguments as in `conv`."""
     height, width, channels, features = kernel.shape
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(
-            inputs.shape[1:3], (height, width), strides, padding
-        )
-    x = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    sides = _sides(inputs, kernel, strides, padding)
+    x = jnp.pad(inputs, ((0, 0), *sides, (0, 0)))
     out_height = (x.shape[1] - height) // strides[0] + 1
     out_width = (x.shape[2] - width) // strides[1] + 1
     # A strided slice starting at (i, j) gathers tap (i, j) of every window; it spans
@@ -81,8 +113,16 @@ def im2col_conv(
     # In the order of the kernel's axes h, w, I, so that it needs only a reshape.
     patches = jnp.concatenate(patches, axis=-1)  # [N, H', W', h * w * I]
     kernel = kernel.reshape(height * width * channels, features)
-    outputs = product(patches.reshape(-1, len(kernel)), kernel)
+    outputs = _product.product(patches.reshape(-1, len(kernel)), kernel)
     return outputs.reshape(*patches.shape[:-1], features)
+
+
+def _sides(inputs, kernel, strides, padding):
+    """`padding` as zeros ((top, bottom), (left, right))."""
+    if isinstance(padding, str):
+        sizes = inputs.shape[1:3], kernel.shape[:2]
+        padding = lax.padtype_to_pads(*sizes, strides, padding)
+    return tuple((int(before), int(after)) for before, after in padding)
 
 
 def batch_last_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:

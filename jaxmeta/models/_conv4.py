@@ -94,15 +94,17 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        modulate: Callable[[jax.Array], jax.Array] = lambda x: x,
+        modulate: Callable[[jax.Array], jax.Array] | None = None,
     ) -> jax.Array:
         """Maps [N, H, W, channels] to [N, H / 2, W / 2, filters].
 
         `modulate` transforms the input of the ReLU.
         """
+        if self.norm == "batch" and not self.strided and modulate is None:
+            return nn.relu(_layers.normalized_pooled_conv(self, x, self.filters))
         stride = 2 if self.strided else 1
         x = _layers.normalized_conv(
             self, x, self.filters, norm=self.norm, stride=stride
         )
-        x = nn.relu(modulate(x))
+        x = nn.relu(x if modulate is None else modulate(x))
         return x if self.strided else _conv.max_pool(x)

@@ -51,3 +51,28 @@ def normalized_conv(
         zeros, shape = nn.initializers.zeros, (1, 1, 1, filters)
         x = x + module.param(f"bias{suffix}", zeros, shape, dtype)
     return _norm.normalize(norm, x)
+
+
+def normalized_pooled_conv(module: nn.Module, x: jax.Array, filters: int) -> jax.Array:
+    """A 3x3 convolution, 2x2 maxima and batch normalisation, in a compact module.
+
+    As `normalized_conv` and max-pooling, in the order that needs least memory. Where
+    entries of a window differ by rounding alone, their derivatives may.
+
+    Args:
+      module: owns the parameter "kernel".
+      x: [N, H, W, channels].
+      filters: F.
+
+    Returns:
+      [N, H // 2, W // 2, F].
+    """
+    dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
+    shape = (3, 3, x.shape[-1], filters)
+    kernel = module.param("kernel", _HE_NORMAL, shape, dtype)
+
+    def convolve(scale):
+        sign = jnp.where(scale < 0, -1, 1)
+        return _conv.pooled_conv(x, kernel, sign, padding=((1, 1), (1, 1)))
+
+    return _norm.BatchNorm(features=filters)(convolve)

@@ -5,6 +5,9 @@ own statistics, including the queries (transductive, as in MAML's published resu
 the queries are normalised by the support set's.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,19 +27,29 @@ class BatchNorm(nn.Module):
 
     epsilon: float = 1e-5
     axis: int = -1
+    features: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps any shape, D features along `axis`, to the same shape."""
+    def __call__(self, x: jax.Array | Callable[[jax.Array], Any]) -> jax.Array:
+        """Maps any shape, D features along `axis`, to the same shape.
+
+        Instead of features, `x` may be `(scale) -> (features, mean, variance)`, with
+        statistics that were measured on the way to them.
+        """
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
-        size = (x.shape[self.axis],)
+        size = (self.features or x.shape[self.axis],)
         scale = self.param("scale", nn.initializers.ones, size, dtype)
         bias = self.param("bias", nn.initializers.zeros, size, dtype)
+        measured = None
+        if callable(x):
+            x, *measured = x(scale)
         axes = tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
         writing = self.is_mutable_collection("batch_stats")
         if self.has_variable("batch_stats", "mean") and not writing:
             mean = self.get_variable("batch_stats", "mean")
             variance = self.get_variable("batch_stats", "variance")
+        elif measured:
+            mean, variance = measured
         else:
             if x.size == x.shape[self.axis] and not self.is_initializing():
                 raise ValueError(

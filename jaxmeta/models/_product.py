@@ -6,6 +6,8 @@ cotangents first; if patches are narrower, as for an image's few channels, that 
 several times as much. The derivatives of this product are this product again.
 """
 
+from collections.abc import Callable
+
 import jax
 from jax import lax
 from jax.extend import core
@@ -23,20 +25,20 @@ def product(x: jax.Array, y: jax.Array) -> jax.Array:
       >>> product(jnp.ones((2, 3)), jnp.ones((3, 1))).tolist()
       [[3.0], [3.0]]
     """
-    if not _are_local(x, y):
+    if not are_local(_dot, x, y):
         return _dot(x, y)
     # The compiler drops the factor 1. It is for checkify, which knows only JAX's own
     # operations and would miss a NaN here.
     return _product_p.bind(x, y) * 1
 
 
-def _are_local(x, y):
+def are_local(multiply: Callable[..., jax.Array], x: jax.Array, y: jax.Array) -> bool:
     """Whether no derivative must sum over devices; otherwise JAX's rules are used."""
     over_devices = (*jax.typeof(x).sharding.spec, *jax.typeof(y).sharding.spec)
     if any(axis is not None for axis in over_devices):
         return False
     # In `shard_map`, if only one factor varies over devices, JAX inserts a cast.
-    return len(jax.make_jaxpr(_dot)(x, y).eqns) == 1
+    return len(jax.make_jaxpr(multiply)(x, y).eqns) == 1
 
 
 def _dot(x, y):
