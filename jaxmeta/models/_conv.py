@@ -48,9 +48,7 @@ def conv(
         return im2col_conv(inputs, kernel, strides=strides, padding=padding)
 
     def convolution(inputs, kernel):
-        return lax.conv_general_dilated(
-            inputs, kernel, strides, padding, dimension_numbers=_DIMENSION_NUMBERS
-        )
+        return _lax_conv(inputs, kernel, strides, padding)
 
     return lax.platform_dependent(inputs, kernel, cpu=matmul, default=convolution)
 
@@ -60,8 +58,8 @@ def pooled_conv(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Convolves with stride 1, measures mean and variance, then takes 2x2 maxima.
 
-    Normalisation and activation, which are monotonic, may follow: they commute with
-    the maximum, of a quarter of the entries.
+    What is monotonic may follow the maxima, of a quarter of the entries, instead of
+    going before: normalisation, activation.
 
     Args:
       inputs: [N, H, W, I].
@@ -74,17 +72,28 @@ def pooled_conv(
       maxima [N, H' // 2, W' // 2, O]; mean and variance [O] of what was pooled.
     """
     inputs, kernel = promote(inputs, kernel)
-    sign = sign.astype(inputs.dtype).reshape(1, 1, 1, -1)
+
+    def pool(y, sign):
+        sign = sign.astype(y.dtype).reshape(1, 1, 1, -1)
+        return max_pool(y * sign) * sign
 
     def in_pieces(inputs, kernel, sign):
+        if not _product.are_local(_lax_conv, inputs, kernel):
+            return whole(inputs, kernel, sign)
         sides = _sides(inputs, kernel, (1, 1), padding)
-        return _pieces.pooled_conv(inputs, kernel, sign, sides, max_pool)
+        return _pieces.pooled_conv(inputs, kernel, sides, lambda y: pool(y, sign))
 
     def whole(inputs, kernel, sign):
         y = conv(inputs, kernel, strides=(1, 1), padding=padding)
-        return max_pool(y * sign) * sign, *_pieces.moments(y)
+        return pool(y, sign), *_pieces.moments(y)
 
     return lax.platform_dependent(inputs, kernel, sign, cpu=in_pieces, default=whole)
+
+
+def _lax_conv(inputs, kernel, strides=(1, 1), padding="VALID"):
+    return lax.conv_general_dilated(
+        inputs, kernel, strides, padding, dimension_numbers=_DIMENSION_NUMBERS
+    )
 
 
 def im2col_conv(

@@ -65,16 +65,18 @@ def conv(x: jax.Array, kernel: jax.Array, padding: Sides) -> jax.Array:
 def pooled_conv(
     x: jax.Array,
     kernel: jax.Array,
-    sign: jax.Array,
     padding: Sides,
-    max_pool: Callable[[jax.Array], jax.Array],
+    pool: Callable[[jax.Array], jax.Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `_conv.pooled_conv`. What is pooled is never whole in memory."""
+    """`conv`, pooled, and the mean and variance [O] of what was pooled.
+
+    That is never whole in memory.
+    """
     convolve = piece_conv(kernel, padding)
 
     def of_piece(x):
         y = checkpoint_name(convolve(x), "jaxmeta_conv")
-        return max_pool(y * sign) * sign, *moments(y)
+        return pool(y), *moments(y)
 
     # To repeat a convolution of few channels is cheaper than to write its outputs.
     saved = ["jaxmeta_conv"] if kernel.shape[2] >= MANY_CHANNELS else []
@@ -82,8 +84,8 @@ def pooled_conv(
     y, means, variances = map_pieces(of_piece, x, policy)
     # Pieces are of one size: the law of total variance.
     mean = jnp.mean(means, 0)
-    variance = jnp.mean(variances, 0) + jnp.mean(jnp.square(means - mean[None]), 0)
-    return y.reshape(-1, *y.shape[2:]), mean, variance
+    between = jnp.mean(jnp.square(means - mean[None]), 0)
+    return y.reshape(-1, *y.shape[2:]), mean, jnp.mean(variances, 0) + between
 
 
 def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:

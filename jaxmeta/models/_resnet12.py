@@ -84,7 +84,7 @@ class ResNet12(nn.Module):
         for i, filters in enumerate(self.filters):
             _checks.check_int("filters", filters)
             x = ResidualBlock(filters, self.norm)(x)
-            if self.has_rng("dropblock"):
+            if self.drop_rate and self.has_rng("dropblock"):
                 size = self.block_size if i >= 2 else 1
                 key = self.make_rng("dropblock")
                 x = drop_block(key, x, rate=self.drop_rate, size=size)
@@ -173,6 +173,8 @@ def drop_block(
        [1.67 1.67 1.67 1.67 1.67]]
     """
     _check_drop("rate", rate, "size", size)
+    if rate == 0:  # XLA would spend long on folding what are constants then.
+        return inputs
     examples, height, width, channels = inputs.shape
     rows, columns = min(size, height), min(size, width)
     starts = (height - rows + 1, width - columns + 1)
