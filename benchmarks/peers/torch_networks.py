@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import _timing
-from benchmarks.networks import Step, serve
+from benchmarks.networks import INNER_RATE, Step, serve
 
 
 def load(path):
@@ -119,9 +119,106 @@ def protonet(folder, name):
     return Step(step, value, norm, 0.0, 0)
 
 
+def load_weights(folder, name):
+    """The weights as leaves, kernels as PyTorch has them, in the layout `name`."""
+    layout = torch.channels_last if name == "channels last" else torch.contiguous_format
+
+    def leaf(weight):
+        if weight.ndim == 4:
+            weight = weight.permute(3, 2, 0, 1).contiguous(memory_format=layout)
+        return weight.detach().requires_grad_()
+
+    weights = {k: leaf(v) for k, v in load(folder / "weights.npz").items()}
+    data = load(folder / "episode.npz")
+    place = lambda x: x.permute(0, 3, 1, 2).contiguous(memory_format=layout)
+    support, query = (place(data[k]) for k in ("support", "query"))
+    labels = torch.arange(5), torch.arange(5).repeat_interleave(len(query) // 5)
+    return weights, support, query, labels
+
+
+def normalized_conv(weights, x, kernel, norm):
+    kernel = weights[kernel]
+    x = F.conv2d(x, kernel, padding=kernel.shape[-1] // 2)
+    scale, bias = weights[f"{norm}/scale"], weights[f"{norm}/bias"]
+    return F.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5)
+
+
+def resnet12(weights, x):
+    for i in range(4):
+        block = f"ResidualBlock_{i}"
+        names = ("_shortcut", "_0", "_1", "_2")
+        layers = [
+            (f"{block}/kernel{name}", f"{block}/BatchNorm_{k}")
+            for k, name in enumerate(names)
+        ]
+        shortcut = normalized_conv(weights, x, *layers[0])
+        for j, layer in enumerate(layers[1:]):
+            x = normalized_conv(weights, F.leaky_relu(x, 0.1) if j else x, *layer)
+        x = F.leaky_relu(F.max_pool2d(x + shortcut, 2), 0.1)
+    return x.mean((2, 3))
+
+
+def vgg16(weights, x):
+    layer = 0
+    for block, layers in enumerate((2, 2, 3, 3, 3)):
+        names = [f"_Layer_{layer + i}" for i in range(layers - 1)] + [f"Block_{block}"]
+        layer += layers - 1
+        for name in names:
+            x = normalized_conv(weights, x, f"{name}/kernel", f"{name}/BatchNorm_0")
+            x = F.relu(x)
+        x = F.max_pool2d(x, 2)
+    return x.mean((2, 3))
+
+
+def resnet_episode(folder, name):
+    weights, support, query, (_, labels) = load_weights(folder, name)
+
+    def gradient():
+        prototypes = resnet12(weights, support)
+        distances = torch.cdist(resnet12(weights, query), prototypes).square()
+        loss = F.cross_entropy(-distances, labels)
+        return loss.item(), torch.autograd.grad(loss, list(weights.values()))
+
+    value, grads = gradient()
+    return Step(gradient, value, norm_of(grads), 0.0, 0)
+
+
+def exact_maml(embed, inner_steps):
+    def prepare(folder, name):
+        weights, *sets, labels = load_weights(folder, name)
+
+        def loss(weights, i):
+            outputs = embed(weights, sets[i])
+            logits = outputs @ weights["head/kernel"] + weights["head/bias"]
+            return F.cross_entropy(logits, labels[i])
+
+        def gradient():
+            fast = weights
+            for _ in range(inner_steps):
+                grads = torch.autograd.grad(
+                    loss(fast, 0), list(fast.values()), create_graph=True
+                )
+                fast = {
+                    k: v - INNER_RATE * g
+                    for (k, v), g in zip(fast.items(), grads, strict=True)
+                }
+            value = loss(fast, 1)
+            return value.item(), torch.autograd.grad(value, list(weights.values()))
+
+        value, grads = gradient()
+        return Step(gradient, value, norm_of(grads), 0.0, 0)
+
+    return prepare
+
+
 STEPS = {
     "LSTM optimizer, 20 updates": lstm_optimizer,
     "ProtoNet, Conv4, 60 ways": protonet,
+    "ProtoNet, ResNet-12": resnet_episode,
+    "MAML, VGG-16, 1 step": exact_maml(vgg16, 1),
+    "MAML, VGG-16, 5 steps": exact_maml(vgg16, 5),
+    "MAML, VGG-16, 20 steps": exact_maml(vgg16, 20),
+    "MAML, ResNet-12, 5 steps": exact_maml(resnet12, 5),
 }
 
 

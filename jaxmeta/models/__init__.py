@@ -15,9 +15,11 @@ from jaxmeta.models._relation_net import (
 )
 from jaxmeta.models._resnet12 import ResNet12
 from jaxmeta.models._transformer import Transformer
+from jaxmeta.models._vgg16 import VGG16
 
 __all__ = [
     "MLP",
+    "VGG16",
     "Conv4",
     "ConvNet",
     "FilmConv4",

@@ -57,7 +57,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: Sides) -> jax.Array:
       >>> conv(x, kernel, ((0, 0), (0, 0)))[0, :, :, 0].tolist()
       [[9.0, 9.0], [9.0, 9.0]]
     """
-    convolve = piece_conv(kernel, padding)
+    convolve = piece_conv(x, kernel, padding)
     y = map_pieces(convolve, x)
     return y.reshape(-1, *y.shape[2:])
 
@@ -72,7 +72,7 @@ def pooled_conv(
 
     That is never whole in memory.
     """
-    convolve = piece_conv(kernel, padding)
+    convolve = piece_conv(x, kernel, padding)
 
     def of_piece(x):
         y = checkpoint_name(convolve(x), "jaxmeta_conv")
@@ -96,20 +96,20 @@ def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def piece_conv(
-    kernel: jax.Array, padding: Sides
+    x: jax.Array, kernel: jax.Array, padding: Sides
 ) -> Callable[[jax.Array], jax.Array]:
-    """Returns the convolution of a piece, with the kernel arranged for it.
+    """Returns the convolution of pieces of x, with the kernel arranged for it.
 
-    The narrower side is laid out: patches of the inputs are multiplied by the kernel,
-    or the inputs by each tap of it, and the products shifted and added.
+    Either patches of the inputs are multiplied by the kernel, or the inputs by all of
+    its taps, and the products shifted and added. The narrower of inputs and outputs is
+    laid out so. If neither is, the second way is faster, since its derivatives share
+    their patches; but it copies the kernel, which only many positions make up for.
     """
     height, width, channels, features = kernel.shape
     options = {"taps": (height, width), "padding": padding}
-    if channels < features:
+    if channels < features or math.prod(x.shape[:3]) < 4 * POSITIONS:
         matrix = kernel.reshape(-1, features)
         return lambda x: _multiply(_patches_p.bind(x, **options), matrix)
-    # y[p] = sum_t x[p + t - a] k[t], a zeros before, is with s = h - 1 - t
-    # sum_s x[p - s + (h - 1 - a)] k[h - 1 - s].
     matrix = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, -1)
     options["padding"] = tuple(
         (size - 1 - before, size - 1 - after)

@@ -1,4 +1,4 @@
-"""A matrix product whose derivatives transpose the smaller factor.
+"""A matrix product whose derivatives transpose as little as possible.
 
 The gradient of a kernel contracts the many rows of its two factors, patches and
 cotangents, and a CPU's product transposes the first of them. JAX always puts the
@@ -56,8 +56,10 @@ def _transpose_x(cotangents, x, y):
 
 def _transpose_y(cotangents, x, y):
     del y
-    # y_bar = x^T c = (c^T x)^T: the first factor is transposed, so take the narrower.
-    if x.shape[1] < cotangents.shape[1]:
+    # y_bar = x^T c = (c^T x)^T: lay out fewer entries anew, those of the first factor
+    # and of the product, if it is turned.
+    (m, k), n = x.shape, cotangents.shape[1]
+    if m * k < m * n + k * n:
         return product(x.T, cotangents)
     return product(cotangents.T, x).T
 

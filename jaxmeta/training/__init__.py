@@ -20,6 +20,7 @@ from jaxmeta.training._fit import (
     Report,
     fit,
 )
+from jaxmeta.training._memory import trim_memory
 from jaxmeta.training._mesh import shard_params, task_mesh
 from jaxmeta.training._responses import (
     UpdateResponses,
@@ -55,6 +56,7 @@ __all__ = [
     "shard_params",
     "task_mesh",
     "tensorboard",
+    "trim_memory",
     "tune",
     "update_responses",
 ]

@@ -12,6 +12,7 @@ import optax
 
 from jaxmeta import _checks, base
 from jaxmeta.training import _run_files, _streamed_steps
+from jaxmeta.training._memory import trim_memory
 
 Validate = Callable[[base.Params], Mapping[str, float]]
 Report = Callable[[Mapping[str, Any]], None]
@@ -100,6 +101,7 @@ def fit(
             best_step = 0 if best is None else int(best.step)
             return int(state.step) - best_step >= patience * validate_every
 
+        has_trimmed = False
         while (step := int(state.step)) < num_steps and not out_of_patience():
             start = time.perf_counter()
             # An extended run may start between two records.
@@ -109,6 +111,9 @@ def fit(
             step += length
             record = {"step": step} | {name: float(x) for name, x in record.items()}
             seconds = time.perf_counter() - start
+            if not has_trimmed:  # After compiling.
+                has_trimmed = True
+                trim_memory()
             _check_finite(record, step, files)
             due = step % validate_every == 0 or step == num_steps
             if due:
