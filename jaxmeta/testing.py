@@ -48,11 +48,21 @@ def check_learner(
       >>> check_learner(learner, jm.tasks.sinusoid())
     """
     keys = jax.random.split(jax.random.key(0), 3)
+    sample_task = jax.jit(sample_task)
     meta_params = learner.init(keys[0], sample_task(keys[0]))
-    check_meta_grad(learner, sample_task, meta_params, keys)
-    for name in ("meta_grad", "evaluate"):
-        function = getattr(learner, name)
-        check_transforms(function, sample_task, meta_params, keys, rtol, atol)
+    traces = []
+
+    def counted(*args):
+        traces.append(args)
+        return learner.meta_grad(*args)
+
+    meta_grad = jax.jit(counted)  # Compiled once for both checks.
+    check_meta_grad(meta_grad, traces, sample_task, meta_params, keys)
+    for function, jitted in (
+        (learner.meta_grad, meta_grad),
+        (learner.evaluate, jax.jit(learner.evaluate)),
+    ):
+        check_transforms(function, jitted, sample_task, meta_params, keys, rtol, atol)
     check_extra_arguments(learner, sample_task, meta_params, keys[0])
     check_half_precision(learner, sample_task, meta_params, keys[0])
 
@@ -175,19 +185,13 @@ def check_inner_tx(
 
 
 def check_meta_grad(
-    learner: base.LearnerLike,
+    meta_grad: Callable[..., Any],
+    traces: list[Any],
     sample_task: base.SampleTask,
     meta_params: base.Params,
     keys: jax.Array,
 ) -> None:
     """Raises unless meta-gradients suit an optimizer and are traced only once."""
-    traces = []
-
-    def counted(*args):
-        traces.append(args)
-        return learner.meta_grad(*args)
-
-    meta_grad = jax.jit(counted)
     for key in keys:
         grads, info = meta_grad(key, meta_params, sample_task(key))
         _assert_alike(grads, meta_params, "`meta_grad` must be shaped as `meta_params`")
@@ -205,6 +209,7 @@ def check_meta_grad(
 
 def check_transforms(
     function: Callable[..., Any],
+    jitted: Callable[..., Any],
     sample_task: base.SampleTask,
     meta_params: base.Params,
     keys: jax.Array,
@@ -215,7 +220,6 @@ def check_transforms(
     name = getattr(function, "__name__", "function")
     tasks = jax.vmap(sample_task)(keys)
     pick = lambda tree, t: jax.tree.map(lambda x: x[t], tree)
-    jitted = jax.jit(function)
     batched = jax.jit(jax.vmap(function, (0, None, 0)))(keys, meta_params, tasks)
     alone = [jitted(k, meta_params, pick(tasks, t)) for t, k in enumerate(keys)]
     for t, one in enumerate(alone):

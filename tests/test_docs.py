@@ -98,7 +98,14 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("page", PAGES)
+# The others of the longer pages are left to CI.
+ALWAYS = ("getting_started.md", "concepts.md", "choosing.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [p if p in ALWAYS else pytest.param(p, marks=pytest.mark.slow) for p in PAGES],
+)
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)

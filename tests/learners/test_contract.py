@@ -65,7 +65,18 @@ def _estimator(row, **options):
     return jm.estimators.over_tasks(row.learner, row.sample_task, **options)
 
 
-def test_the_contract_of_learners(row):
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Of their code nothing is new to the contract.
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("policy of tables", "policy, first order")
+        else name
+        for name in ROWS
+    ],
+)
+def test_the_contract_of_learners(name):
+    row = _row(name)
     with jax.enable_x64(True):
         jm.testing.check_learner(row.learner, row.sample_task, rtol=1e-9, atol=1e-13)
 

@@ -67,6 +67,7 @@ def test_settings_that_differ_come_first_and_are_marked(two_runs):
     assert rows == [("seed", "3", "4")]
 
 
+@pytest.mark.slow
 def test_hardest_tasks_of_images_and_a_run_alone(tmp_path, capsys):
     run = _train(
         tmp_path / "run",

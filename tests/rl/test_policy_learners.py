@@ -11,6 +11,9 @@ import jaxmeta as jm
 from jaxmeta import rl
 from tests._policy_learners import navigation_learner, tabular_learner
 
+# TRPO's steps compile for as long as the others' together.
+STEPS = ["over_tasks", "ppo", pytest.param("trpo", marks=pytest.mark.slow)]
+
 
 def test_adapted_policies_predict_distributions(key):
     env, learner = navigation_learner()
@@ -39,7 +42,7 @@ def _train_steps(env, learner, **options):
     }
 
 
-@pytest.mark.parametrize("name", ["over_tasks", "ppo", "trpo"])
+@pytest.mark.parametrize("name", STEPS)
 def test_a_step_is_the_same_on_several_devices_and_in_chunks(name, key):
     with jax.enable_x64(True):
         results = []
@@ -73,7 +76,7 @@ def test_one_epoch_of_ppo_is_a_step_on_the_meta_gradient(key):
     assert optax.tree.norm(moved) > 1e-3
 
 
-@pytest.mark.parametrize("max_kl", [1e-4, 1e-2])
+@pytest.mark.parametrize("max_kl", [pytest.param(1e-4, marks=pytest.mark.slow), 1e-2])
 def test_trpo_stays_in_its_trust_region_and_reaches_for_its_edge(max_kl, key):
     with jax.enable_x64(True):
         env, learner = tabular_learner(num_episodes=50)
@@ -132,7 +135,7 @@ def _with_nan(env):
     return env._replace(step=step)
 
 
-@pytest.mark.parametrize("name", ["over_tasks", "ppo", "trpo"])
+@pytest.mark.parametrize("name", STEPS)
 def test_a_task_with_nan_rewards_is_left_out_and_counted(name, key, x64):
     env = rl.navigation(horizon=4)
     policy = rl.gaussian_policy(jm.models.MLP([4, 2]))
@@ -161,7 +164,7 @@ def test_a_task_with_nan_rewards_is_left_out_and_counted(name, key, x64):
         chex.assert_trees_all_close(difference, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ppo", "trpo"])
+@pytest.mark.parametrize("name", STEPS[1:])
 def test_a_task_whose_gradient_is_not_finite_is_left_out_and_counted(name, key):
     """Its episodes are, but optax's Adam has no derivative at a gradient of zero."""
     env = rl.bandit(2, noise=0.0, horizon=2)

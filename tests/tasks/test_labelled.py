@@ -135,6 +135,7 @@ def test_with_nothing_prepared_and_no_network(tmp_path, monkeypatch):
         jm.tasks.load_cifar10(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (REAL / "tfds").is_dir(), reason="no prepared MNIST beside")
 def test_real_mnist():
     pytest.importorskip("tensorflow_datasets")

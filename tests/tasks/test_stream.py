@@ -78,7 +78,7 @@ def test_processes_share_what_one_would_have(num_processes, monkeypatch):
     chex.assert_trees_all_equal(together, alone)
 
 
-@pytest.mark.parametrize("num_devices", [None, 2])
+@pytest.mark.parametrize("num_devices", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_training_is_on_these_tasks_and_resumes(num_devices, tmp_path, key):
     mesh = num_devices and training.task_mesh(jax.devices()[:num_devices])
     stream = _stream(mesh=mesh)
