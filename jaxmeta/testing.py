@@ -48,7 +48,6 @@ def check_learner(
       >>> check_learner(learner, jm.tasks.sinusoid())
     """
     keys = jax.random.split(jax.random.key(0), 3)
-    sample_task = jax.jit(sample_task)
     meta_params = learner.init(keys[0], sample_task(keys[0]))
     traces = []
 

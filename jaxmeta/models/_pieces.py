@@ -25,6 +25,7 @@ Sides = tuple[tuple[int, int], tuple[int, int]]
 # Positions in a piece: so many that a matrix product is large, so few that the patches
 # of 64 channels, 9 * 64 * 4 bytes a position, stay in a cache of 1 or 2 MiB.
 POSITIONS = 512
+# From so many channels on, a convolution's outputs are kept rather than computed again.
 MANY_CHANNELS = 16
 
 
@@ -78,7 +79,6 @@ def pooled_conv(
         y = checkpoint_name(convolve(x), "jaxmeta_conv")
         return pool(y), *moments(y)
 
-    # To repeat a convolution of few channels is cheaper than to write its outputs.
     saved = ["jaxmeta_conv"] if kernel.shape[2] >= MANY_CHANNELS else []
     policy = jax.checkpoint_policies.save_only_these_names(*saved)
     y, means, variances = map_pieces(of_piece, x, policy)

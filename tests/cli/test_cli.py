@@ -147,6 +147,7 @@ def test_devices_share_whole_chunks():
     assert runs.build(recipe).mesh.devices.size == 2
 
 
+@pytest.mark.slow
 def test_a_test_of_one_task_leaves_strict_json(tmp_path, capsys):
     options = [*TINY, "--test-tasks", "1"]
     assert cli.main(["train", "--out", str(tmp_path), *options]) == 0

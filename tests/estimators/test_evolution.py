@@ -162,7 +162,7 @@ def _train(estimator, outer_tx, num_steps, key):
 @pytest.mark.parametrize(
     ("name", "expected", "error"),
     [
-        ("persistent", -1 / 6, 1e-4),
+        pytest.param("persistent", -1 / 6, 1e-4, marks=pytest.mark.slow),
         pytest.param("fresh", 3.26, 0.02, marks=pytest.mark.slow),
         ("truncated", 3.26, 0.02),
     ],

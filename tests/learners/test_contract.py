@@ -70,7 +70,7 @@ def _estimator(row, **options):
     [
         # Of their code nothing is new to the contract.
         pytest.param(name, marks=pytest.mark.slow)
-        if name in ("policy of tables", "policy, first order")
+        if name in ("policy of tables", "policy, first order", "policy, sampling term")
         else name
         for name in ROWS
     ],
@@ -138,11 +138,10 @@ def test_evaluate_takes_any_number_of_steps_or_none(row, key):
 
 
 def test_bfloat16_parameters_stay_bfloat16(row, key):
+    """Of adaptation; the contract's check has the meta-gradient's."""
     task, meta_params = optax.tree.cast(_start(row, key), jnp.bfloat16)
-    grads, _ = jax.jit(row.learner.meta_grad)(key, meta_params, task)
-    chex.assert_trees_all_equal_dtypes(grads, meta_params)
-    chex.assert_tree_all_finite(grads)
-    task_params, _ = row.learner.adapt(key, meta_params, row.support(task))
+    adapt = lambda *at: row.learner.adapt(*at, row.support(task))
+    task_params, _ = jax.eval_shape(adapt, key, meta_params)
     model_params = getattr(task_params, "params", task_params)
     chex.assert_type(jax.tree.leaves(model_params), jnp.bfloat16)
 

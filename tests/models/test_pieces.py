@@ -58,8 +58,11 @@ def _to_third_order(conv, padding, tangents):
     )
 
 
-@pytest.mark.parametrize("pieces", PIECES)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "pieces"),
+    [(case, "some images") for case in CASES]
+    + [("inputs laid out", "whole"), ("outputs laid out", "each image")],
+)
 def test_derivatives_are_the_convolutions_to_third_order(
     case, pieces, x64, monkeypatch
 ):
@@ -203,7 +206,7 @@ def test_the_platform_chooses_the_pooled_convolutions_lowering(platform, convolv
     assert ("stablehlo.convolution" in lowered.as_text()) == convolves
 
 
-@pytest.mark.parametrize("norm", ["batch", None])
+@pytest.mark.parametrize("norm", ["batch", pytest.param(None, marks=pytest.mark.slow)])
 def test_vgg16_is_thirteen_convolutions_and_a_head(norm, key):
     images = jax.random.normal(key, (2, 32, 32, 3))
     model = jm.models.VGG16((2, 3, 4, 5, 6), head=7, norm=norm)

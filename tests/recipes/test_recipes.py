@@ -125,6 +125,7 @@ def test_a_metric_run_has_no_adaptation_curve(metric_run):
     assert drawn == {"learning_curve.png", "tasks.png"}
 
 
+@pytest.mark.slow
 def test_reptile_keeps_its_state_in_a_run(tmp_path):
     name = "reptile-omniglot-5w1s"
     recipe = _in_small(name, train_shots=2)
@@ -136,6 +137,7 @@ def test_reptile_keeps_its_state_in_a_run(tmp_path):
     assert float(meta_params.inner_state[0].count) == 10
 
 
+@pytest.mark.slow
 def test_a_run_is_judged_by_lakes_runs(monkeypatch, tmp_path, capsys):
     name = "prototypical-omniglot-lake"
     runs.train(name, _in_small(name), tmp_path)

@@ -102,6 +102,7 @@ def test_text_of_settings_cannot_become_code(two_runs, tmp_path):
     assert "<b>run" not in page and "&lt;b&gt;run" in page
 
 
+@pytest.mark.slow
 def test_a_learned_optimizer_has_a_page(tmp_path):
     run = _train(
         tmp_path / "run",
