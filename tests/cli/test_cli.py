@@ -118,6 +118,7 @@ def test_evaluate_repeats_the_test_of_the_run(run, capsys):
     assert [line.split()[0] for line in table] == ["inner", "0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_evaluate_says_that_a_run_is_not_finished(run, capsys, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)

@@ -68,9 +68,9 @@ def _estimator(row, **options):
 @pytest.mark.parametrize(
     "name",
     [
-        # Of their code nothing is new to the contract.
+        # The other policies share their code with this one.
         pytest.param(name, marks=pytest.mark.slow)
-        if name in ("policy of tables", "policy, first order", "policy, sampling term")
+        if name in POLICY_LEARNERS and name != "policy"
         else name
         for name in ROWS
     ],

@@ -42,7 +42,8 @@ def _train_steps(env, learner, **options):
     }
 
 
-@pytest.mark.parametrize("name", STEPS[1:])  # The contract has the other.
+@pytest.mark.slow  # The contract has the step over tasks.
+@pytest.mark.parametrize("name", STEPS[1:])
 def test_a_step_is_the_same_on_several_devices_and_in_chunks(name, key):
     with jax.enable_x64(True):
         results = []

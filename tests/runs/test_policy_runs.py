@@ -46,7 +46,9 @@ def test_a_run_of_a_policy_is_tested_and_drawn(tmp_path, capsys, monkeypatch):
     assert "return" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("outer", ["trpo", "gradient"])
+@pytest.mark.parametrize(
+    "outer", [pytest.param("trpo", marks=pytest.mark.slow), "gradient"]
+)
 def test_other_outer_updates_are_settings(outer):
     parts = runs.build(_small(outer=outer))
     after, info = jax.eval_shape(parts.train_step.step, parts.like)

@@ -48,7 +48,7 @@ def _run(train_step, steps):
     return state
 
 
-@pytest.mark.parametrize("make", [_maml, _lstm])
+@pytest.mark.parametrize("make", [_maml, pytest.param(_lstm, marks=pytest.mark.slow)])
 def test_twenty_steps_are_the_same_on_any_number_of_devices(make):
     with jax.enable_x64(True):
         meta_params = []
