@@ -90,7 +90,12 @@ def pooled_conv(
     return lax.platform_dependent(inputs, kernel, sign, cpu=in_pieces, default=whole)
 
 
-def _lax_conv(inputs, kernel, strides=(1, 1), padding="VALID"):
+def _lax_conv(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int] = (1, 1),
+    padding: Padding = "VALID",
+) -> jax.Array:
     return lax.conv_general_dilated(
         inputs, kernel, strides, padding, dimension_numbers=_DIMENSION_NUMBERS
     )
@@ -131,7 +136,8 @@ def _sides(inputs, kernel, strides, padding):
     if isinstance(padding, str):
         sizes = inputs.shape[1:3], kernel.shape[:2]
         padding = lax.padtype_to_pads(*sizes, strides, padding)
-    return tuple((int(before), int(after)) for before, after in padding)
+    (top, bottom), (left, right) = padding
+    return (int(top), int(bottom)), (int(left), int(right))
 
 
 def batch_last_conv(inputs: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -71,8 +71,8 @@ def normalized_pooled_conv(module: nn.Module, x: jax.Array, filters: int) -> jax
     shape = (3, 3, x.shape[-1], filters)
     kernel = module.param("kernel", _HE_NORMAL, shape, dtype)
 
-    def convolve(scale):
+    def convolve(x, scale):
         sign = jnp.where(scale < 0, -1, 1)
         return _conv.pooled_conv(x, kernel, sign, padding=((1, 1), (1, 1)))
 
-    return _norm.BatchNorm(features=filters)(convolve)
+    return _norm.BatchNorm(features=filters)(x, convolve)

@@ -30,19 +30,19 @@ class BatchNorm(nn.Module):
     features: int | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array | Callable[[jax.Array], Any]) -> jax.Array:
+    def __call__(self, x: Any, measure: Callable[..., Any] | None = None) -> jax.Array:
         """Maps any shape, D features along `axis`, to the same shape.
 
-        Instead of features, `x` may be `(scale) -> (features, mean, variance)`, with
-        statistics that were measured on the way to them.
+        With `measure`, `(x, scale) -> (features, mean, variance)`, the features are
+        what it makes of any x, and the statistics those that it measured on the way.
         """
         dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
         size = (self.features or x.shape[self.axis],)
         scale = self.param("scale", nn.initializers.ones, size, dtype)
         bias = self.param("bias", nn.initializers.zeros, size, dtype)
         measured = None
-        if callable(x):
-            x, *measured = x(scale)
+        if measure is not None:
+            x, *measured = measure(x, scale)
         axes = tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
         writing = self.is_mutable_collection("batch_stats")
         if self.has_variable("batch_stats", "mean") and not writing:
