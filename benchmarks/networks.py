@@ -156,37 +156,15 @@ def protonet(folder: pathlib.Path) -> Step:
 
 def resnet_episode(folder: pathlib.Path) -> Step:
     """The gradient of an episode: 5 ways, 1 shot, 5 queries of 84x84, ResNet-12."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-
     import jaxmeta as jm
 
     task = episode(folder, size=84, queries=5)
     learner = jm.prototypical(jm.models.ResNet12(head=None, drop_rate=0.0))
-    params = learner.init(jax.random.key(0), task)
-    save_weights(folder, params)
-
-    def step(params, task):
-        grads, info = learner.meta_grad(jax.random.key(0), params, task)
-        return grads, info.loss
-
-    task = jax.tree.map(jnp.asarray, task)
-    compiled = _timing.compile_apart(step, params, task)
-    grads, loss = compiled.call(params, task)
-    return Step(
-        lambda: jax.block_until_ready(compiled.call(params, task)),
-        float(loss),
-        float(optax.tree.norm(grads)),
-        compiled.compile_s,
-        compiled.temp_bytes,
-    )
+    return meta_gradient(learner, task, folder)
 
 
 def exact_maml(folder: pathlib.Path, network: str, inner_steps: int) -> Step:
     """The exact meta-gradient of a task: 5 ways, 1 shot, 3 queries."""
-    import jax
-    import jax.numpy as jnp
     import optax
 
     import jaxmeta as jm
@@ -202,6 +180,15 @@ def exact_maml(folder: pathlib.Path, network: str, inner_steps: int) -> Step:
         inner_tx=optax.sgd(INNER_RATE),
         inner_steps=inner_steps,
     )
+    return meta_gradient(learner, task, folder)
+
+
+def meta_gradient(learner: Any, task: Any, folder: pathlib.Path) -> Step:
+    """The meta-gradient from an initialisation that PyTorch gets too."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
     params = learner.init(jax.random.key(0), task)
     save_weights(folder, params)
 
