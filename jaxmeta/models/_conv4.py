@@ -54,11 +54,7 @@ class Conv4(nn.Module):
         for _ in range(4):
             x = Block(self.filters, self.strided, self.norm)(x)
         x = jnp.mean(x, (1, 2)) if self.strided else x.reshape(x.shape[0], -1)
-        if self.head is None:
-            return x
-        _checks.check_int("head", self.head)
-        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
-        return nn.Dense(self.head, param_dtype=dtype, name="head")(x)
+        return _layers.head(x, self.head)
 
     def with_support_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import _checks
 from jaxmeta.models import _conv, _norm
 
 _HE_NORMAL = nn.initializers.he_normal()
@@ -76,3 +77,12 @@ def normalized_pooled_conv(module: nn.Module, x: jax.Array, filters: int) -> jax
         return _conv.pooled_conv(x, kernel, sign, padding=((1, 1), (1, 1)))
 
     return _norm.BatchNorm(features=filters)(x, convolve)
+
+
+def head(x: jax.Array, classes: int | None) -> jax.Array:
+    """The linear layer "head", inside a compact module; None leaves the embedding."""
+    if classes is None:
+        return x
+    _checks.check_int("head", classes)
+    dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
+    return nn.Dense(classes, param_dtype=dtype, name="head")(x)

@@ -84,16 +84,12 @@ class ResNet12(nn.Module):
         for i, filters in enumerate(self.filters):
             _checks.check_int("filters", filters)
             x = ResidualBlock(filters, self.norm)(x)
-            if self.drop_rate and self.has_rng("dropblock"):
+            if self.has_rng("dropblock"):
                 size = self.block_size if i >= 2 else 1
                 key = self.make_rng("dropblock")
                 x = drop_block(key, x, rate=self.drop_rate, size=size)
         x = jnp.mean(x, (1, 2))
-        if self.head is None:
-            return x
-        _checks.check_int("head", self.head)
-        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
-        return nn.Dense(self.head, param_dtype=dtype, name="head")(x)
+        return _layers.head(x, self.head)
 
     def with_support_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""

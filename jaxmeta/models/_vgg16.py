@@ -67,11 +67,7 @@ class VGG16(nn.Module):
                 x = _Layer(filters, self.norm)(x)
             x = _conv4.Block(filters, strided=False, norm=self.norm)(x)
         x = jnp.mean(x, (1, 2))
-        if self.head is None:
-            return x
-        _checks.check_int("head", self.head)
-        dtype = jnp.result_type(float)  # JAX's default, not flax's float32.
-        return nn.Dense(self.head, param_dtype=dtype, name="head")(x)
+        return _layers.head(x, self.head)
 
     def with_support_statistics(self, params, inputs):
         """Returns `params` with the statistics that predictions will use."""
