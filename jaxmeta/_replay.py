@@ -13,7 +13,6 @@ updates within a CPU's cache, differentiates them there, and only sums the cotan
 the rule's weights over the blocks. Beside the initial state it needs the K gradients.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeGuard
@@ -25,8 +24,10 @@ import optax
 
 from jaxmeta import base
 
-# Coordinates per block.
+# Coordinates per block: a multiple of a vector's 16 floats.
 BLOCK = 256
+# Blocks at once on devices that need more to do.
+_TOGETHER = 256
 
 
 class Coordinatewise(optax.GradientTransformationExtraArgs):
@@ -67,82 +68,140 @@ def unroll(
       the initial ones and the rule's weights, to first order.
     """
     blocks = _Blocks(tx, params)
-    update = lambda grads, state, params, value: tx.update(
-        grads, state, params, value=value
-    )
-    # Custom rules see only their arguments: the rule's weights become `weights`.
     zero = jnp.zeros((), jax.eval_shape(loss, params, keys[0], steps[0], data)[0].dtype)
-    whole_update, whole_weights = jax.closure_convert(
-        update, params, state, params, zero
-    )
     one = jnp.zeros(blocks.size, blocks.dtype)
-    block_update, weights = jax.closure_convert(update, one, tx.init(one), one, zero)
+    # Custom rules see only their arguments: the rule's weights become `weights`.
+    update, weights = jax.closure_convert(
+        lambda grads, *args: tx.update(grads, *args[:2], value=args[2]),
+        *(one, tx.init(one), one, zero),
+    )
+
+    def advance(weights, params, state, grads, value):
+        """One update of a block: parameters and gradients [size], state [..., size]."""
+        updates, state = update(grads, blocks.lead(state), params, value, *weights)
+        return optax.apply_updates(params, updates), blocks.trail(state)
 
     @jax.custom_vjp
-    def run(params, state, weights, whole_weights, *rest):
-        return forward(params, state, weights, whole_weights, *rest)[0]
+    def run(params, state, *rest):
+        return forward(params, state, *rest)[0]
 
-    def forward(params, state, weights, whole_weights, keys, steps, data):
+    def forward(params, state, weights, keys, steps, data):
         def body(carry, each):
-            params, state = carry
-            (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(
-                params, *each, data
+            value_and_grad = jax.value_and_grad(loss, has_aux=True)
+            (value, aux), grads = value_and_grad(blocks.join(carry[0]), *each, data)
+            grads = blocks.cut(grads)
+
+            def step(shared, block):
+                (weights, value), (params, state, grads) = shared, block
+                return (), advance(weights, params, state, grads, value)
+
+            _, carry = _over_blocks(step, (), (weights, value), (*carry, grads))
+            return carry, (value, aux, grads)
+
+        carry = blocks.cut(params), blocks.cut_state(state, blocks.everywhere)
+        last, (losses, aux, grads) = jax.lax.scan(body, carry, (keys, steps))
+        result = blocks.join(last[0]), blocks.join_state(last[1], lambda x: x[0])
+        return (*result, losses, aux), (*carry, weights, grads, losses)
+
+    def backward(kept, bars):
+        params, state, weights, grads, losses = kept
+        params_bar, state_bar, losses_bar, _ = bars
+
+        def score(weights, params, floats, losses, losses_bar, block):
+            """What has the derivatives of the losses and of the last parameters."""
+            integers, grads, params_bar, floats_bar = block
+
+            def body(carry, each):
+                params, state = carry
+                grads, value, bar = each
+                loss = bar * _vdot(grads, params)
+                return advance(weights, params, state, grads, value), loss
+
+            carry = params, blocks.merge(floats, integers)
+            (params, state), scores = jax.lax.scan(
+                body, carry, (grads, losses, losses_bar)
             )
-            updates, state = whole_update(grads, state, params, value, *whole_weights)
-            return (optax.apply_updates(params, updates), state), (value, aux, grads)
+            last = params, *blocks.split(state)[0]
+            products = map(_vdot, (params_bar, *floats_bar), last)
+            return sum(products, jnp.sum(scores))
 
-        last, (losses, aux, grads) = jax.lax.scan(body, (params, state), (keys, steps))
-        return (*last, losses, aux), (params, state, weights, grads, losses)
+        def gradients(shared, block):
+            weights, losses, losses_bar = shared
+            (params, floats), rest = block
+            weights_bar, *bars = jax.grad(score, (0, 1, 2))(
+                weights, params, floats, losses, losses_bar, rest
+            )
+            return weights_bar, bars
 
-    run.defvjp(forward, functools.partial(_backward, blocks, block_update))
-    return run(params, state, weights, whole_weights, keys, steps, data)
-
-
-def _backward(blocks, update, kept, bars):
-    """The cotangents of `run`, block by block; `update` is the rule at one block."""
-    params, state, weights, grads, losses = kept
-    params_bar, state_bar, losses_bar, _ = bars
-
-    def score(weights, params, floats, block):
-        """What has the derivatives of the losses and of the last parameters."""
-        grads, integers, params_bar, floats_bar = block
-
-        def body(carry, each):
-            params, state = carry
-            grads, value, bar = each
-            loss = bar * _vdot(grads, params)
-            updates, state = update(grads, blocks.lead(state), params, value, *weights)
-            return (
-                optax.apply_updates(params, updates),
-                blocks.trail(state),
-            ), loss
-
-        state = blocks.merge(floats, integers)
-        (params, state), scores = jax.lax.scan(
-            body, (params, state), (grads, losses, losses_bar)
+        floats, integers = blocks.split(state)
+        # Cotangents of integers have no values.
+        floats_bar, _ = blocks.split(blocks.cut_state(state_bar, blocks.once))
+        block = integers, jnp.moveaxis(grads, 1, 0), blocks.cut(params_bar), floats_bar
+        weights_bar, (params_bar, floats_bar) = _over_blocks(
+            gradients,
+            optax.tree.zeros_like(weights),
+            (weights, losses, losses_bar),
+            ((params, floats), block),
         )
-        last = params, *blocks.split(state)[0]
-        products = map(_vdot, (params_bar, *floats_bar), last)
-        return sum(products, jnp.sum(scores))
+        state_bar = blocks.merge(floats_bar, [None] * len(integers))
+        state_bar = blocks.join_state(state_bar, lambda x: jnp.sum(x, 0))
+        return blocks.join(params_bar), state_bar, weights_bar, *[None] * 3
 
-    def body(weights_bar, each):
-        params, floats, block = each
-        found = jax.grad(score, (0, 1, 2))(weights, params, floats, block)
-        return optax.tree.add(weights_bar, found[0]), found[1:]
+    run.defvjp(forward, backward)
+    return run(params, state, weights, keys, steps, data)
 
-    floats, integers = blocks.split(blocks.cut_state(state, blocks.everywhere))
-    # Cotangents of integers have no values.
-    floats_bar, _ = blocks.split(blocks.cut_state(state_bar, blocks.once))
-    each = (
-        blocks.cut(params),
-        floats,
-        (blocks.cut(grads, 1), integers, blocks.cut(params_bar), floats_bar),
+
+def _over_blocks(step, zero, shared, blocks):
+    """`step(shared, block) -> (summand, result)` at all: the sum, and every result.
+
+    Args:
+      step: at one block.
+      zero: the sum of none.
+      shared: what all blocks see.
+      blocks: leaves [num, size] or [num, ..., size].
+    """
+    num, *_, size = jax.tree.leaves(blocks)[0].shape
+
+    def in_turn(zero, shared, blocks):
+        def body(total, block):
+            summand, result = step(shared, block)
+            return optax.tree.add(total, summand), result
+
+        return jax.lax.scan(body, zero, blocks)
+
+    def together(zero, shared, blocks):
+        del zero
+        at_all = lambda block: step(shared, block)
+        summands, results = jax.lax.map(at_all, blocks, batch_size=_TOGETHER)
+        return jax.tree.map(lambda x: jnp.sum(x, 0), summands), results
+
+    in_turn = _map_if_batched(in_turn, batch_size=BLOCK // (num * size))
+    return jax.lax.platform_dependent(
+        zero, shared, blocks, cpu=in_turn, default=together
     )
-    weights_bar, (params_bar, floats_bar) = jax.lax.scan(
-        body, optax.tree.zeros_like(weights), each
-    )
-    state_bar = blocks.join_state(floats_bar, state)
-    return blocks.join(params_bar), state_bar, weights_bar, *[None] * 4
+
+
+def _map_if_batched(fn, batch_size):
+    """`fn`, but `vmap` only takes so many at once: more would leave the cache."""
+    mapped = jax.custom_batching.custom_vmap(fn)
+
+    @mapped.def_vmap
+    def rule(axis_size, is_batched, *args):
+        del axis_size
+        leaves, treedef = jax.tree.flatten(args)
+        pairs = [*zip(leaves, jax.tree.leaves(is_batched), strict=True)]
+
+        def one(batched):
+            batched = iter(batched)
+            merged = [next(batched) if each else x for x, each in pairs]
+            return (fn if batch_size > 1 else mapped)(*treedef.unflatten(merged))
+
+        batched = [x for x, each in pairs if each]
+        size = batch_size if batch_size > 1 else None
+        results = jax.lax.map(one, batched, batch_size=size)
+        return results, jax.tree.map(lambda _: True, results)
+
+    return mapped
 
 
 def _vdot(bar, x):
@@ -165,8 +224,8 @@ class _Blocks:
         self.dtype = jnp.result_type(leaves[0])
         self.treedef = jax.tree.structure(params)
         self.total = sum(math.prod(shape) for shape in self.shapes)
-        self.num = max(1, round(self.total / BLOCK))
-        self.size = max(1, math.ceil(self.total / self.num))
+        self.size = max(1, min(self.total, BLOCK))
+        self.num = max(1, math.ceil(self.total / self.size))
         of_size = lambda n: jax.ShapeDtypeStruct((n,), self.dtype)
         one, longer = (
             jax.eval_shape(tx.init, of_size(n)) for n in (self.size, self.size + 1)
@@ -176,20 +235,16 @@ class _Blocks:
         self.is_shared = [a.shape == b.shape for a, b in pairs]
         self.is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a, _ in pairs]
 
-    def cut(self, tree, leading=0):
-        """Leaves [*leading, *shape, ...] to [num, *leading, size, ...]."""
-        flat = []
-        for x, shape in zip(jax.tree.leaves(tree), self.shapes, strict=True):
-            rest = x.shape[leading + len(shape) :]
-            flat.append(x.reshape(*x.shape[:leading], -1, *rest))
-        x = jnp.concatenate(flat, leading)
+    def cut(self, tree):
+        """Leaves [*shape, ...] to [num, size, ...]."""
+        pairs = zip(jax.tree.leaves(tree), self.shapes, strict=True)
+        x = jnp.concatenate(
+            [x.reshape(-1, *x.shape[len(shape) :]) for x, shape in pairs]
+        )
         # Zero gradients and states: what is padded adds nothing.
-        widths = [(0, 0)] * x.ndim
-        widths[leading] = (0, self.num * self.size - self.total)
-        x = jnp.pad(x, widths)
-        shape = x.shape
-        x = x.reshape(*shape[:leading], self.num, self.size, *shape[leading + 1 :])
-        return jnp.moveaxis(x, leading, 0)
+        padding = self.num * self.size - self.total
+        x = jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
+        return x.reshape(self.num, self.size, *x.shape[1:])
 
     def join(self, x):
         """Undoes `cut` for [num, size, ...]."""
@@ -203,7 +258,7 @@ class _Blocks:
         return self.treedef.unflatten(leaves)
 
     def cut_state(self, state, share):
-        """The state's leaves, [num, size, ...]; `share` spreads one that is shared."""
+        """The state's leaves, [num, ..., size]; `share` spreads one that is shared."""
         parts = self.statedef.flatten_up_to(state)
         pairs = zip(parts, self.is_shared, strict=True)
         return [
@@ -211,24 +266,21 @@ class _Blocks:
             for x, shared in pairs
         ]
 
-    def join_state(self, floats, state):
-        """Undoes `cut_state` for the cotangents of the floats; None for integers."""
-        floats = iter(floats)
-        parts = []
-        for part, is_shared, is_float in zip(
-            self.statedef.flatten_up_to(state),
-            self.is_shared,
-            self.is_float,
-            strict=True,
-        ):
-            if not is_float:
-                parts.append(jax.tree.map(lambda _: None, part))
-            else:
-                x = next(floats)
-                parts.append(
-                    jnp.sum(x, 0) if is_shared else self.join(jnp.moveaxis(x, -1, 1))
-                )
-        return self.statedef.unflatten(parts)
+    def join_state(self, leaves, share):
+        """Undoes `cut_state`; `share` reduces [num, ...] of one that is shared.
+
+        In place of a leaf that is None, as integers' cotangents are, there are Nones.
+        """
+
+        def join(x, is_shared):
+            if is_shared:
+                return None if x is None else share(x)
+            if x is None:
+                return self.treedef.unflatten([None] * len(self.shapes))
+            return self.join(jnp.moveaxis(x, -1, 1))
+
+        pairs = zip(leaves, self.is_shared, strict=True)
+        return self.statedef.unflatten([join(*pair) for pair in pairs])
 
     def split(self, leaves):
         """Separates floats from integers."""

@@ -88,6 +88,43 @@ def test_derivatives_are_those_of_the_whole(order, name, block, monkeypatch, x64
     assert optax.tree.norm(found[1][0]) > 1e-3
 
 
+def test_blocks_at_once_are_the_same(monkeypatch, x64):
+    """The way of GPUs and TPUs, which is one program for many blocks."""
+    found = []
+    monkeypatch.setattr(_replay, "BLOCK", 9)
+    monkeypatch.setattr(_replay, "_TOGETHER", 3)  # 5 blocks: 3, and 2 that are left.
+    lopt, params = jm.optimizers.lstm(3), _params()
+    theta = lopt.init(jax.random.key(0))
+    state = lopt.transform(theta).init(params)
+    for platform in ("cpu", "default"):
+        choose = lambda *args, platform=platform, **branches: branches[platform](*args)
+        monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+        fn = functools.partial(_meta_loss, lopt, lambda tx: tx, "first-order")
+        grad = jax.jit(jax.value_and_grad(fn, (0, 1), has_aux=True))
+        found.append(grad(theta, params, state))
+    chex.assert_trees_all_close(*found, rtol=1e-12)
+
+
+@pytest.mark.parametrize("block", [9, 100])
+def test_many_problems_are_a_loop_over_them(block, monkeypatch, x64):
+    """In turn; or several at once, if they are smaller than a block."""
+    monkeypatch.setattr(_replay, "BLOCK", block)
+    lopt, params = jm.optimizers.lstm(3), _params()
+    many = jax.tree.map(lambda x: jnp.stack([x, -x, x / 2]), params)
+    theta = lopt.init(jax.random.key(0))
+    init = lopt.transform(theta).init
+
+    def by_theta_and_params(theta, params):
+        fn = functools.partial(_meta_loss, lopt, lambda tx: tx, "first-order")
+        return jax.value_and_grad(fn, (0, 1), has_aux=True)(theta, params, init(params))
+
+    found = jax.jit(jax.vmap(by_theta_and_params, (None, 0)))(theta, many)
+    one = jax.jit(by_theta_and_params)
+    expected = [one(theta, jax.tree.map(lambda x, i=i: x[i], many)) for i in range(3)]
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *expected)
+    chex.assert_trees_all_close(found, stacked, rtol=1e-12)
+
+
 def test_derivatives_by_the_state_are_those_of_the_whole(monkeypatch, x64):
     monkeypatch.setattr(_replay, "BLOCK", 9)
     lopt, params = jm.optimizers.lstm(3), _params()

@@ -102,7 +102,7 @@ mlir.register_lowering(_on_one_device, _lower_on_one_device)
 
 
 def _in_blocks(step, block, theta, inputs, state):
-    flat = lambda x: x.reshape(-1, x.shape[-1])
+    flat = lambda x: x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     num_features = jax.eval_shape(step, theta, inputs, state)[0].shape[-1]
     outputs = jnp.zeros((*state.shape[:-1], num_features), inputs.dtype)
     vary = functools.partial(_vary_like, (theta, inputs, state))

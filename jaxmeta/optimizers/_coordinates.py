@@ -87,6 +87,15 @@ def over_coordinates(features: jax.Array, like: jax.Array) -> jax.Array:
     return zeros + features.reshape(*[1] * like.ndim, -1)
 
 
+def feature_axis(leaf: jax.Array) -> int:
+    """Where features of a leaf's coordinates lie in the products of a network.
+
+    First in a block of `_replay`, whose states lie so: transposes cancel, and products
+    and gates are 1.7 times as fast on a CPU.
+    """
+    return 0 if leaf.ndim == 1 and len(leaf) <= _replay.BLOCK else -1
+
+
 def init_linear(key: jax.Array, num_inputs: int, num_outputs: int) -> Linear:
     """Truncated normal weights with variance 1 / num_inputs; zero bias."""
     initializer = jax.nn.initializers.lecun_normal()
@@ -220,9 +229,7 @@ def apply_stack(
 
 
 def _at_coordinates(block_size, theta, inputs, state):
-    # A block of `_replay`, whose states lie features first: the transposes cancel, and
-    # products and gates are 1.7 times as fast on a CPU.
-    if inputs.ndim == 2 and len(inputs) < 2 * _replay.BLOCK:
+    if feature_axis(inputs[..., 0]) == 0:
         outputs, state = _step(theta, inputs.T, state.T, axis=0)
         return outputs.T, state.T
     return _blocks.at_coordinates(_step, block_size, theta, inputs, state)

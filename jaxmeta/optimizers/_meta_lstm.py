@@ -97,12 +97,16 @@ def meta_lstm(hidden_size: int = 20, *, p: float = 10.0) -> base.LearnedOptimize
         return MetaLstmState(hidden(), hidden(), gate(), gate())
 
     def leaf_step(theta, value, grads, params, hidden, cell, forget, input_):
+        axis = _coordinates.feature_axis(grads)
         seen = [preprocess(grads), _coordinates.over_coordinates(value, grads)]
-        hidden, cell = _coordinates.lstm_cell(
-            theta.lstm, jnp.concatenate(seen, -1), hidden, cell
-        )
-        forget = _gate(theta.forget_gate, hidden, params, forget)
-        input_ = _gate(theta.input_gate, hidden, params, input_)
+        seen = jnp.concatenate(seen, -1)
+        if axis == 0:
+            seen, hidden, cell = seen.T, hidden.T, cell.T
+        hidden, cell = _coordinates.lstm_cell(theta.lstm, seen, hidden, cell, axis)
+        forget = _gate(theta.forget_gate, hidden, params, forget, axis)
+        input_ = _gate(theta.input_gate, hidden, params, input_, axis)
+        if axis == 0:
+            hidden, cell = hidden.T, cell.T
         # theta_t - theta_{t-1}, where f_t - 1 = -sigmoid(-f) avoids cancellation.
         step = -jax.nn.sigmoid(-forget) * params - jax.nn.sigmoid(input_) * grads
         return step, hidden, cell, forget, input_
@@ -139,7 +143,8 @@ def _uniform(
     )
 
 
-def _gate(layer, hidden, params, before):
+def _gate(layer, hidden, params, before, axis):
     """A gate before its sigmoid, [...]; one input is its previous value."""
-    joined = jnp.concatenate([hidden, params[..., None], before[..., None]], -1)
-    return _coordinates.apply_linear(layer, joined)[..., 0]
+    others = [jnp.expand_dims(x, axis) for x in (params, before)]
+    joined = jnp.concatenate([hidden, *others], axis)
+    return _coordinates.apply_linear(layer, joined, axis).squeeze(axis)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import _checks, _describe, base
-from jaxmeta.optimizers import _coordinates, _rule
+from jaxmeta.optimizers import _blocks, _coordinates, _rule
 
 _MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 # Training-progress features: tanh(t / T - 1) for these T.
@@ -91,17 +91,15 @@ def mlp(
         return MlpState(count=jnp.zeros((), jnp.int32), momenta=momenta)
 
     def leaf_step(theta, time, grads, momenta, params):
-        grad, param = grads[..., None], params[..., None]
         decay = jnp.broadcast_to(
             jnp.array(_MOMENTUM_DECAYS, momenta.dtype), momenta.shape
         )
-        momenta = decay * momenta + (1 - decay) * grad
-        features = _normalized(jnp.concatenate([grad, momenta, param], -1))
-        time = _coordinates.over_coordinates(time, grads)
-        x = jnp.concatenate([features, time], -1)
-        for layer in theta[:-1]:
-            x = jax.nn.relu(_coordinates.apply_linear(layer, x))
-        out = _coordinates.apply_linear(theta[-1], x)
+        momenta = decay * momenta + (1 - decay) * grads[..., None]
+        joined = [grads[..., None], momenta, params[..., None]]
+        features = jnp.concatenate(joined, -1)
+        network = _with_folded(theta, _scales(features), time)
+        no_state = features[..., :0]
+        out, _ = _blocks.at_coordinates(_apply, None, network, features, no_state)
         return step_scale * out[..., 0] * jnp.exp(step_scale * out[..., 1]), momenta
 
     def update(theta, grads, state, *, params):
@@ -117,13 +115,29 @@ def mlp(
     return _rule.from_network(description, init, init_state, update, needs=("params",))
 
 
-def _normalized(features: jax.Array) -> jax.Array:
-    """Features [..., F], each divided by its root mean square in the leaf."""
+def _scales(features: jax.Array) -> jax.Array:
+    """The inverse root mean squares [F] of features [..., F] in a leaf."""
     if not features.size:  # An empty mean is NaN.
-        return features
-    axes = tuple(range(features.ndim - 1))
-    mean_square = jnp.mean(jnp.square(features), axes, keepdims=True)
+        return jnp.ones(features.shape[-1], features.dtype)
+    mean_square = jnp.mean(jnp.square(features), tuple(range(features.ndim - 1)))
     # 1e-10 inside the root bounds its derivative for a leaf of zeros.
-    return features * jax.lax.rsqrt(
-        jnp.broadcast_to(mean_square, features.shape) + 1e-10
-    )
+    return jax.lax.rsqrt(mean_square + 1e-10)
+
+
+def _with_folded(layers, scales, time):
+    """The network for features before they are scaled, and without those of time.
+
+    Both are the same at all parameters: W [x * scales, time] + b
+    = (W_x * scales) x + (b + W_time time).
+    """
+    first, *others = layers
+    of_features, of_time = jnp.split(first.kernel, [len(scales)])
+    bias = first.bias + time @ of_time
+    return _coordinates.Linear(scales[:, None] * of_features, bias), *others
+
+
+def _apply(layers, features, state, axis=-1):
+    """The network at every coordinate; `axis` is the feature axis."""
+    for layer in layers[:-1]:
+        features = jax.nn.relu(_coordinates.apply_linear(layer, features, axis))
+    return _coordinates.apply_linear(layers[-1], features, axis), state

@@ -109,8 +109,10 @@ def rnnprop(
 
     def embed(layer, grads, mu, nu):
         directions = [_coordinates.normalize(x, nu, eps) for x in (mu, grads)]
-        directions = jnp.stack(directions, -1)  # [..., 2]
-        return jax.nn.elu(_coordinates.apply_linear(layer, directions))
+        axis = _coordinates.feature_axis(grads)
+        directions = jnp.stack(directions, axis)  # [..., 2], or [2, N]
+        outputs = jax.nn.elu(_coordinates.apply_linear(layer, directions, axis))
+        return outputs.T if axis == 0 else outputs
 
     def update(theta, grads, state):
         mu = optax.tree.update_moment(grads, state.mu, decay, 1)
