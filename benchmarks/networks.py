@@ -361,6 +361,8 @@ def main(argv: Sequence[str] | None = None):
         serve(STEPS[row](pathlib.Path(folder)))
         return
     rows = {}
+    if args.out.exists():
+        rows = json.loads(args.out.read_text())["rows"]
     for row in args.only:
         rows[row] = measure(row, ROWS[row], args.rounds, args.torch_python)
         result = {"environment": _timing.environment(), "rows": rows}

@@ -6,10 +6,11 @@
 The compiler is libtpu's, the chips are descriptions. Everything at small size for four
 v5e chips; at full size (Omniglot on the device, Conv4 with 64 filters; the LSTM
 optimizer) for v5e, v5p and v6e, up to 256 chips, always with the same tasks a chip,
-and once with four times as many.
+and once with four times as many. Deep networks get a task a chip, on 1 to 64 chips.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # There is no TPU to ask.
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
@@ -42,6 +44,9 @@ FULL = (
     "v6e:2x2",
     "v6e:16x16",
 )
+# Of deep networks: (chips, parts of the meta-parameters).
+DEEP = (("v5e:1x1", 1), ("v5e:2x2", 1), ("v5e:2x2", 4), ("v5e:8x8", 1), ("v5e:8x8", 4))
+KEPT = "maml, VGG-16, 5 steps, nothing recomputed"
 COLLECTIVES = (
     "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|"
     "collective-broadcast"
@@ -108,11 +113,28 @@ def full_cases() -> dict[str, Case]:
     }
 
 
-def _learner_case(learner, classes=1200):
+def deep_cases() -> dict[str, Case]:
+    """A VGG of 16 layers on CIFAR's images, a ResNet of 12 on mini-ImageNet's."""
+    options = {"inner_tx": optax.sgd(0.01), "inner_steps": 5}
+    maml = lambda hvp: jm.maml(
+        jm.models.VGG16(head=5), jm.losses.cross_entropy, hvp=hvp, **options
+    )
+    prototypical = jm.prototypical(jm.models.ResNet12(head=None))
+    small, large = (
+        {"classes": 64, "shape": (size, size, 3), "queries": 5} for size in (32, 84)
+    )
+    return {
+        "maml, VGG-16, 5 steps": _learner_case(maml("auto"), **small),
+        KEPT: _learner_case(maml("reverse-over-reverse"), **small),
+        "prototypical, ResNet-12": _learner_case(prototypical, **large),
+    }
+
+
+def _learner_case(learner, classes=1200, shape=(28, 28, 1), queries=1):
     # Zeros: only shapes matter here.
-    images = np.zeros((classes, 20, 28, 28, 1), np.uint8)
+    images = np.zeros((classes, 20, *shape), np.uint8)
     sample_task = jm.tasks.few_shot(
-        jm.tasks.image_classes(images), ways=5, shots=1, queries=1
+        jm.tasks.image_classes(images), ways=5, shots=1, queries=queries
     )
     return lambda mesh, tasks: _over_tasks(learner, sample_task, mesh, tasks)
 
@@ -121,7 +143,11 @@ def _over_tasks(learner, sample_task, mesh, tasks):
     estimator = jm.estimators.over_tasks(
         learner, sample_task, num_tasks=tasks * mesh.size, mesh=mesh
     )
-    return jm.training.make_train_step(estimator, optax.adam(1e-3))
+    shardings = None
+    if "params" in mesh.axis_names:
+        outputs = PartitionSpec(None, None, None, "params")
+        shardings = jm.training.shard_params(mesh, {"(Block|Layer).*kernel": outputs})
+    return jm.training.make_train_step(estimator, optax.adam(1e-3), shardings=shardings)
 
 
 def _optimizer_case(lopt, problem, make=jm.estimators.truncated_bptt, **options):
@@ -136,12 +162,18 @@ def _optimizer_case(lopt, problem, make=jm.estimators.truncated_bptt, **options)
     return train_step
 
 
-def compile_for(case: Case, topology: str, tasks: int) -> dict[str, Any]:
+def compile_for(
+    case: Case, topology: str, tasks: int, parts: int = 1
+) -> dict[str, Any]:
     """Compiles a meta-step for chips that are not there."""
     from jax.experimental import topologies
 
-    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    mesh = jm.training.task_mesh(chips.devices)
+    # One chip is a host of its own; otherwise a host has 2 x 2.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if topology == "v5e:1x1" else {}
+    chips = topologies.get_topology_desc(
+        platform="tpu", topology_name=topology, **alone
+    )
+    mesh = jm.training.task_mesh(chips.devices, param_shards=parts)
     train_step = case(mesh, tasks)
     state = jax.eval_shape(train_step.init, jax.random.key(0))
     # Where `init` puts things: compiled too, for it tells.
@@ -162,6 +194,7 @@ def compile_for(case: Case, topology: str, tasks: int) -> dict[str, Any]:
     return {
         "topology": topology,
         "chips": mesh.size,
+        "parts": parts,
         "tasks": tasks * mesh.size,
         "compile_s": round(seconds, 1),
         "argument_mib": memory.argument_size_in_bytes / 2**20,
@@ -192,8 +225,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for row in rows:
         memory = f"{row['argument_mib']:.1f}, {row['temp_mib']:.1f}"
+        parts = f", {row['parts']} parts" if row.get("parts", 1) > 1 else ""
         lines.append(
-            f"| {row['case']} | {row['topology']} | {row['tasks']} | {memory} | "
+            f"| {row['case']} | {row['topology']}{parts} | {row['tasks']} | {memory} | "
             f"{row['collective_bytes']:,} in {row['collectives']} | "
             f"{row['megacycles']:.2f} | {row['compile_s']:.0f} |"
         )
@@ -211,15 +245,30 @@ def main(argv: Sequence[str] | None = None):
         sizes = [(topology, TASKS_PER_CHIP) for topology in FULL]
         sizes.append((SMALL, 4 * TASKS_PER_CHIP))
         runs += [(*case, *size) for case in full_cases().items() for size in sizes]
+        runs += [
+            (*case, topology, 1, parts)
+            for case in deep_cases().items()
+            for topology, parts in DEEP
+        ]
     rows = []
-    for name, case, topology, tasks in runs:
+    if args.only and args.out.exists():
+        rows = json.loads(args.out.read_text())["rows"]
+    for name, case, *size in runs:
         if args.only and not name.startswith(tuple(args.only)):
             continue
-        rows.append({"case": name} | compile_for(case, topology, tasks))
-        print(json.dumps(rows[-1]), flush=True)
-    packages = (*_timing.PACKAGES, "libtpu")
-    result = {"environment": _timing.environment(packages), "rows": rows}
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+        with contextlib.ExitStack() as stack:
+            if name == KEPT:
+                plain = mock.patch.object(jax, "checkpoint", lambda fn, **_: fn)
+                stack.enter_context(plain)
+            row = {"case": name} | compile_for(case, *size)
+        same = lambda other, row=row: all(
+            other.get(k, 1) == row[k] for k in ("case", "topology", "tasks", "parts")
+        )
+        rows = [other for other in rows if not same(other)] + [row]
+        print(json.dumps(row), flush=True)
+        packages = (*_timing.PACKAGES, "libtpu")
+        result = {"environment": _timing.environment(packages), "rows": rows}
+        args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(table(rows))
 
 

@@ -15,4 +15,5 @@ def as_partial(fn: Callable[..., Any]) -> Any:
 
 def as_pytree(problem: base.OptimizationProblem) -> base.OptimizationProblem:
     """The problem with its functions as `jax.tree_util.Partial`."""
-    return base.OptimizationProblem(*map(as_partial, problem))
+    as_leaf = lambda fn: None if fn is None else as_partial(fn)
+    return base.OptimizationProblem(*map(as_leaf, problem))

@@ -325,11 +325,14 @@ class OptimizationProblem(NamedTuple):
       sample: `sample(key) -> instance`, drawn once per run (a quadratic's W and y).
       init: `init(key, instance) -> params`, where the run starts.
       loss: `loss(params, instance, key) -> scalar`; the key draws the minibatch.
+      full_loss: `full_loss(params, instance) -> scalar`, over all data of the instance;
+        None if these are not finitely many.
     """
 
     sample: Callable[[jax.Array], PyTree]
     init: Callable[..., Params]  # (key, inputs)
     loss: Callable[[Params, PyTree, jax.Array], jax.Array]
+    full_loss: Callable[[Params, PyTree], jax.Array] | None = None
 
 
 class EstimateFn(Protocol):

@@ -10,6 +10,7 @@ from jaxmeta.estimators._imitation import (
     ImitationCarry,
     imitation,
 )
+from jaxmeta.estimators._mixture import MixtureCarry, MixtureInfo, mixture
 from jaxmeta.estimators._over_tasks import (
     over_stream,
     over_tasks,
@@ -19,11 +20,14 @@ from jaxmeta.estimators._runs import Run, RunInfo
 __all__ = [
     "EvolutionCarry",
     "ImitationCarry",
+    "MixtureCarry",
+    "MixtureInfo",
     "Run",
     "RunInfo",
     "bptt",
     "es",
     "imitation",
+    "mixture",
     "over_stream",
     "over_tasks",
     "pes",

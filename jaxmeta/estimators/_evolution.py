@@ -34,10 +34,11 @@ def es(
     lopt: base.LearnedOptimizer,
     problem: base.OptimizationProblem,
     *,
-    horizon: int,
+    horizon: int | tuple[int, int],
     num_problems: int,
     sigma: float = 0.01,
     weight: _runs.Weight | None = None,
+    meta_loss: Literal["sum", "log"] = "sum",
     mesh: Mesh | None = None,
 ) -> base.GradientEstimator:
     r"""Evolution strategies over full runs, with antithetic pairs.
@@ -52,38 +53,111 @@ def es(
     and minibatches.
 
     Args:
-      lopt: the learned optimizer.
+      lopt: the learned optimizer. It is told the horizon as `total_steps`.
       problem: the family of problems. Its loss need not have a second derivative.
-      horizon: H, updates per run. Static.
+      horizon: H, updates per run; or the lowest and highest, between which every
+        meta-step draws one for all its runs, uniform in the logarithm. Static.
       num_problems: N, pairs of runs per meta-step, each on its own problem. Static.
       sigma: standard deviation of the noise.
-      weight: as for `bptt`.
+      weight: as for `bptt`, if the meta-loss is a sum.
+      meta_loss: "sum", over the losses after each update; or "log", the logarithm of
+        the loss at the end over that at the start, from the problem's `full_loss` if it
+        has one. The latter weighs problems of any scale alike; it is at least
+        log(1e-6), at most 2, which runs that diverge have too, and the differences of
+        pairs are clipped to 1. Static.
       mesh: as for `bptt`.
 
     Returns:
-      A `GradientEstimator` without carry. Its info has the mean loss of each pair.
+      A `GradientEstimator` without carry. Its info has the mean loss of each pair, or
+      with "log", its mean meta-loss.
 
     Raises:
-      ValueError: if a count or `sigma` is not positive, devices do not divide the runs,
-        or the loss is not a scalar.
+      ValueError: if a count or `sigma` is not positive, `horizon` or `meta_loss` is
+        invalid, devices do not divide the runs, or the loss is not a scalar.
     """
-    _checks.check_int("horizon", horizon)
+    _checks.check_choice("meta_loss", meta_loss, ("sum", "log"))
+    if callable(horizon):
+        raise ValueError("`horizon` of `es` must be an int or (lowest, highest).")
     _runs.check_arguments(lopt, num_problems, 1, horizon, mesh)
     _checks.check_positive("sigma", sigma)
-    start, pair_gradient = _pairs(lopt, horizon, horizon, sigma, weight)
+    whole_run = _log_ratio if meta_loss == "log" else _weighted_sum(weight)
+    lowest, highest = horizon if isinstance(horizon, tuple) else (horizon, horizon)
 
-    def one_run(theta, problem, meta_step, key, carry):
-        del meta_step
-        start_key, noise_key, run_key = jax.random.split(key, 3)
+    def draw(key):
+        if lowest == highest:
+            return lowest
+        return _runs.draw_log_uniform(key, lowest, highest)
+
+    def one_run(theta, problem, total_steps, key, carry):
+        noise_key, start_key, run_key = jax.random.split(key, 3)
         noise = _draw_noise(noise_key, theta, sigma)
-        runs = start(start_key, problem, theta, noise)
-        grads, _, info = pair_gradient(run_key, problem, theta, noise, noise, runs)
+
+        def one(sign):
+            moved = optax.tree.add_scale(theta, sign, noise)
+            run = _runs.start(
+                start_key, moved, lopt, problem, lambda _: jnp.asarray(total_steps)
+            )
+            tx = _runs.told_horizon(lopt.transform(moved), total_steps)
+            return whole_run(problem, tx, run, total_steps, run_key)
+
+        values, losses = jax.vmap(one)(jnp.array([1.0, -1.0]))
+        difference = values[0] - values[1]
+        if meta_loss == "log":
+            difference = jnp.clip(difference, -1, 1)
+        grads = optax.tree.scale(difference / (2 * sigma**2), noise)
+        info = _runs.RunInfo(jnp.mean(losses), jnp.array(True), jnp.zeros(()))
         return grads, (carry, info)
 
     def init(key):
         return _over_runs.place(_runs.init_theta(key, lopt, problem), None, mesh)
 
-    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)
+    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh, draw)
+
+
+def _weighted_sum(weight):
+    """The meta-loss of `bptt`: the losses after each update, in a weighted sum."""
+
+    def whole_run(problem, tx, run, total_steps, key):
+        def body(k, carry):
+            params, state, *sums = carry
+            value, params, state = _runs.one_update(
+                problem, tx, run, params, state, key, k
+            )
+            return params, state, *add(sums, k, value)
+
+        def add(sums, k, value):
+            share = 1 if weight is None else weight(k.reshape(1))[0]
+            # The loss before the first update is nobody's merit.
+            value = jnp.where(k > 0, value, 0)
+            return sums[0] + share * value, sums[1] + value
+
+        zero = jnp.zeros(())
+        carry = run.params, run.opt_state, zero, zero
+        params, _, *sums = jax.lax.fori_loop(0, total_steps, body, carry)
+        last = problem.loss(params, run.instance, jax.random.fold_in(key, total_steps))
+        value, total = add(sums, jnp.asarray(total_steps), last)
+        return value, total / total_steps
+
+    return whole_run
+
+
+def _log_ratio(problem, tx, run, total_steps, key):
+    """How far a run gets: log(L_T / L_0), the same for losses of any scale."""
+
+    def full_loss(params, k):
+        if problem.full_loss is not None:
+            return problem.full_loss(params, run.instance)
+        return problem.loss(params, run.instance, jax.random.fold_in(key, k))
+
+    def body(k, carry):
+        return _runs.one_update(problem, tx, run, *carry, key, k)[1:]
+
+    carry = run.params, run.opt_state
+    params, _ = jax.lax.fori_loop(0, total_steps, body, carry)
+    first, last = full_loss(run.params, 0), full_loss(params, total_steps)
+    ratio = jnp.log(last / first + 1e-6)
+    ratio = jnp.where(jnp.isfinite(ratio), jnp.minimum(ratio, 2), 2)
+    return ratio, ratio
 
 
 def pes(

@@ -19,6 +19,7 @@ def over_runs(
     problem: base.OptimizationProblem,
     num_problems: int,
     mesh: Mesh | None,
+    draw: Callable[[jax.Array], Any] | None = None,
 ) -> base.GradientEstimator:
     """Returns an estimator that averages the gradients of `one_run` over runs.
 
@@ -31,6 +32,7 @@ def over_runs(
       problem: the family of problems.
       num_problems: N.
       mesh: shards the runs over this mesh's devices.
+      draw: `(key) -> value` that all runs get in place of the meta-step.
     """
 
     def all_runs(theta, problem, meta_step, keys, carry):
@@ -77,6 +79,9 @@ def over_runs(
 
     def estimate(problem, key, meta_params, carry, *, step=0, **extra):
         del extra
+        if draw is not None:
+            key, draw_key = jax.random.split(key)
+            step = draw(draw_key)
         keys = jax.random.split(key, num_problems)
         run = all_runs if mesh is None else functools.partial(sharded, mesh)
         with _messages.explain_reverse_mode():

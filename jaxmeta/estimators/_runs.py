@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import _checks, _dtypes, _unroll, base
+from jaxmeta import _checks, _dtypes, _replay, _unroll, base
 
 # A number, (lowest, highest) to draw log-uniformly, or a function of the meta-step.
 Horizon: TypeAlias = int | tuple[int, int] | Callable[[jax.Array], jax.Array]
@@ -119,10 +119,9 @@ def start(
     _checks.check_params(params)
     opt_state = lopt.transform(theta).init(params)
     if isinstance(horizon, tuple):
-        # n truncations, lowest ... highest, with probability ~ log((n + 1) / n).
-        lowest, highest = (length // unroll for length in horizon)
-        drawn = lowest * ((highest + 1) / lowest) ** jax.random.uniform(horizon_key)
-        truncations = jnp.clip(jnp.floor(drawn), lowest, highest).astype(jnp.int32)
+        truncations = draw_log_uniform(
+            horizon_key, *(length // unroll for length in horizon)
+        )
     else:
         length = horizon(jnp.asarray(meta_step)) if callable(horizon) else horizon
         truncations = jnp.ceil(jnp.asarray(length) / unroll).astype(jnp.int32)
@@ -133,6 +132,12 @@ def start(
         step=jnp.zeros((), jnp.int32),
         horizon=truncations * unroll,
     )
+
+
+def draw_log_uniform(key: jax.Array, lowest: int, highest: int) -> jax.Array:
+    """Draws n of lowest ... highest, with probability ~ log((n + 1) / n)."""
+    drawn = lowest * ((highest + 1) / lowest) ** jax.random.uniform(key)
+    return jnp.clip(jnp.floor(drawn), lowest, highest).astype(jnp.int32)
 
 
 def start_all(
@@ -193,19 +198,12 @@ def advance(
         in the backward pass. Static.
     """
 
-    def problem_loss(params, key, step, data):
-        del step
-        problem, instance = data
-        value = problem.loss(params, instance, key)
-        _checks.check_scalar_loss("problem.loss", value)
-        return value, None
-
     def count_updates(key, problem, theta, run, length):
         keys = jax.random.split(key, length + 1)
         data = problem, run.instance
         result = _unroll.unroll(
-            problem_loss,
-            lopt.transform(theta),
+            _problem_loss,
+            told_horizon(lopt.transform(theta), run.horizon),
             run.params,
             keys[:-1],
             data,
@@ -213,12 +211,55 @@ def advance(
             state=run.opt_state,
             rematerialize=rematerialize,
         )
-        last, _ = problem_loss(result.params, keys[-1], run.step, data)
+        last, _ = _problem_loss(result.params, keys[-1], run.step, data)
         losses = jnp.append(result.losses, last)
         run = run._replace(params=result.params, opt_state=result.state)
         return after_updates(run, losses, length), losses
 
     return count_updates
+
+
+def _problem_loss(params, key, step, data):
+    del step
+    problem, instance = data
+    value = problem.loss(params, instance, key)
+    _checks.check_scalar_loss("problem.loss", value)
+    return value, None
+
+
+def one_update(
+    problem: base.OptimizationProblem,
+    tx: optax.GradientTransformationExtraArgs,
+    run: Run,
+    params: base.Params,
+    state: optax.OptState,
+    key: jax.Array,
+    k: jax.Array,
+) -> tuple[jax.Array, base.Params, optax.OptState]:
+    """Update k of a run without derivatives; returns the loss before it, and both."""
+
+    def loss(params):
+        data = problem, run.instance
+        return _problem_loss(params, jax.random.fold_in(key, k), k, data)[0]
+
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, state = tx.update(grads, state, params, value=value)
+    return value, optax.apply_updates(params, updates), state
+
+
+def told_horizon(
+    tx: optax.GradientTransformation, horizon: jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """The rule, told of how many updates its run has: `total_steps`."""
+    tx = optax.with_extra_args_support(tx)
+    if isinstance(tx, _replay.Coordinatewise):
+        return tx  # These do not listen, and must stay what they are.
+
+    def update(updates, state, params=None, **extra_args):
+        extra_args = {"total_steps": horizon} | extra_args
+        return tx.update(updates, state, params, **extra_args)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def gradient_order(second_order: bool, hvp: _unroll.Hvp) -> _unroll.Order:

@@ -12,6 +12,11 @@ from jaxmeta.optimizers._coordinates import (
     LstmTheta,
 )
 from jaxmeta.optimizers._curvature_sgd import curvature_sgd
+from jaxmeta.optimizers._learned_adam import (
+    LearnedAdamState,
+    LearnedAdamTheta,
+    learned_adam,
+)
 from jaxmeta.optimizers._learned_rate import learned_rate
 from jaxmeta.optimizers._learned_sgd import (
     LearnedSgdState,
@@ -41,6 +46,8 @@ from jaxmeta.optimizers._rnnprop import (
 )
 
 __all__ = [
+    "LearnedAdamState",
+    "LearnedAdamTheta",
     "LearnedSgdState",
     "LstmState",
     "LstmTheta",
@@ -57,6 +64,7 @@ __all__ = [
     "clip_by_block_rms",
     "clip_by_global_norm",
     "curvature_sgd",
+    "learned_adam",
     "learned_rate",
     "learned_sgd",
     "load_pretrained",

@@ -19,6 +19,7 @@ def from_network(
     update: Callable[..., tuple[Any, Any]],
     *,
     needs: tuple[str, ...] = (),
+    sees: tuple[str, ...] = (),
     coordinatewise: bool = False,
 ) -> base.LearnedOptimizer:
     """Returns a learned optimizer with one theta for all parameters.
@@ -32,6 +33,7 @@ def from_network(
       update: `(theta, grads, state, **needed) -> (steps, state)`, all but the state
         in `compute`. The steps are cast to the gradients' dtypes.
       needs: which of "params" and "value" (the loss) `update` requires as keywords.
+      sees: extra arguments that are passed on to `update` where they are given.
       coordinatewise: whether each coordinate's update depends on that coordinate alone;
         see `_replay`.
     """
@@ -53,14 +55,14 @@ def from_network(
             return init_state(theta, params, compute)
 
         def update_checked(updates, state, params=None, *, value=None, **extra_args):
-            del extra_args
+            seen = {name: extra_args[name] for name in sees if name in extra_args}
             given = {"params": params, "value": value}
             needed = {name: given[name] for name in needs}
             _check_given(description, needed)
             check_state(init_checked, updates, state, needed.get("params"))
             if "params" in needed:
                 needed["params"] = _coordinates.without_masked(updates, params)
-            steps, state = update(weights, cast(updates), state, **cast(needed))
+            steps, state = update(weights, cast(updates), state, **cast(needed), **seen)
             like_grads = lambda g, step: step.astype(jnp.result_type(g))
             return jax.tree.map(like_grads, updates, steps), state
 

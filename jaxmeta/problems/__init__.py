@@ -3,6 +3,7 @@
 from jaxmeta.problems._classification import classification
 from jaxmeta.problems._quadratics import quadratics
 from jaxmeta.problems._scaling import random_scaling
+from jaxmeta.problems._supervised import small_networks, supervised
 from jaxmeta.problems._synthetic import (
     language_model,
     softmax_regression,
@@ -13,5 +14,7 @@ __all__ = [
     "language_model",
     "quadratics",
     "random_scaling",
+    "small_networks",
     "softmax_regression",
+    "supervised",
 ]

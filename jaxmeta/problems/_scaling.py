@@ -1,16 +1,24 @@
 """Random scaling of the coordinates of a problem."""
 
+import math
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from jaxmeta import _checks, _pytrees, base
 
 
 def random_scaling(
-    problem: base.OptimizationProblem, reach: float = 3.0
+    problem: base.OptimizationProblem,
+    reach: float = 3.0,
+    *,
+    per: Literal["coordinate", "tensor", "problem"] = "coordinate",
+    share: float = 1.0,
 ) -> base.OptimizationProblem:
-    r"""Scales every coordinate by its own factor, drawn once per run.
+    r"""Scales coordinates by factors that are drawn once per run.
 
     With factors :math:`c = e^u`, :math:`u \sim U(-r, r)`, the parameters of a run are
     :math:`\theta / c` and its loss :math:`f(c \odot \theta)`: an optimizer that does
@@ -19,9 +27,13 @@ def random_scaling(
     Args:
       problem: the problem to scale.
       reach: r.
+      per: whether every coordinate has a factor of its own, every tensor, or only the
+        whole problem. Static.
+      share: the share of runs that are scaled at all.
 
     Raises:
-      ValueError: if `reach` is not positive.
+      ValueError: if `reach` is not positive, `per` is unknown, or `share` is not in
+        [0, 1].
 
     References:
       Lv, Jiang, Li, "Learning gradient descent: better generalization and longer
@@ -35,22 +47,29 @@ def random_scaling(
       (2,)
     """
     _checks.check_positive("reach", reach)
+    _checks.check_choice("per", per, ("coordinate", "tensor", "problem"))
+    if not 0 <= share <= 1:
+        raise ValueError(f"`share` must be in [0, 1], got {share}.")
     problem = _pytrees.as_pytree(problem)
 
     def sample(problem, key):
-        instance_key, scale_key, init_key = jax.random.split(key, 3)
+        instance_key, scale_key, share_key = jax.random.split(key, 3)
         instance = problem.sample(instance_key)
-        like = jax.eval_shape(problem.init, init_key, instance)
+        like = jax.eval_shape(problem.init, key, instance)
         leaves, treedef = jax.tree.flatten(like)
-        keys = jax.random.split(scale_key, max(1, len(leaves)))  # at least one key
-
-        def draw(key, leaf):
-            uniform = jax.random.uniform(
-                key, leaf.shape, leaf.dtype, minval=-reach, maxval=reach
-            )
-            return jnp.exp(uniform)
-
-        return instance, treedef.unflatten(map(draw, keys[: len(leaves)], leaves))
+        shapes = [leaf.shape if per == "coordinate" else () for leaf in leaves]
+        sizes = [1 if per == "problem" else math.prod(shape) for shape in shapes]
+        # One draw for all, which compiles faster.
+        total = 1 if per == "problem" else sum(sizes)
+        drawn = jax.random.uniform(scale_key, (total,), minval=-reach, maxval=reach)
+        factors = jnp.exp(drawn * jax.random.bernoulli(share_key, share))
+        ends = np.cumsum(sizes)[:-1] if per != "problem" else []
+        parts = jnp.split(factors, ends) if len(ends) else [factors] * len(leaves)
+        scales = [
+            x.reshape(shape).astype(leaf.dtype)
+            for x, shape, leaf in zip(parts, shapes, leaves, strict=True)
+        ]
+        return instance, treedef.unflatten(scales)
 
     def init(problem, key, instance):
         inner, scales = instance
@@ -60,7 +79,14 @@ def random_scaling(
         inner, scales = instance
         return problem.loss(jax.tree.map(jnp.multiply, params, scales), inner, key)
 
+    def full_loss(problem, params, instance):
+        inner, scales = instance
+        return problem.full_loss(jax.tree.map(jnp.multiply, params, scales), inner)
+
     # The problem is an argument so that its data stay leaves.
     return base.OptimizationProblem(
-        Partial(sample, problem), Partial(init, problem), Partial(loss, problem)
+        Partial(sample, problem),
+        Partial(init, problem),
+        Partial(loss, problem),
+        None if problem.full_loss is None else Partial(full_loss, problem),
     )

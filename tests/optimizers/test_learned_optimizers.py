@@ -25,7 +25,8 @@ class Row(NamedTuple):
     is_whole: bool = False  # Has state over all coordinates together.
     needs_value: bool = False  # Cannot do without the loss.
     is_for_one_tree: bool = False  # Theta is shaped like the parameters.
-    infinite: str = "saturates"  # What an infinite gradient does; or passes, or lasts.
+    # What an infinite gradient does; or passes, or lasts, or is skipped like a NaN.
+    infinite: str = "saturates"
 
 
 def _scaled_lstm():
@@ -46,6 +47,9 @@ OPTIMIZERS = {
     "ntm_bfgs, limited": Row(lambda: jm.optimizers.ntm_bfgs(4, window=2), coupled=True),
     "rnnprop": Row(lambda: jm.optimizers.rnnprop(4), infinite="lasts"),
     "mlp": Row(lambda: jm.optimizers.mlp(4), coupled_in_leaf=True, infinite="lasts"),
+    "learned_adam": Row(
+        lambda: jm.optimizers.learned_adam(10), coupled=True, infinite="is skipped"
+    ),
     "learned_sgd": Row(jm.optimizers.learned_sgd, infinite="passes"),
     "learned_sgd, a rate a leaf": Row(
         lambda: jm.optimizers.learned_sgd(shared_by="leaf"),
@@ -325,8 +329,15 @@ def test_an_infinite_gradient_does_what_the_docstring_says(row, tx, bad):
     updates, state = _update(tx, grads, tx.init(params), params)
     later, _ = _update(tx, params, state, params)
     at_once, after = np.isfinite(updates["b"][1]), np.isfinite(later["b"][1])
-    expected = {"saturates": (1, 1), "passes": (0, 1), "lasts": (0, 0)}[row.infinite]
-    assert (at_once, after) == expected
+    expected = {
+        "saturates": (1, 1),
+        "is skipped": (1, 1),
+        "passes": (0, 1),
+        "lasts": (0, 0),
+    }
+    assert (at_once, after) == expected[row.infinite]
+    if row.infinite == "is skipped":
+        assert optax.tree.norm(updates) == 0
     for rest in (updates, later):
         chex.assert_tree_all_finite((rest["w"], rest["s"], rest["b"][::2]))
 

@@ -1,0 +1,316 @@
+"""Adam whose rates and momenta a small network schedules, tensor by tensor.
+
+References:
+  Metz et al., "VeLO: Training versatile learned optimizers by scaling up", 2022: one
+  network per tensor sets what the update of its parameters does.
+  https://arxiv.org/abs/2211.09760
+  Moudgil et al., "Celo: Training versatile learned optimizers on a compute diet", TMLR
+  2025: a learned scheduler on top of Adam's direction. https://arxiv.org/abs/2501.12670
+  Harrison, Metz, Sohl-Dickstein, "A closer look at learned optimization: stability,
+  robustness, and inductive biases", NeurIPS 2022. https://arxiv.org/abs/2209.11208
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmeta import _checks, _describe, base
+from jaxmeta.optimizers import _coordinates, _rule
+
+_MOMENTUM_DECAYS = (0.5, 0.9, 0.98)
+_SQUARE_DECAYS = (0.99, 0.999)
+# Of what a tensor's products are taken: its gradient, three momenta, its parameters.
+_GRAD, _FAST, _MIDDLE, _SLOW, _PARAM = range(5)
+_PAIRS = (
+    *((i, i) for i in range(5)),
+    (_GRAD, _MIDDLE),
+    (_FAST, _MIDDLE),
+    (_MIDDLE, _SLOW),
+    (_MIDDLE, _PARAM),
+)
+_NUM_FEATURES = 20
+# The rate's logarithm, the change of its offset, and the weights of four directions.
+_NUM_OUTPUTS = 6
+# Where weights of directions start: Adam's, whose momentum has a decay of 0.9.
+_ADAM = (0.0, 0.0, 1.0, 0.0)
+
+
+class LearnedAdamTheta(NamedTuple):
+    """Meta-parameters of `learned_adam` with H hidden units."""
+
+    hidden: _coordinates.Linear  # kernel [20, H]
+    output: _coordinates.Linear  # kernel [H, 6]
+    skip: jax.Array  # [20, 6], around the hidden layer
+
+
+class LearnedAdamState(NamedTuple):
+    """State of `learned_adam`; trees like the parameters."""
+
+    count: jax.Array  # [] int32, updates made
+    skipped: jax.Array  # [] int32, updates not made for a non-finite gradient
+    mu: tuple[Any, Any, Any]  # momenta, decays 0.5, 0.9 and 0.98
+    nu: tuple[Any, Any]  # second moments, decays 0.99 and 0.999
+    rate: Any  # leaves []: the integrated part of the rate's logarithm
+    agreement: Any  # leaves []: mean cosine of gradients and the momentum before them
+
+
+def learned_adam(
+    total_steps: int | jax.Array | None = None,
+    *,
+    weight_decay: float = 0.0,
+    hidden_size: int = 8,
+    base_rate: float = 0.01,
+) -> base.LearnedOptimizer:
+    r"""Adam, scheduled per tensor by a small network.
+
+    With the momenta :math:`m^{(\beta)}` of the gradient g, bias-corrected, and
+    :math:`\hat v = \max(\hat v^{(.99)}, \hat v^{(.999)})`, the update of a tensor is
+
+    .. math::
+      u = -\alpha_t \left(c_0\, g + c_1 m^{(.5)} + c_2 m^{(.9)} + c_3 m^{(.98)}\right)
+        / \sqrt{\hat v}, \qquad
+      \alpha_t = 0.01\, w_t (1 - t / T)\, e^{a_t + s_t}, \qquad
+      s_{t+1} = s_t + r_t / (5 + 0.15 t)
+
+    where w warms up over 3 % of the T steps and the network outputs a, r and c. It sees
+    twenty numbers per tensor, none of which depends on the scale of the loss: the share
+    of steps done, their number, the sizes of parameters and directions, cosines between
+    gradient and momenta, the tensor's shape, and means of these over all tensors.
+    Untrained, it is Adam with a warm-up and a linear decay.
+
+    Zero gradients move nothing. An update with a non-finite gradient is skipped and
+    counted in the state, and halves later rates. After T steps, the rate stays at that
+    of the last.
+
+    Args:
+      total_steps: T, the number of updates that are planned. None: `update` is told it
+        as an extra argument, `total_steps=T`, as estimators for meta-training do.
+      weight_decay: times the rate and the parameters, subtracted too, as in AdamW.
+      hidden_size: H, units of the network. Static.
+      base_rate: the 0.01 of the formula.
+
+    Returns:
+      A `LearnedOptimizer`. Its state is 5 numbers per parameter and 2 per tensor; its
+      update requires the parameters.
+
+    Raises:
+      ValueError: if `hidden_size` or `total_steps` is not positive, or `weight_decay`
+        negative; from `transform`, if `theta` does not match this architecture; from
+        the transformation, if parameters are complex, `params` is missing, or T is
+        unknown.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> lopt = learned_adam(total_steps=100)
+      >>> tx = lopt.transform(lopt.init(jax.random.key(0)))
+      >>> params = jnp.ones(3)
+      >>> updates, _ = tx.update(2 * params, tx.init(params), params)
+      >>> bool((updates < 0).all())
+      True
+    """
+    description = _describe.describe(learned_adam, locals())
+    _checks.check_int("hidden_size", hidden_size)
+    _checks.check_positive("base_rate", base_rate)
+    if isinstance(total_steps, int):
+        _checks.check_int("total_steps", total_steps)
+    if not weight_decay >= 0:
+        raise ValueError(f"`weight_decay` must be at least 0, got {weight_decay}.")
+
+    def init(key):
+        hidden = _coordinates.init_linear(key, _NUM_FEATURES, hidden_size)
+        zeros = functools.partial(jnp.zeros, dtype=hidden.bias.dtype)
+        return LearnedAdamTheta(
+            hidden,
+            _coordinates.Linear(
+                zeros((hidden_size, _NUM_OUTPUTS)), zeros(_NUM_OUTPUTS)
+            ),
+            zeros((_NUM_FEATURES, _NUM_OUTPUTS)),
+        )
+
+    def init_state(theta, params, compute):
+        del theta
+        moment = lambda _: optax.tree.zeros_like(params, compute)
+        scalars = lambda: jax.tree.map(lambda _: jnp.zeros((), compute), params)
+        return LearnedAdamState(
+            jnp.zeros((), jnp.int32),
+            jnp.zeros((), jnp.int32),
+            tuple(map(moment, _MOMENTUM_DECAYS)),
+            tuple(map(moment, _SQUARE_DECAYS)),
+            scalars(),
+            scalars(),
+        )
+
+    def update(theta, grads, state, *, params, total_steps=total_steps):
+        if total_steps is None:
+            raise ValueError(
+                "The update of `learned_adam` requires `total_steps`, got None: "
+                "`learned_adam(total_steps=...)`, or pass it to `tx.update`."
+            )
+        leaves, treedef = jax.tree.flatten(grads)
+        if not leaves:
+            return grads, state
+        compute = theta.skip.dtype
+        is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in leaves]))
+        leaves = [jnp.where(is_finite, g, 0) for g in leaves]
+        grads = treedef.unflatten(leaves)
+        flat = lambda tree: treedef.flatten_up_to(tree)
+
+        step = state.count + 1
+        mu, nu = (
+            tuple(
+                optax.tree.update_moment(grads, tree, decay, order)
+                for tree, decay in zip(trees, decays, strict=True)
+            )
+            for order, trees, decays in (
+                (1, state.mu, _MOMENTUM_DECAYS),
+                (2, state.nu, _SQUARE_DECAYS),
+            )
+        )
+        correction = lambda decay: 1 - decay ** step.astype(compute)
+        moments = zip(*map(flat, mu), strict=True), zip(*map(flat, nu), strict=True)
+        tensors = [
+            _normalized(*xs, correction)
+            for xs in zip(leaves, flat(params), *moments, strict=True)
+        ]
+        products = jnp.stack([_products(planes) for planes in tensors])  # [n, 9]
+
+        time = _Time(state.count, state.count + state.skipped, total_steps, compute)
+        agreement = jnp.stack(flat(state.agreement))
+        agreement = 0.9 * agreement + 0.1 * _cosine_with_before(
+            products, correction(0.9)
+        )
+        rate = jnp.stack(flat(state.rate))
+        features = _features(
+            products, agreement / correction(0.9), rate, time, flat(params)
+        )
+        x = jnp.tanh(_coordinates.apply_linear(theta.hidden, features))
+        outputs = _coordinates.apply_linear(theta.output, x) + features @ theta.skip
+        change = jnp.clip(outputs[:, 1], -2, 2) / (5 + 0.15 * time.count)
+        rate = jnp.clip(rate + change, -4, 4)
+        exponent = jnp.minimum(jnp.clip(outputs[:, 0], -4, 4) + rate, 3.5)
+        rates = base_rate * time.warm_up * time.left * jnp.exp(exponent)
+        mixing = jnp.array(_ADAM, compute) + outputs[:, 2:] / 2
+
+        steps = [
+            jnp.where(is_finite, -alpha * _mixed(planes, c, weight_decay), 0)
+            for planes, alpha, c in zip(tensors, rates, mixing, strict=True)
+        ]
+        unstack = lambda xs: treedef.unflatten(list(xs))
+        after = LearnedAdamState(
+            jnp.asarray(optax.safe_increment(state.count)),
+            state.skipped,
+            mu,
+            nu,
+            unstack(rate),
+            unstack(agreement),
+        )
+        before = state._replace(
+            skipped=jnp.asarray(optax.safe_increment(state.skipped)),
+            rate=jax.tree.map(lambda x: jnp.maximum(x - math.log(2), -4), state.rate),
+        )
+        chosen = jax.tree.map(functools.partial(jnp.where, is_finite), after, before)
+        return treedef.unflatten(steps), chosen
+
+    return _rule.from_network(
+        description, init, init_state, update, needs=("params",), sees=("total_steps",)
+    )
+
+
+class _Time:
+    """What the rule knows of time; `count` updates made, `step` with those skipped."""
+
+    def __init__(self, count, step, total_steps, dtype):
+        self.total = jnp.asarray(total_steps, dtype)
+        self.count = count.astype(dtype)
+        self.progress = jnp.clip(step.astype(dtype) / self.total, 0, 1)
+        self.left = jnp.maximum(1 - self.progress, 1 / self.total)
+        self.warm_up = jnp.minimum(1, (self.count + 1) / (0.03 * self.total + 2))
+
+
+def _normalized(grads, params, mu, nu, correction):
+    """Gradient and momenta over the root of the second moment, and the parameters."""
+    corrected = [x / correction(d) for x, d in zip(nu, _SQUARE_DECAYS, strict=True)]
+    # Squares of gradients under 1e-15 vanish; their root must not divide by zero.
+    scale = jax.lax.rsqrt(jnp.maximum(*corrected) + 1e-30)
+    momenta = [
+        x * scale / correction(d) for x, d in zip(mu, _MOMENTUM_DECAYS, strict=True)
+    ]
+    return grads * scale, *momenta, params
+
+
+def _products(planes):
+    """Means over the tensor of the products in `_PAIRS`, [9]."""
+    size = planes[0].size
+    if not size:  # An empty mean is NaN.
+        return jnp.zeros(len(_PAIRS), planes[0].dtype)
+    if any(jax.typeof(planes[0]).sharding.spec):
+        # A product over axes with explicit shardings would have to be told its own.
+        return jnp.stack([jnp.mean(planes[i] * planes[j]) for i, j in _PAIRS])
+    x = jnp.stack(planes)
+    axes = tuple(range(1, x.ndim))
+    gram = jax.lax.dot_general(x, x, ((axes, axes), ((), ()))) / size
+    rows, columns = map(np.array, zip(*_PAIRS, strict=True))
+    return gram[rows, columns]
+
+
+def _mixed(planes, weights, weight_decay):
+    """The direction, and the parameters as they decay."""
+    *directions, params = planes
+    mixed = sum(c * x for c, x in zip(weights, directions, strict=True))
+    return mixed + weight_decay * params if weight_decay else mixed
+
+
+def _cosine_with_before(products, correction):
+    """Cosines of gradients and the middle momentum before their update, [n]."""
+    at = {pair: products[:, i] for i, pair in enumerate(_PAIRS)}
+    gg, gm, mm = at[_GRAD, _GRAD], at[_GRAD, _MIDDLE], at[_MIDDLE, _MIDDLE]
+    # m = 0.9 m' + 0.1 g, where m = correction * (what the planes have).
+    dot = (gm * correction - 0.1 * gg) / 0.9
+    square = (correction**2 * mm - 0.2 * correction * gm + 0.01 * gg) / 0.81
+    # 1e-9 inside the root bounds the derivative where the momentum was 0.
+    cosine = dot * jax.lax.rsqrt(jnp.maximum(square, 0) * gg + 1e-9)
+    return jnp.clip(cosine, -1, 1)
+
+
+def _features(products, agreement, rate, time, params):
+    """What the network sees of each tensor, about 1 in size, [n, 20]."""
+    at = {pair: products[:, i] for i, pair in enumerate(_PAIRS)}
+    square = lambda i: at[i, i] + 1e-12
+    cosine = lambda i, j: at[i, j] * jax.lax.rsqrt(square(i) * square(j))
+    log_size = lambda i, least: jnp.log(at[i, i] + least) / 2  # of a root mean square
+    param = log_size(_PARAM, 1e-5)
+    grad, middle, slow = (log_size(i, 1e-6) for i in (_GRAD, _MIDDLE, _SLOW))
+    sizes = np.array([max(1, x.size) for x in params], float)
+    fan_in = np.array([math.prod(x.shape[:-1]) or 1 for x in params], float)
+    is_vector = np.array([x.ndim < 2 for x in params], float)
+    share = np.sqrt(sizes) / np.sum(np.sqrt(sizes))
+    mean = lambda x: jnp.sum(share * x)  # over tensors
+    columns = [
+        2 * time.progress - 1,
+        jnp.log(time.left + 1 / time.total) / 2,
+        jnp.log(time.total / 300) / 2,
+        jnp.log((time.count + 1) / 30) / 2,
+        param / 2 + 1.25,
+        np.log(fan_in + 1) / 3 - 0.5,
+        (np.log(sizes) - 5) / 3,
+        is_vector,
+        2 * agreement,
+        cosine(_FAST, _MIDDLE) - 0.5,
+        cosine(_MIDDLE, _SLOW) - 0.5,
+        middle + 1,
+        slow + 1.5,
+        grad,
+        2 * cosine(_MIDDLE, _PARAM),
+        mean(2 * agreement),
+        mean(cosine(_MIDDLE, _SLOW)) - 0.5,
+        mean(middle) + 1,
+        mean(grad),
+        rate / 2,
+    ]
+    spread = lambda x: jnp.broadcast_to(jnp.asarray(x, products.dtype), len(params))
+    return jnp.stack([*map(spread, columns)], 1)
