@@ -1,6 +1,7 @@
 """Optimizers as optax transformations: for inner loops, and learned ones."""
 
 from jaxmeta.optimizers._adam import adam, adamw
+from jaxmeta.optimizers._celo import CeloState, CeloTheta, celo, load_celo, read_celo
 from jaxmeta.optimizers._clipping import (
     adaptive_grad_clip,
     clip_by_block_rms,
@@ -46,6 +47,8 @@ from jaxmeta.optimizers._rnnprop import (
 )
 
 __all__ = [
+    "CeloState",
+    "CeloTheta",
     "LearnedAdamState",
     "LearnedAdamTheta",
     "LearnedSgdState",
@@ -61,12 +64,14 @@ __all__ = [
     "adam",
     "adamw",
     "adaptive_grad_clip",
+    "celo",
     "clip_by_block_rms",
     "clip_by_global_norm",
     "curvature_sgd",
     "learned_adam",
     "learned_rate",
     "learned_sgd",
+    "load_celo",
     "load_pretrained",
     "log_gradient",
     "lstm",
@@ -77,6 +82,7 @@ __all__ = [
     "ntm_bfgs",
     "partition",
     "pretrained",
+    "read_celo",
     "rnnprop",
     "scaled_gradient",
 ]

@@ -129,6 +129,17 @@ def normalize(
     return jnp.where(smooth, values / (root + eps), constant)
 
 
+def inverse_root(square: jax.Array) -> jax.Array:
+    """1 / sqrt(square), with a bounded derivative and value."""
+    # A double where: under 1e-7 the root is a constant to the derivative, whose own
+    # derivative would overflow.
+    is_smooth = square > 1e-14
+    root = jax.lax.rsqrt(jnp.where(is_smooth, square, 1))
+    # Gradients under 1e-15 count as zero.
+    constant = jax.lax.rsqrt(jax.lax.stop_gradient(square) + 1e-30)
+    return jnp.where(is_smooth, root, constant)
+
+
 def init_lstm(key: jax.Array, num_inputs: int, hidden_size: int) -> Linear:
     """One layer's weights, gates ordered as in `lstm_cell`; forget bias 1."""
     layer = init_linear(key, num_inputs + hidden_size, 4 * hidden_size)

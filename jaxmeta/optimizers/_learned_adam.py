@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from jaxmeta import _checks, _describe, base
-from jaxmeta.optimizers import _coordinates, _rule
+from jaxmeta.optimizers import _blocks, _coordinates, _rule
 
 _MOMENTUM_DECAYS = (0.5, 0.9, 0.98)
 _SQUARE_DECAYS = (0.99, 0.999)
@@ -121,6 +121,8 @@ def learned_adam(
     if not weight_decay >= 0:
         raise ValueError(f"`weight_decay` must be at least 0, got {weight_decay}.")
 
+    decay = float(weight_decay)
+
     def init(key):
         hidden = _coordinates.init_linear(key, _NUM_FEATURES, hidden_size)
         zeros = functools.partial(jnp.zeros, dtype=hidden.bias.dtype)
@@ -155,29 +157,30 @@ def learned_adam(
         if not leaves:
             return grads, state
         compute = theta.skip.dtype
+        flat = treedef.flatten_up_to
+        params = flat(params)
         is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in leaves]))
-        leaves = [jnp.where(is_finite, g, 0) for g in leaves]
-        grads = treedef.unflatten(leaves)
-        flat = lambda tree: treedef.flatten_up_to(tree)
-
-        step = state.count + 1
-        mu, nu = (
-            tuple(
-                optax.tree.update_moment(grads, tree, decay, order)
-                for tree, decay in zip(trees, decays, strict=True)
-            )
-            for order, trees, decays in (
-                (1, state.mu, _MOMENTUM_DECAYS),
-                (2, state.nu, _SQUARE_DECAYS),
-            )
+        step = (state.count + 1).astype(compute)
+        correction = lambda decay: 1 - decay**step
+        shared = (
+            is_finite,
+            *(
+                [correction(decay) for decay in decays]
+                for decays in (_MOMENTUM_DECAYS, _SQUARE_DECAYS)
+            ),
         )
-        correction = lambda decay: 1 - decay ** step.astype(compute)
-        moments = zip(*map(flat, mu), strict=True), zip(*map(flat, nu), strict=True)
-        tensors = [
-            _normalized(*xs, correction)
-            for xs in zip(leaves, flat(params), *moments, strict=True)
-        ]
-        products = jnp.stack([_products(planes) for planes in tensors])  # [n, 9]
+
+        def moments(trees):
+            return zip(*map(flat, trees), strict=True)
+
+        sums, moved = [], []
+        tensors = [*zip(leaves, params, strict=True)]
+        pairs = zip(moments(state.mu), moments(state.nu), strict=True)
+        for tensor, before in zip(tensors, pairs, strict=True):
+            of_tensor, _, after = _blocks.in_pieces(_accumulate, shared, tensor, before)
+            sums.append(of_tensor / max(1, tensor[0].size))
+            moved.append(after)
+        products = jnp.stack(sums)  # [n, 9]
 
         time = _Time(state.count, state.count + state.skipped, total_steps, compute)
         agreement = jnp.stack(flat(state.agreement))
@@ -185,36 +188,42 @@ def learned_adam(
             products, correction(0.9)
         )
         rate = jnp.stack(flat(state.rate))
-        features = _features(
-            products, agreement / correction(0.9), rate, time, flat(params)
-        )
+        features = _features(products, agreement / correction(0.9), rate, time, params)
         x = jnp.tanh(_coordinates.apply_linear(theta.hidden, features))
         outputs = _coordinates.apply_linear(theta.output, x) + features @ theta.skip
         change = jnp.clip(outputs[:, 1], -2, 2) / (5 + 0.15 * time.count)
         rate = jnp.clip(rate + change, -4, 4)
         exponent = jnp.minimum(jnp.clip(outputs[:, 0], -4, 4) + rate, 3.5)
         rates = base_rate * time.warm_up * time.left * jnp.exp(exponent)
-        mixing = jnp.array(_ADAM, compute) + outputs[:, 2:] / 2
+        mixing = jnp.array([_ADAM], compute) + outputs[:, 2:] / 2
 
+        weights = zip(rates, mixing, strict=True)
         steps = [
-            jnp.where(is_finite, -alpha * _mixed(planes, c, weight_decay), 0)
-            for planes, alpha, c in zip(tensors, rates, mixing, strict=True)
+            _blocks.in_pieces(_step, (shared, decay, *own), (*tensor, *after), ())[1]
+            for own, tensor, after in zip(weights, tensors, moved, strict=True)
         ]
         unstack = lambda xs: treedef.unflatten(list(xs))
-        after = LearnedAdamState(
-            jnp.asarray(optax.safe_increment(state.count)),
-            state.skipped,
+        mu, nu = (
+            tuple(map(unstack, zip(*moments, strict=True)))
+            for moments in zip(*moved, strict=True)
+        )
+        choose = functools.partial(jnp.where, is_finite)
+        count, skipped = (
+            jnp.asarray(choose(*pair))
+            for pair in (
+                (optax.safe_increment(state.count), state.count),
+                (state.skipped, optax.safe_increment(state.skipped)),
+            )
+        )
+        slower = jnp.maximum(jnp.stack(flat(state.rate)) - math.log(2), -4)
+        return unstack(steps), LearnedAdamState(
+            count,
+            skipped,
             mu,
             nu,
-            unstack(rate),
-            unstack(agreement),
+            unstack(choose(rate, slower)),
+            unstack(choose(agreement, jnp.stack(flat(state.agreement)))),
         )
-        before = state._replace(
-            skipped=jnp.asarray(optax.safe_increment(state.skipped)),
-            rate=jax.tree.map(lambda x: jnp.maximum(x - math.log(2), -4), state.rate),
-        )
-        chosen = jax.tree.map(functools.partial(jnp.where, is_finite), after, before)
-        return treedef.unflatten(steps), chosen
 
     return _rule.from_network(
         description, init, init_state, update, needs=("params",), sees=("total_steps",)
@@ -232,37 +241,55 @@ class _Time:
         self.warm_up = jnp.minimum(1, (self.count + 1) / (0.03 * self.total + 2))
 
 
-def _normalized(grads, params, mu, nu, correction):
+def _accumulate(shared, tensor, moments):
+    """Moments after a gradient, and sums over the tensor of products in `_PAIRS`."""
+    is_finite, *_ = shared
+    (grads, params), (mu, nu) = tensor, moments
+    # Nothing of a gradient that is skipped, not even of its finite entries.
+    grads = jnp.where(is_finite, grads, 0)
+    mu, nu = (
+        tuple(
+            jnp.where(is_finite, decay * x + (1 - decay) * grads**order, x)
+            for x, decay in zip(xs, decays, strict=True)
+        )
+        for order, xs, decays in ((1, mu, _MOMENTUM_DECAYS), (2, nu, _SQUARE_DECAYS))
+    )
+    planes = _planes(shared, grads, params, mu, nu)
+    return _products(planes), (), (mu, nu)
+
+
+def _step(shared, tensor, state):
+    """The update, with the moments that `_accumulate` returned."""
+    shared, weight_decay, rate, mixing = shared
+    grads, params, mu, nu = tensor
+    is_finite, *_ = shared
+    grads = jnp.where(is_finite, grads, 0)
+    planes = _planes(shared, grads, params, mu, nu)
+    mixed = sum(mixing[i] * planes[i] for i in range(len(_ADAM)))
+    mixed = mixed + weight_decay * params
+    return (), jnp.where(is_finite, -rate * mixed, 0), state
+
+
+def _planes(shared, grads, params, mu, nu):
     """Gradient and momenta over the root of the second moment, and the parameters."""
-    corrected = [x / correction(d) for x, d in zip(nu, _SQUARE_DECAYS, strict=True)]
-    # Squares of gradients under 1e-15 vanish; their root must not divide by zero.
-    scale = jax.lax.rsqrt(jnp.maximum(*corrected) + 1e-30)
-    momenta = [
-        x * scale / correction(d) for x, d in zip(mu, _MOMENTUM_DECAYS, strict=True)
-    ]
+    _, of_mu, of_nu = shared
+    scale = _coordinates.inverse_root(
+        jnp.maximum(*(x / c for x, c in zip(nu, of_nu, strict=True)))
+    )
+    momenta = [x * (scale / c) for x, c in zip(mu, of_mu, strict=True)]
     return grads * scale, *momenta, params
 
 
 def _products(planes):
-    """Means over the tensor of the products in `_PAIRS`, [9]."""
-    size = planes[0].size
-    if not size:  # An empty mean is NaN.
-        return jnp.zeros(len(_PAIRS), planes[0].dtype)
+    """Sums over the tensor of the products in `_PAIRS`, [9]."""
     if any(jax.typeof(planes[0]).sharding.spec):
         # A product over axes with explicit shardings would have to be told its own.
-        return jnp.stack([jnp.mean(planes[i] * planes[j]) for i, j in _PAIRS])
+        return jnp.stack([jnp.sum(planes[i] * planes[j]) for i, j in _PAIRS])
     x = jnp.stack(planes)
     axes = tuple(range(1, x.ndim))
-    gram = jax.lax.dot_general(x, x, ((axes, axes), ((), ()))) / size
+    gram = jax.lax.dot_general(x, x, ((axes, axes), ((), ())))
     rows, columns = map(np.array, zip(*_PAIRS, strict=True))
     return gram[rows, columns]
-
-
-def _mixed(planes, weights, weight_decay):
-    """The direction, and the parameters as they decay."""
-    *directions, params = planes
-    mixed = sum(c * x for c, x in zip(weights, directions, strict=True))
-    return mixed + weight_decay * params if weight_decay else mixed
 
 
 def _cosine_with_before(products, correction):
@@ -272,16 +299,16 @@ def _cosine_with_before(products, correction):
     # m = 0.9 m' + 0.1 g, where m = correction * (what the planes have).
     dot = (gm * correction - 0.1 * gg) / 0.9
     square = (correction**2 * mm - 0.2 * correction * gm + 0.01 * gg) / 0.81
-    # 1e-9 inside the root bounds the derivative where the momentum was 0.
-    cosine = dot * jax.lax.rsqrt(jnp.maximum(square, 0) * gg + 1e-9)
+    # At the first update the momentum before it was 0, its square here is rounding.
+    cosine = dot * jax.lax.rsqrt(jnp.maximum(square, 0) * gg + 1e-5)
     return jnp.clip(cosine, -1, 1)
 
 
 def _features(products, agreement, rate, time, params):
     """What the network sees of each tensor, about 1 in size, [n, 20]."""
     at = {pair: products[:, i] for i, pair in enumerate(_PAIRS)}
-    square = lambda i: at[i, i] + 1e-12
-    cosine = lambda i, j: at[i, j] * jax.lax.rsqrt(square(i) * square(j))
+    inverse = [jax.lax.rsqrt(at[i, i] + 1e-12) for i in range(5)]
+    cosine = lambda i, j: at[i, j] * inverse[i] * inverse[j]
     log_size = lambda i, least: jnp.log(at[i, i] + least) / 2  # of a root mean square
     param = log_size(_PARAM, 1e-5)
     grad, middle, slow = (log_size(i, 1e-6) for i in (_GRAD, _MIDDLE, _SLOW))

@@ -34,8 +34,8 @@ def classification(
         in its code); None is the model's own initialisation.
 
     Returns:
-      An `OptimizationProblem`; its `loss` is a `jax.tree_util.Partial` whose leaves are
-      the data.
+      An `OptimizationProblem`; its `loss`, and its `full_loss` over all N examples, are
+      `jax.tree_util.Partial` whose leaves are the data.
 
     Raises:
       ValueError: if there are no examples, inputs and labels differ in number, or the
@@ -92,12 +92,18 @@ def classification(
         return treedef.unflatten(map(draw, keys, leaves))
 
     def batch_loss(data, params, instance, key):
-        del instance
         chosen = jax.random.randint(key, (batch_size,), 0, data[0].shape[0])
-        inputs, labels = (jnp.take(x, chosen, 0) for x in data)
+        batch = tuple(jnp.take(x, chosen, 0) for x in data)
+        return full_loss(batch, params, instance)
+
+    def full_loss(data, params, instance):
+        del instance
+        inputs, labels = data
         return loss(net.apply(params, _to_float(inputs)), labels)
 
-    return base.OptimizationProblem(sample, init, Partial(batch_loss, (inputs, labels)))
+    data = inputs, labels
+    losses_of = (Partial(fn, data) for fn in (batch_loss, full_loss))
+    return base.OptimizationProblem(sample, init, *losses_of)
 
 
 def _check_labels(net, first, labels):

@@ -40,7 +40,8 @@ def supervised(
       >>> def draw(key):
       ...     x = jax.random.normal(key, (50, 3))
       ...     return x, jnp.sum(x, 1, keepdims=True)
-      >>> problem = supervised(draw, jm.models.MLP([1]), jm.losses.squared_error, batch_size=8)
+      >>> model, loss = jm.models.MLP([1]), jm.losses.squared_error
+      >>> problem = supervised(draw, model, loss, batch_size=8)
       >>> key = jax.random.key(0)
       >>> instance = problem.sample(key)
       >>> params = problem.init(key, instance)
@@ -209,7 +210,7 @@ def _waves(key):
     """Classes of points in space, bounded by sums of waves."""
     x_key, direction_key, phase_key, class_key = jax.random.split(key, 4)
     x = 1.5 * jax.random.normal(x_key, (384, 3))
-    phase = 3 * jax.random.normal(phase_key, (12,))
+    phase = 3 * jax.random.normal(phase_key, (1, 12))
     waves = jnp.sin(1.2 * x @ jax.random.normal(direction_key, (3, 12)) + phase)
     return x, jnp.argmax(waves @ jax.random.normal(class_key, (12, 3)), -1)
 
@@ -220,7 +221,7 @@ def _linear_classes(dim, classes, spread, noise):
     def draw(key):
         x_key, scale_key, class_key, noise_key, coin_key = jax.random.split(key, 5)
         x = jax.random.normal(x_key, (384, dim))
-        x = x * jnp.exp(spread * jax.random.normal(scale_key, (dim,)))
+        x = x * jnp.exp(spread * jax.random.normal(scale_key, (1, dim)))
         logits = x @ jax.random.normal(class_key, (dim, classes))
         share = jnp.maximum(noise, jax.random.bernoulli(coin_key))
         logits = logits + share * jax.random.gumbel(noise_key, logits.shape)
@@ -233,7 +234,7 @@ def _blobs(key):
     """Two clusters, most of which a plane separates."""
     label_key, centre_key, noise_key, distance_key = jax.random.split(key, 4)
     labels = jax.random.bernoulli(label_key, 0.5, (200,)).astype(jnp.int32)
-    centre = jax.random.normal(centre_key, (12,))
+    centre = jax.random.normal(centre_key, (1, 12))
     distance = jax.random.uniform(distance_key, (), minval=0.3, maxval=0.8)
     x = jax.random.normal(noise_key, (200, 12))
     return x + distance * (2 * labels[:, None] - 1) * centre, labels

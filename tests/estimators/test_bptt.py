@@ -305,12 +305,11 @@ def test_horizons_and_devices_are_named(options, message):
         _truncated(**options)
 
 
-@pytest.mark.parametrize("make", [jm.estimators.bptt, jm.estimators.es])
-def test_whole_runs_have_one_horizon(make):
+def test_whole_runs_have_one_horizon():
     with pytest.raises(
         ValueError, match=r"`horizon` must be an int >= 1, got \(2, 4\)"
     ):
-        make(_lstm(), PROBLEM, horizon=(2, 4), num_problems=2)
+        jm.estimators.bptt(_lstm(), PROBLEM, horizon=(2, 4), num_problems=2)
 
 
 def test_what_is_no_learned_optimizer_is_named():

@@ -109,6 +109,117 @@ def test_es_is_the_whole_gradient(key):
         _assert_unbiased(draws, _exact(theta, key, 4), most_error=0.02)
 
 
+def test_the_meta_loss_may_be_how_far_a_run_gets(key):
+    """The logarithm of the last full loss over the first; a pair from its own noise."""
+    full = lambda x, instance: jnp.sum(x**2) + 0.5
+    problem = PROBLEM._replace(full_loss=full)
+    theta, sigma = jnp.array([0.1, 0.2]), 0.05
+    estimator = jm.estimators.es(
+        _rates(), problem, horizon=3, num_problems=1, sigma=sigma, meta_loss="log"
+    )
+    grads, _, info = estimator.estimate(key, theta, None)
+    key, _ = jax.random.split(key)  # The other draws the horizon.
+    noise_key, start_key, _ = jax.random.split(jax.random.split(key, 1)[0], 3)
+    noise = sigma * optax.tree.random_like(noise_key, theta)
+    sample_key, init_key, _ = jax.random.split(start_key, 3)
+    w, y = problem.sample(sample_key)
+    start = problem.init(init_key, (w, y))
+    values = []
+    for rates in (theta + noise, theta - noise):
+        x = start
+        for _ in range(3):
+            x = x - rates * jax.grad(lambda x: jnp.sum(jnp.square(w @ x - y)))(x)
+        values.append(jnp.log(full(x, None) / full(start, None)))
+    expected = noise * jnp.clip(values[0] - values[1], -1, 1) / (2 * sigma**2)
+    np.testing.assert_allclose(grads, expected, rtol=1e-3)
+    np.testing.assert_allclose(info.loss[0], sum(values) / 2, rtol=1e-4)
+
+
+def test_diverged_runs_count_as_a_constant(key):
+    estimator = jm.estimators.es(
+        _rates(), PROBLEM, horizon=200, num_problems=3, meta_loss="log", sigma=0.1
+    )
+    grads, _, info = estimator.estimate(key, jnp.array([50.0, 50.0]), None)
+    assert info.loss.tolist() == [2, 2, 2]
+    assert grads.tolist() == [0, 0]
+
+
+def test_es_draws_a_horizon_for_all_runs_of_a_meta_step(key):
+    """From 3 to 6 updates; the rule is told how many."""
+
+    def transform(theta):
+        def update(updates, state, params=None, *, total_steps, **extra):
+            del params, extra
+            return jax.tree.map(lambda g: 0 * g + total_steps, updates), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: None, update)
+
+    counting = jm.LearnedOptimizer(lambda key, params=None: jnp.zeros(()), transform)
+    problem = jm.OptimizationProblem(
+        sample=lambda key: None,
+        init=lambda key, instance: jnp.zeros(()),
+        loss=lambda x, instance, key: x,
+        full_loss=lambda x, instance: 1 + x,
+    )
+    estimator = jm.estimators.es(
+        counting, problem, horizon=(3, 6), num_problems=4, meta_loss="log"
+    )
+    keys = jax.random.split(key, 200)
+    estimate = lambda key: estimator.estimate(key, jnp.zeros(()), None)[2].loss
+    # T updates by T each: the last loss is 1 + T^2, and its logarithm over 2.
+    assert (jax.jit(jax.vmap(estimate))(keys) == 2).all()
+    summed = jm.estimators.es(counting, problem, horizon=(3, 6), num_problems=4)
+    estimate = lambda key: summed.estimate(key, jnp.zeros(()), None)[2].loss
+    means = np.asarray(jax.jit(jax.vmap(estimate))(keys))
+    # The mean of T, 2 T, ... T^2 is T (T + 1) / 2.
+    expected = {t: t * (t + 1) / 2 for t in (3, 4, 5, 6)}
+    assert (means == means[:, :1]).all()
+    assert set(means[:, 0].tolist()) == set(expected.values())
+
+
+def test_every_estimator_tells_the_rule_its_horizon(key):
+    seen = []
+
+    def transform(theta):
+        def update(updates, state, params=None, *, total_steps, **extra):
+            del params, extra
+            seen.append(total_steps)
+            return jax.tree.map(lambda g: -theta * g, updates), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: None, update)
+
+    lopt = jm.LearnedOptimizer(lambda key, params=None: jnp.array(0.1), transform)
+    truncated = {"unroll": 2, "horizon": 4, "num_problems": 2}
+    for estimator in (
+        jm.estimators.bptt(lopt, PROBLEM, horizon=4, num_problems=2),
+        jm.estimators.truncated_bptt(lopt, PROBLEM, **truncated),
+        jm.estimators.pes(lopt, PROBLEM, **truncated),
+        jm.estimators.es(lopt, PROBLEM, horizon=4, num_problems=2),
+    ):
+        seen.clear()
+        theta, carry = estimator.init(key)
+        grads, _, _ = estimator.estimate(key, theta, carry)
+        assert seen and jnp.isfinite(grads)
+    curves = jm.training.evaluate_optimizer(
+        lopt, 0.1, PROBLEM, num_steps=7, num_problems=2, key=key
+    )
+    assert curves.per_problem.shape == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"meta_loss": "mean"}, "`meta_loss` must be one of"),
+        ({"horizon": (5, 2)}, "`horizon` must be"),
+        ({"horizon": lambda step: 3}, "`horizon` of `es` must be an int or"),
+    ],
+)
+def test_invalid_arguments_of_es_are_named(options, words):
+    options = {"horizon": 2, "num_problems": 1} | options
+    with pytest.raises(ValueError, match=words):
+        jm.estimators.es(_rates(), PROBLEM, **options)
+
+
 def test_one_pair_by_hand(key):
     """The estimate of one pair over two truncations, from the carry's own noise."""
     theta, sigma = jnp.array([0.1, 0.2]), 0.05

@@ -22,7 +22,7 @@ class Row(NamedTuple):
     make: Callable[[], jm.LearnedOptimizer]
     coupled: bool = False  # Coordinates see each other, ...
     coupled_in_leaf: bool = False  # ... or those of a leaf do.
-    is_whole: bool = False  # Has state over all coordinates together.
+    is_whole: bool = False  # Has a state over all coordinates together.
     needs_value: bool = False  # Cannot do without the loss.
     is_for_one_tree: bool = False  # Theta is shaped like the parameters.
     # What an infinite gradient does; or passes, or lasts, or is skipped like a NaN.
@@ -33,6 +33,18 @@ def _scaled_lstm():
     return jm.optimizers.lstm(
         3, 1, preprocess=jm.optimizers.scaled_gradient(2.0), output_scale=1.0
     )
+
+
+def _moved_learned_adam():
+    """With a theta that is not its initial one, which is Adam's."""
+    lopt = jm.optimizers.learned_adam(10)
+
+    def init(key, params=None):
+        theta = lopt.init(key, params)
+        noise = optax.tree.random_like(key, theta)
+        return optax.tree.add_scale(theta, 0.3, noise)
+
+    return lopt._replace(init=init)
 
 
 OPTIMIZERS = {
@@ -47,9 +59,13 @@ OPTIMIZERS = {
     "ntm_bfgs, limited": Row(lambda: jm.optimizers.ntm_bfgs(4, window=2), coupled=True),
     "rnnprop": Row(lambda: jm.optimizers.rnnprop(4), infinite="lasts"),
     "mlp": Row(lambda: jm.optimizers.mlp(4), coupled_in_leaf=True, infinite="lasts"),
-    "learned_adam": Row(
-        lambda: jm.optimizers.learned_adam(10), coupled=True, infinite="is skipped"
+    "celo": Row(
+        lambda: jm.optimizers.celo(10),
+        coupled_in_leaf=True,
+        is_whole=True,
+        needs_value=True,
     ),
+    "learned_adam": Row(_moved_learned_adam, coupled=True, infinite="is skipped"),
     "learned_sgd": Row(jm.optimizers.learned_sgd, infinite="passes"),
     "learned_sgd, a rate a leaf": Row(
         lambda: jm.optimizers.learned_sgd(shared_by="leaf"),

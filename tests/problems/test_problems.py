@@ -93,6 +93,85 @@ def test_random_scaling_is_the_same_problem_in_other_units(key):
     assert len(np.unique(many[0])) == 3  # Each coordinate has its own.
 
 
+@pytest.mark.parametrize(("per", "count"), [("tensor", 2), ("problem", 1)])
+def test_random_scaling_of_tensors_or_of_the_whole(per, count, key):
+    """One factor for each, on a share of the runs."""
+    plain = jm.problems.softmax_regression(dim=3, classes=2)
+    scaled = jm.problems.random_scaling(plain, 2.0, per=per, share=0.25)
+    _, scales = jax.vmap(scaled.sample)(jax.random.split(key, 400))
+    both = np.stack([scales["bias"], scales["kernel"]], 1)
+    assert both.shape == (400, 2)
+    is_scaled = (both != 1).any(1)
+    assert 0.15 < is_scaled.mean() < 0.35
+    assert all(len(np.unique(row)) == count for row in both[is_scaled])
+    with pytest.raises(ValueError, match=r"`share` must be in \[0, 1\], got 2"):
+        jm.problems.random_scaling(plain, share=2)
+    with pytest.raises(ValueError, match="`per` must be one of"):
+        jm.problems.random_scaling(plain, per="leaf")
+
+
+def test_full_losses_are_the_mean_over_batches(key):
+    """Of data sets that runs draw, of given ones, and of scaled ones."""
+
+    def draw(key):
+        x = jax.random.normal(key, (40, 3))
+        return x, jnp.sum(x, 1, keepdims=True)
+
+    model, loss = jm.models.MLP([1]), jm.losses.squared_error
+    drawn = jm.problems.supervised(draw, model, loss, batch_size=20)
+    for problem in (drawn, jm.problems.random_scaling(drawn), _classification()):
+        instance = problem.sample(key)
+        params = problem.init(key, instance)
+        keys = jax.random.split(key, 2000)
+        draws = jax.vmap(problem.loss, (None, None, 0))(params, instance, keys)
+        expected = problem.full_loss(params, instance)
+        assert abs(draws.mean() - expected) < 4 * draws.std() / np.sqrt(2000)
+
+
+def test_starts_may_spread(key):
+    draw = lambda key: (jnp.ones((4, 3)), jnp.ones((4, 1)))
+    model = jm.models.MLP([1])
+    loss = jm.losses.squared_error
+    problem = jm.problems.supervised(draw, model, loss, start_spread=0.5)
+    instance = problem.sample(key)
+    keys = jax.random.split(key, 2000)
+    sizes = jax.vmap(lambda key: optax.tree.norm(problem.init(key, instance)))(keys)
+    plain = jm.problems.supervised(draw, model, loss)
+    own = jax.vmap(lambda key: optax.tree.norm(plain.init(key, instance)))(keys)
+    found = np.log(sizes).var() - np.log(own).var()
+    np.testing.assert_allclose(found, 0.25, rtol=0.2)
+    with pytest.raises(ValueError, match="`start_spread` must not be negative"):
+        jm.problems.supervised(draw, model, loss, start_spread=-1)
+
+
+@pytest.mark.slow
+def test_small_networks_learn(key):
+    """Adam halves the excess of nearly every family's loss: all can be learned."""
+    families = jm.problems.small_networks()
+    assert len(families) >= 12
+    tx = optax.adam(0.02)
+
+    def ratio(problem):
+        instance = problem.sample(key)
+        params = problem.init(key, instance)
+        size = sum(x.size for x in jax.tree.leaves(params))
+        assert 60 <= size <= 1600
+
+        def body(k, carry):
+            params, state = carry
+            grads = jax.grad(problem.loss)(params, instance, jax.random.fold_in(key, k))
+            updates, state = tx.update(grads, state, params)
+            return optax.apply_updates(params, updates), state
+
+        last, _ = jax.lax.fori_loop(0, 150, body, (params, tx.init(params)))
+        full = lambda params: problem.full_loss(params, instance)
+        return full(last) / full(params)
+
+    found = {name: float(ratio(problem)) for name, problem in families.items()}
+    assert all(np.isfinite(value) and value < 1 for value in found.values()), found
+    assert np.median([*found.values()]) < 0.6, found
+
+
 def test_random_scaling_of_data_keeps_them_leaves(key):
     problem = jm.problems.random_scaling(_classification())
     instance = problem.sample(key)
