@@ -36,6 +36,8 @@ _PAIRS = (
 _NUM_FEATURES = 20
 # The rate's logarithm, the change of its offset, and the weights of four directions.
 _NUM_OUTPUTS = 6
+# Gradients from here on are as bad as infinite ones: their squares are.
+_MOST = 1e18
 # Where weights of directions start: Adam's, whose momentum has a decay of 0.9.
 _ADAM = (0.0, 0.0, 1.0, 0.0)
 
@@ -83,9 +85,9 @@ def learned_adam(
     gradient and momenta, the tensor's shape, and means of these over all tensors.
     Untrained, it is Adam with a warm-up and a linear decay.
 
-    Zero gradients move nothing. An update with a non-finite gradient is skipped and
-    counted in the state, and halves later rates. After T steps, the rate stays at that
-    of the last.
+    Zero gradients move nothing. An update with a non-finite gradient, or one over 1e18,
+    is skipped and counted in the state, and halves later rates. After T steps, the rate
+    stays at that of the last.
 
     Args:
       total_steps: T, the number of updates that are planned. None: `update` is told it
@@ -157,72 +159,55 @@ def learned_adam(
         if not leaves:
             return grads, state
         compute = theta.skip.dtype
-        flat = treedef.flatten_up_to
-        params = flat(params)
-        is_finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(g)) for g in leaves]))
-        step = (state.count + 1).astype(compute)
-        correction = lambda decay: 1 - decay**step
-        shared = (
-            is_finite,
-            *(
-                [correction(decay) for decay in decays]
-                for decays in (_MOMENTUM_DECAYS, _SQUARE_DECAYS)
-            ),
+        flat, unflatten = treedef.flatten_up_to, treedef.unflatten
+        stack = lambda tree: jnp.stack(flat(tree))  # scalars of tensors, to [n]
+        unstack = lambda xs: unflatten(list(xs))
+        # From a tuple of trees to a tuple per tensor, and back.
+        apart = lambda trees: zip(*map(flat, trees), strict=True)
+        together = lambda tuples: tuple(map(unstack, zip(*tuples, strict=True)))
+
+        is_safe = jnp.all(jnp.stack([jnp.all(jnp.abs(g) < _MOST) for g in leaves]))
+        time = _Time(state.count, state.skipped, total_steps, compute)
+        seen = is_safe, *map(time.corrections, (_MOMENTUM_DECAYS, _SQUARE_DECAYS))
+        tensors = [*zip(leaves, flat(params), strict=True)]
+        moments = zip(apart(state.mu), apart(state.nu), strict=True)
+        found = [
+            _blocks.in_pieces(_accumulate, seen, tensor, before)
+            for tensor, before in zip(tensors, moments, strict=True)
+        ]
+        sizes = [max(1, g.size) for g in leaves]
+        means = [x / size for (x, _, _), size in zip(found, sizes, strict=True)]
+        products = jnp.stack(means)  # [n, 9]
+
+        agreement = 0.9 * stack(state.agreement) + 0.1 * _agreement(products, time)
+        features = _features(
+            products, agreement, stack(state.rate), time, [p for _, p in tensors]
         )
-
-        def moments(trees):
-            return zip(*map(flat, trees), strict=True)
-
-        sums, moved = [], []
-        tensors = [*zip(leaves, params, strict=True)]
-        pairs = zip(moments(state.mu), moments(state.nu), strict=True)
-        for tensor, before in zip(tensors, pairs, strict=True):
-            of_tensor, _, after = _blocks.in_pieces(_accumulate, shared, tensor, before)
-            sums.append(of_tensor / max(1, tensor[0].size))
-            moved.append(after)
-        products = jnp.stack(sums)  # [n, 9]
-
-        time = _Time(state.count, state.count + state.skipped, total_steps, compute)
-        agreement = jnp.stack(flat(state.agreement))
-        agreement = 0.9 * agreement + 0.1 * _cosine_with_before(
-            products, correction(0.9)
-        )
-        rate = jnp.stack(flat(state.rate))
-        features = _features(products, agreement / correction(0.9), rate, time, params)
         x = jnp.tanh(_coordinates.apply_linear(theta.hidden, features))
         outputs = _coordinates.apply_linear(theta.output, x) + features @ theta.skip
         change = jnp.clip(outputs[:, 1], -2, 2) / (5 + 0.15 * time.count)
-        rate = jnp.clip(rate + change, -4, 4)
+        rate = jnp.clip(stack(state.rate) + change, -4, 4)
         exponent = jnp.minimum(jnp.clip(outputs[:, 0], -4, 4) + rate, 3.5)
-        rates = base_rate * time.warm_up * time.left * jnp.exp(exponent)
+        alphas = base_rate * time.warm_up * time.left * jnp.exp(exponent)
         mixing = jnp.array([_ADAM], compute) + outputs[:, 2:] / 2
 
-        weights = zip(rates, mixing, strict=True)
         steps = [
-            _blocks.in_pieces(_step, (shared, decay, *own), (*tensor, *after), ())[1]
-            for own, tensor, after in zip(weights, tensors, moved, strict=True)
-        ]
-        unstack = lambda xs: treedef.unflatten(list(xs))
-        mu, nu = (
-            tuple(map(unstack, zip(*moments, strict=True)))
-            for moments in zip(*moved, strict=True)
-        )
-        choose = functools.partial(jnp.where, is_finite)
-        count, skipped = (
-            jnp.asarray(choose(*pair))
-            for pair in (
-                (optax.safe_increment(state.count), state.count),
-                (state.skipped, optax.safe_increment(state.skipped)),
+            _blocks.in_pieces(_step, (seen, decay, alpha, c), (*tensor, *after), ())[1]
+            for alpha, c, tensor, (_, _, after) in zip(
+                alphas, mixing, tensors, found, strict=True
             )
-        )
-        slower = jnp.maximum(jnp.stack(flat(state.rate)) - math.log(2), -4)
-        return unstack(steps), LearnedAdamState(
-            count,
-            skipped,
-            mu,
-            nu,
-            unstack(choose(rate, slower)),
-            unstack(choose(agreement, jnp.stack(flat(state.agreement)))),
+        ]
+        choose = functools.partial(jnp.where, is_safe)
+        one_more = lambda count: jnp.asarray(optax.safe_increment(count))
+        mu, nu = zip(*[after for *_, after in found], strict=True)
+        slower = jnp.maximum(stack(state.rate) - math.log(2), -4)
+        return unflatten(steps), LearnedAdamState(
+            count=choose(one_more(state.count), state.count),
+            skipped=choose(state.skipped, one_more(state.skipped)),
+            mu=together(mu),
+            nu=together(nu),
+            rate=unstack(choose(rate, slower)),
+            agreement=unstack(choose(agreement, stack(state.agreement))),
         )
 
     return _rule.from_network(
@@ -231,25 +216,30 @@ def learned_adam(
 
 
 class _Time:
-    """What the rule knows of time; `count` updates made, `step` with those skipped."""
+    """What the rule knows of time; `count` is of the updates before this one."""
 
-    def __init__(self, count, step, total_steps, dtype):
+    def __init__(self, count, skipped, total_steps, dtype):
         self.total = jnp.asarray(total_steps, dtype)
         self.count = count.astype(dtype)
-        self.progress = jnp.clip(step.astype(dtype) / self.total, 0, 1)
+        step = (count + skipped).astype(dtype)
+        self.progress = jnp.clip(step / self.total, 0, 1)
         self.left = jnp.maximum(1 - self.progress, 1 / self.total)
         self.warm_up = jnp.minimum(1, (self.count + 1) / (0.03 * self.total + 2))
+
+    def corrections(self, decays):
+        """What bias-corrected moments are divided by."""
+        return [1 - decay ** (self.count + 1) for decay in decays]
 
 
 def _accumulate(shared, tensor, moments):
     """Moments after a gradient, and sums over the tensor of products in `_PAIRS`."""
-    is_finite, *_ = shared
+    is_safe, *_ = shared
     (grads, params), (mu, nu) = tensor, moments
     # Nothing of a gradient that is skipped, not even of its finite entries.
-    grads = jnp.where(is_finite, grads, 0)
+    grads = jnp.where(is_safe, grads, 0)
     mu, nu = (
         tuple(
-            jnp.where(is_finite, decay * x + (1 - decay) * grads**order, x)
+            jnp.where(is_safe, decay * x + (1 - decay) * grads**order, x)
             for x, decay in zip(xs, decays, strict=True)
         )
         for order, xs, decays in ((1, mu, _MOMENTUM_DECAYS), (2, nu, _SQUARE_DECAYS))
@@ -262,12 +252,12 @@ def _step(shared, tensor, state):
     """The update, with the moments that `_accumulate` returned."""
     shared, weight_decay, rate, mixing = shared
     grads, params, mu, nu = tensor
-    is_finite, *_ = shared
-    grads = jnp.where(is_finite, grads, 0)
+    is_safe, *_ = shared
+    grads = jnp.where(is_safe, grads, 0)
     planes = _planes(shared, grads, params, mu, nu)
     mixed = sum(mixing[i] * planes[i] for i in range(len(_ADAM)))
     mixed = mixed + weight_decay * params
-    return (), jnp.where(is_finite, -rate * mixed, 0), state
+    return (), jnp.where(is_safe, -rate * mixed, 0), state
 
 
 def _planes(shared, grads, params, mu, nu):
@@ -292,8 +282,9 @@ def _products(planes):
     return gram[rows, columns]
 
 
-def _cosine_with_before(products, correction):
+def _agreement(products, time):
     """Cosines of gradients and the middle momentum before their update, [n]."""
+    correction = time.corrections((0.9,))[0]
     at = {pair: products[:, i] for i, pair in enumerate(_PAIRS)}
     gg, gm, mm = at[_GRAD, _GRAD], at[_GRAD, _MIDDLE], at[_MIDDLE, _MIDDLE]
     # m = 0.9 m' + 0.1 g, where m = correction * (what the planes have).
@@ -307,6 +298,7 @@ def _cosine_with_before(products, correction):
 def _features(products, agreement, rate, time, params):
     """What the network sees of each tensor, about 1 in size, [n, 20]."""
     at = {pair: products[:, i] for i, pair in enumerate(_PAIRS)}
+    agreement = agreement / time.corrections((0.9,))[0]
     inverse = [jax.lax.rsqrt(at[i, i] + 1e-12) for i in range(5)]
     cosine = lambda i, j: at[i, j] * inverse[i] * inverse[j]
     log_size = lambda i, least: jnp.log(at[i, i] + least) / 2  # of a root mean square

@@ -169,7 +169,7 @@ def test_zero_gradients_move_nothing(key):
     assert optax.tree.norm(updates) == 0
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e30])
 def test_a_non_finite_gradient_is_skipped_counted_and_halves_the_rate(bad, key):
     lopt = jm.optimizers.learned_adam(1000)
     tx = lopt.transform(_moved(lopt, key))
