@@ -15,5 +15,10 @@ def as_partial(fn: Callable[..., Any]) -> Any:
 
 def as_pytree(problem: base.OptimizationProblem) -> base.OptimizationProblem:
     """The problem with its functions as `jax.tree_util.Partial`."""
-    as_leaf = lambda fn: None if fn is None else as_partial(fn)
-    return base.OptimizationProblem(*map(as_leaf, problem))
+    sample, init, loss, full_loss = problem
+    return base.OptimizationProblem(
+        as_partial(sample),
+        as_partial(init),
+        as_partial(loss),
+        None if full_loss is None else as_partial(full_loss),
+    )

@@ -118,22 +118,20 @@ def _weighted_sum(weight):
     """The meta-loss of `bptt`: the losses after each update, in a weighted sum."""
 
     def whole_run(problem, tx, run, total_steps, key):
-        def body(k, carry):
-            params, state, *sums = carry
-            value, params, state = _runs.one_update(
-                problem, tx, run, params, state, key, k
-            )
-            return params, state, *add(sums, k, value)
-
         def add(sums, k, value):
             share = 1 if weight is None else weight(k.reshape(1))[0]
             # The loss before the first update is nobody's merit.
             value = jnp.where(k > 0, value, 0)
             return sums[0] + share * value, sums[1] + value
 
-        zero = jnp.zeros(())
-        carry = run.params, run.opt_state, zero, zero
-        params, _, *sums = jax.lax.fori_loop(0, total_steps, body, carry)
+        def body(k, carry):
+            carry, sums = carry
+            key_k = jax.random.fold_in(key, k)
+            value, carry = _runs.one_update(problem, tx, run.instance, carry, key_k)
+            return carry, add(sums, k, value)
+
+        start = (run.params, run.opt_state), (jnp.zeros(()), jnp.zeros(()))
+        (params, _), sums = jax.lax.fori_loop(0, total_steps, body, start)
         last = problem.loss(params, run.instance, jax.random.fold_in(key, total_steps))
         value, total = add(sums, jnp.asarray(total_steps), last)
         return value, total / total_steps
@@ -150,10 +148,11 @@ def _log_ratio(problem, tx, run, total_steps, key):
         return problem.loss(params, run.instance, jax.random.fold_in(key, k))
 
     def body(k, carry):
-        return _runs.one_update(problem, tx, run, *carry, key, k)[1:]
+        key_k = jax.random.fold_in(key, k)
+        return _runs.one_update(problem, tx, run.instance, carry, key_k)[1]
 
-    carry = run.params, run.opt_state
-    params, _ = jax.lax.fori_loop(0, total_steps, body, carry)
+    start = run.params, run.opt_state
+    params, _ = jax.lax.fori_loop(0, total_steps, body, start)
     first, last = full_loss(run.params, 0), full_loss(params, total_steps)
     ratio = jnp.log(last / first + 1e-6)
     ratio = jnp.where(jnp.isfinite(ratio), jnp.minimum(ratio, 2), 2)

@@ -230,21 +230,16 @@ def _problem_loss(params, key, step, data):
 def one_update(
     problem: base.OptimizationProblem,
     tx: optax.GradientTransformationExtraArgs,
-    run: Run,
-    params: base.Params,
-    state: optax.OptState,
+    instance: Any,
+    carry: tuple[base.Params, optax.OptState],
     key: jax.Array,
-    k: jax.Array,
-) -> tuple[jax.Array, base.Params, optax.OptState]:
-    """Update k of a run without derivatives; returns the loss before it, and both."""
-
-    def loss(params):
-        data = problem, run.instance
-        return _problem_loss(params, jax.random.fold_in(key, k), k, data)[0]
-
+) -> tuple[jax.Array, tuple[base.Params, optax.OptState]]:
+    """An update without derivatives; returns the loss before it, and the new carry."""
+    params, state = carry
+    loss = lambda params: _problem_loss(params, key, 0, (problem, instance))[0]
     value, grads = jax.value_and_grad(loss)(params)
     updates, state = tx.update(grads, state, params, value=value)
-    return value, optax.apply_updates(params, updates), state
+    return value, (optax.apply_updates(params, updates), state)
 
 
 def told_horizon(

@@ -29,6 +29,8 @@ _PROGRESS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 _NUM_MEANS = 10  # running means of the loss
 _WIDTHS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)  # of features of a parameter
 _HIDDEN, _UNITS = 4, 64
+# The published names of `pooled`, `inputs`, `lstm` and `rate`.
+_RECURRENT = ("linear_1", "linear_2", "rnn/linear", "step_size")
 
 
 class CeloTheta(NamedTuple):
@@ -203,29 +205,27 @@ def read_celo(path: str | os.PathLike[str]) -> CeloTheta:
     """Reads the published weights; raises ValueError if `path` is no such file."""
     from flax import serialization
 
+    like = jax.eval_shape(celo().init, jax.random.key(0))
     try:
         tree = serialization.msgpack_restore(pathlib.Path(path).read_bytes())
-        found = tree["rnn_params"], tree["ff_mod_stack"]["~"], tree["lstm_init_state"]
-        recurrent, network, start = jax.tree.map(np.asarray, found)
-        linear = lambda layer: _coordinates.Linear(layer["w"], layer["b"])
-        # One kernel per feature, for one of a stack of networks: [1, F, 4].
+        recurrent, network = tree["rnn_params"], tree["ff_mod_stack"]["~"]
+        # A stack of one network, with a kernel per feature: [1, F, 4].
         first = np.concatenate([network[f"w0__{i}"][0] for i in range(len(_WIDTHS))])
-        kernels = first, network["w1"][0], network["w2"][0]
-        biases = (network[f"b{i}"][0] for i in range(3))
-        theta = CeloTheta(
-            tuple(map(_coordinates.Linear, kernels, biases)),
-            *(linear(recurrent[f"linear_{i}"]) for i in (1, 2)),
-            linear(recurrent["rnn/linear"]),
-            linear(recurrent["step_size"]),
-            *(start[name][0] for name in ("hidden", "cell")),
-        )
-        like = jax.eval_shape(celo().init, jax.random.key(0))
-        _checks.check_like("theta", theta, like)
+        kernels = (first, network["w1"][0], network["w2"][0])
+        biases = tuple(network[f"b{i}"][0] for i in range(3))
+        layers = [recurrent[name] for name in _RECURRENT]
+        start = [tree["lstm_init_state"][name][0] for name in ("hidden", "cell")]
     except Exception as error:
         raise ValueError(
-            f"`path` must be a file with Celo's weights, got {path}: {error}"
+            f"`path` must be a file with Celo's weights, got {path}: {error!r}"
         ) from error
-    return jax.tree.map(jnp.asarray, theta)
+    linear = lambda w, b: _coordinates.Linear(jnp.asarray(w), jnp.asarray(b))
+    pooled, inputs, lstm, rate = (linear(x["w"], x["b"]) for x in layers)
+    hidden, cell = map(jnp.asarray, start)
+    direction = tuple(linear(*pair) for pair in zip(kernels, biases, strict=True))
+    theta = CeloTheta(direction, pooled, inputs, lstm, rate, hidden, cell)
+    _checks.check_like("path", theta, like)
+    return theta
 
 
 def _schedule(theta, state, count, value, total_steps):

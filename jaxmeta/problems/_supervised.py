@@ -91,7 +91,6 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
     entropy, mse = losses.cross_entropy, losses.squared_error
     mlp = lambda sizes, activation=relu: models.MLP(sizes, activation=activation)
     linear = lambda outputs: models.MLP([outputs])
-    spread = {"start_spread": 0.4}
     as_image = lambda x: jax.nn.sigmoid(x)
     autoencoder = base.Model(
         init=mlp([14, 5, 14, 49], tanh).init,
@@ -100,9 +99,13 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
     small, large = _drawings(_bank(7)), _drawings(_bank(12))
     families = {
         "perceptron": supervised(
-            _projected(large, 24), mlp([20, 16, 10]), entropy, batch_size=24, **spread
+            _projected(large, 24),
+            mlp([20, 16, 10]),
+            entropy,
+            batch_size=24,
+            start_spread=0.4,
         ),
-        "sigmoid": supervised(small, mlp([10, 10], sigmoid), entropy, **spread),
+        "sigmoid": supervised(small, mlp([10, 10], sigmoid), entropy, start_spread=0.4),
         "teacher": supervised(_teacher, mlp([20, 20, 2], gelu), mse, batch_size=16),
         "autoencoder": supervised(
             _reconstruction(small), autoencoder, mse, batch_size=16
