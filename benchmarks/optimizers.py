@@ -390,6 +390,7 @@ def measure(case: Case, steps: Sequence[int], seeds: int, names: Sequence[str], 
                 finals = [run(rate, total, tuning)[:, 0].mean() for rate in rates]
                 finals = [float(x) if np.isfinite(x) else np.inf for x in finals]
             best = rates[int(np.argmin(finals))]
+            jax.block_until_ready(run(best, 0, test))  # Compiles.
             start = time.process_time()
             losses = np.asarray(run(best, total, test))
             seconds = time.process_time() - start
