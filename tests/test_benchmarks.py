@@ -68,5 +68,5 @@ def test_contestants_of_a_network_that_disagree_are_not_measured(monkeypatch):
             self.ready = {"loss": 1.0, "norm": 1.0 if name == "jaxmeta" else 1.1}
 
     monkeypatch.setattr(networks, "Contestant", Contestant)
-    with pytest.raises(RuntimeError, match="jaxmeta, whole run"):
+    with pytest.raises(RuntimeError, match="jaxmeta, wide vectors"):
         networks.measure("row", networks.OURS, 1, None)

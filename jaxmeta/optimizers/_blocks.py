@@ -1,4 +1,4 @@
-"""Large leaves block by block, in place: networks at coordinates, elementwise rules."""
+"""Applies a network at every coordinate of a large leaf, block by block in place."""
 
 import functools
 import math
@@ -126,78 +126,6 @@ def _in_blocks(step, block, theta, inputs, state):
     outputs, bits = carry
     new_state = jax.lax.bitcast_convert_type(bits, state.dtype)
     return outputs.reshape(*state.shape[:-1], -1), new_state.reshape(state.shape)
-
-
-# `(shared, read, state) -> (sums, outputs, state)`, elementwise in arrays of one shape;
-# the sums are over all their entries.
-Elementwise: TypeAlias = Callable[..., tuple[Any, Any, Any]]
-
-# Entries per piece: some twenty arrays of them stay in a CPU's second-level cache.
-_CPU_PIECE = 4096
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def in_pieces(fn: Elementwise, shared: Any, read: Any, state: Any) -> Any:
-    """`fn(shared, read, state)`, on a CPU piece by piece.
-
-    Several functions of several large arrays are otherwise a pass through memory each.
-    The state is updated in place. Multi-device programs and derivatives compute
-    everything at once, as in `at_coordinates`.
-
-    Args:
-      fn: the function. Static, and the same object at every call.
-      shared: what all entries see.
-      read: a pytree of arrays of one shape.
-      state: another, which `fn` returns anew.
-    """
-    leaf = jax.tree.leaves(read)[0]
-    if leaf.size < 4 * _CPU_PIECE or any(jax.typeof(leaf).sharding.spec):
-        return fn(shared, read, state)
-    on_cpu = functools.partial(_in_pieces_on_one_device, fn)
-    return jax.lax.platform_dependent(shared, read, state, cpu=on_cpu, default=fn)
-
-
-@in_pieces.defjvp
-def _(fn, primals, tangents):
-    _, tangents = jax.jvp(fn, primals, tangents)
-    return in_pieces(fn, *primals), tangents
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _in_pieces_on_one_device(fn, *operands):
-    is_alone = _on_one_device.bind(*jax.tree.leaves(operands))
-    by_piece = functools.partial(_by_piece, fn)
-    return jax.lax.cond(is_alone, by_piece, fn, *operands)
-
-
-def _by_piece(fn, shared, read, state):
-    shape = jax.tree.leaves(read)[0].shape
-    vary = functools.partial(_vary_like, (shared, read, state))
-    sums, outputs, _ = jax.eval_shape(fn, shared, read, state)
-    zeros = lambda x, shape: vary(jnp.zeros(shape, x.dtype))
-    size = math.prod(shape)
-    read, state = jax.tree.map(jnp.ravel, (read, state))
-    carry = (
-        jax.tree.map(lambda x: zeros(x, x.shape), sums),
-        jax.tree.map(lambda x: zeros(x, (size,)), outputs),
-        jax.tree.map(vary, state),
-    )
-
-    def advance(carry, start, length):
-        sums, outputs, state = carry
-        cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length)
-        put = lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, start, 0)
-        more, *new = fn(shared, *jax.tree.map(cut, (read, state)))
-        placed = jax.tree.map(put, (outputs, state), tuple(new))
-        return jax.tree.map(jnp.add, sums, more), *placed
-
-    count, rest = divmod(size, _CPU_PIECE)
-    body = lambda i, carry: advance(carry, i * _CPU_PIECE, _CPU_PIECE)
-    carry = jax.lax.fori_loop(0, count, body, carry)
-    if rest:  # The last, shorter piece has its own static size.
-        carry = advance(carry, count * _CPU_PIECE, rest)
-    sums, *arrays = carry
-    return sums, *jax.tree.map(lambda x: x.reshape(shape), tuple(arrays))
 
 
 def _vary_like(operands, x):

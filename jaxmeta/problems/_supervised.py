@@ -85,7 +85,7 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
 
     Example:
       >>> sorted(small_networks())[:3]
-      ['attention', 'autoencoder', 'convolutional']
+      ['attention', 'autoencoder', 'blobs']
     """
     relu, sigmoid, tanh, gelu = jax.nn.relu, jax.nn.sigmoid, jnp.tanh, jax.nn.gelu
     entropy, mse = losses.cross_entropy, losses.squared_error

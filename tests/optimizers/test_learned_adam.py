@@ -8,7 +8,6 @@ import optax
 import pytest
 
 import jaxmeta as jm
-from jaxmeta.optimizers import _blocks
 
 PARAMS = {"w": jnp.array([[0.5, -2.0, 1.0], [0.3, 0.2, -0.7]]), "b": jnp.array([0.1])}
 
@@ -239,34 +238,3 @@ def test_past_its_horizon_it_goes_on_slowly(key):
 def test_invalid_settings_are_named(options, words):
     with pytest.raises(ValueError, match=words):
         jm.optimizers.learned_adam(**options)
-
-
-def test_pieces_change_nothing(key, monkeypatch):
-    """Of large leaves, with something left of the last; and of their derivatives."""
-    lopt = jm.optimizers.learned_adam(20)
-    theta = _moved(lopt, key)
-    params = {"w": jax.random.normal(key, (13, 11)), "b": jnp.ones(3)}
-    calls = []
-    by_piece = _blocks._by_piece
-    monkeypatch.setattr(
-        _blocks, "_by_piece", lambda *args: calls.append(0) or by_piece(*args)
-    )
-
-    def results():
-        def run(theta):
-            tx = lopt.transform(theta)
-            after, state = params, tx.init(params)
-            for _ in range(2):
-                updates, state = tx.update(after, state, after)
-                after = optax.apply_updates(after, updates)
-            return after, state
-
-        weighted = lambda theta: optax.tree.norm(run(theta)[0], squared=True)
-        many = jax.vmap(run)(jax.tree.map(lambda x: jnp.stack([x, -x]), theta))
-        return jax.jit(run)(theta), many, jax.grad(weighted)(theta)
-
-    expected = results()
-    assert not calls
-    monkeypatch.setattr(_blocks, "_CPU_PIECE", 10)
-    chex.assert_trees_all_close(results(), expected, rtol=1e-3, atol=1e-6)
-    assert calls
