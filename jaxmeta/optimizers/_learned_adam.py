@@ -38,6 +38,8 @@ _NUM_FEATURES = 20
 _NUM_OUTPUTS = 6
 # Gradients from here on are as bad as infinite ones: their squares are.
 _MOST = 1e18
+# Entries of a tensor from which on kernels for each pair pay.
+_LARGE = 4096
 # Where weights of directions start: Adam's, whose momentum has a decay of 0.9.
 _ADAM = (0.0, 0.0, 1.0, 0.0)
 
@@ -166,7 +168,7 @@ def learned_adam(
         apart = lambda trees: zip(*map(flat, trees), strict=True)
         together = lambda tuples: tuple(map(unstack, zip(*tuples, strict=True)))
 
-        is_safe = jnp.all(jnp.stack([jnp.all(jnp.abs(g) < _MOST) for g in leaves]))
+        is_safe = _is_safe(leaves, compute)
         time = _Time(state.count, state.skipped, total_steps, compute)
         seen = is_safe, *map(time.corrections, (_MOMENTUM_DECAYS, _SQUARE_DECAYS))
         tensors = [*zip(leaves, flat(params), strict=True)]
@@ -213,6 +215,14 @@ def learned_adam(
     return _rule.from_network(
         description, init, init_state, update, needs=("params",), sees=("total_steps",)
     )
+
+
+def _is_safe(leaves, dtype):
+    """Whether all gradients are finite, and their squares."""
+    is_bad = [jnp.any(~(jnp.abs(g) < _MOST)) for g in leaves]
+    # Counted by a product: a sum or `any` would be computed again in every kernel.
+    count = jnp.stack(is_bad).astype(dtype).reshape(1, -1)
+    return (count @ count.T)[0, 0] == 0
 
 
 class _Time:
@@ -268,14 +278,17 @@ def _planes(seen, grads, params, mu, nu):
 def _products(planes):
     """Sums over the tensor of the products in `_PAIRS`, [9]."""
     axes = tuple(range(planes[0].ndim))
-    contract = ((axes, axes), ((), ()))
-    # A product over axes with explicit shardings would have to be told its own. One of
-    # all pairs at once is 5 times slower on a CPU, whose stacking loop branches.
-    is_sharded = any(jax.typeof(planes[0]).sharding.spec)
-    dot = lambda x, y: (
-        jnp.sum(x * y) if is_sharded else jax.lax.dot_general(x, y, contract)
-    )
-    return jnp.stack([dot(planes[i], planes[j]) for i, j in _PAIRS])
+    if any(jax.typeof(planes[0]).sharding.spec):
+        # A product over axes with explicit shardings would have to be told its own.
+        return jnp.stack([jnp.sum(planes[i] * planes[j]) for i, j in _PAIRS])
+    if planes[0].size >= _LARGE:
+        dot = lambda x, y: jax.lax.dot_general(x, y, ((axes, axes), ((), ())))
+        return jnp.stack([dot(planes[i], planes[j]) for i, j in _PAIRS])
+    # All pairs at once: fewer kernels, but a CPU stacks in a loop that branches.
+    x = jnp.stack(planes, -1)
+    gram = jax.lax.dot_general(x, x, ((axes, axes), ((), ())))
+    rows, columns = map(np.array, zip(*_PAIRS, strict=True))
+    return gram[rows, columns]
 
 
 def _agreement(products, time):
