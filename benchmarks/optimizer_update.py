@@ -43,6 +43,8 @@ def rules():
         "lstm, bfloat16 state, blocks": (made(blocked), 2**24),
         "rnnprop": (made(optimizers.rnnprop()), 2**20),
         "mlp": (made(optimizers.mlp()), 2**22),
+        "general": (optimizers.pretrained("general", total_steps=1000), 2**22),
+        "celo": (made(optimizers.celo(1000)), 2**20),
     }
 
 
@@ -57,7 +59,8 @@ def time_update(tx, num_params, num_leaves, seconds):
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
 
     def update(params, state):
-        updates, state = tx.update(params, state, params)
+        told = {"value": jnp.ones(())} if hasattr(state, "scheduler") else {}
+        updates, state = tx.update(params, state, params, **told)
         return jax.tree.map(jnp.add, params, updates), state
 
     compiled = _timing.compile_apart(update, params, state, donate=(0, 1))
