@@ -52,15 +52,16 @@ def time_update(tx, num_params, num_leaves, seconds):
     """Times one donated update; returns nanoseconds and bytes a parameter."""
     import jax
     import jax.numpy as jnp
+    import optax
 
     size = num_params // num_leaves
     params = {f"leaf {i}": jnp.full(size, 0.1) for i in range(num_leaves)}
+    tx = optax.with_extra_args_support(tx)  # Some are told the loss.
     state = jax.jit(tx.init)(params)
     state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
 
     def update(params, state):
-        told = {"value": jnp.ones(())} if hasattr(state, "scheduler") else {}
-        updates, state = tx.update(params, state, params, **told)
+        updates, state = tx.update(params, state, params, value=jnp.ones(()))
         return jax.tree.map(jnp.add, params, updates), state
 
     compiled = _timing.compile_apart(update, params, state, donate=(0, 1))

@@ -10,6 +10,7 @@ References:
   features of the loss. https://arxiv.org/abs/2211.09760
 """
 
+import functools
 import os
 import pathlib
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from jaxmeta.optimizers import _coordinates, _rule
 
 _DECAYS = (0.9, 0.99, 0.999)  # of momenta and of factored second moments
 _SQUARE_DECAY = 0.999
+_NUM_MOMENTS = 3 * len(_DECAYS) + 1
 # Features of progress: tanh(10 (t / T - c)).
 _PROGRESS = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)
 _NUM_MEANS = 10  # running means of the loss
@@ -97,8 +99,6 @@ def celo(total_steps: int | jax.Array | None = None) -> base.LearnedOptimizer:
       (3, 2)
     """
     description = _describe.describe(celo, locals())
-    if isinstance(total_steps, int):
-        _checks.check_int("total_steps", total_steps)
 
     def init(key):
         keys = jax.random.split(key, 7)
@@ -132,43 +132,19 @@ def celo(total_steps: int | jax.Array | None = None) -> base.LearnedOptimizer:
             scheduler=jnp.concatenate([jnp.asarray(x, compute) for x in start]),
         )
 
-    def update(theta, grads, state, *, params, value, total_steps=total_steps):
-        if total_steps is None:
-            raise ValueError(
-                "The update of `celo` requires `total_steps`, got None: "
-                "`celo(total_steps=...)`, or pass it to `tx.update`."
-            )
+    def update(theta, grads, state, *, params, value, total_steps):
         rate, scheduler = _schedule(
             theta, state.scheduler, state.count, value, total_steps
         )
-        leaves, treedef = jax.tree.flatten(grads)
-        flat, unflatten = treedef.flatten_up_to, treedef.unflatten
-        # From a tuple of trees to a tuple per leaf, and back.
-        apart = lambda trees: zip(*map(flat, trees), strict=True)
-        together = lambda tuples: tuple(map(unflatten, zip(*tuples, strict=True)))
-        moved = [
-            _move(theta.direction, rate, *xs)
-            for xs in zip(
-                leaves,
-                flat(params),
-                apart(state.mu),
-                flat(state.nu),
-                apart(state.rows),
-                apart(state.columns),
-                strict=True,
-            )
-        ]
-        if not moved:
-            return grads, state
-        steps, mu, nu, rows, columns = zip(*moved, strict=True)
-        return unflatten(steps), CeloState(
-            jnp.asarray(optax.safe_increment(state.count)),
-            together(mu),
-            unflatten(nu),
-            together(rows),
-            together(columns),
-            scheduler,
+        steps, *moments = _coordinates.map_unzipped(
+            functools.partial(_move, theta.direction, rate),
+            1 + _NUM_MOMENTS,
+            grads,
+            params,
+            *_joined(state.mu, state.nu, state.rows, state.columns),
         )
+        count = jnp.asarray(optax.safe_increment(state.count))
+        return steps, CeloState(count, *_parted(moments), scheduler)
 
     return _rule.from_network(
         description,
@@ -176,7 +152,8 @@ def celo(total_steps: int | jax.Array | None = None) -> base.LearnedOptimizer:
         init_state,
         update,
         needs=("params", "value"),
-        sees=("total_steps",),
+        takes_total_steps=True,
+        total_steps=total_steps,
     )
 
 
@@ -259,8 +236,20 @@ def _schedule(theta, state, count, value, total_steps):
     return rate, jnp.concatenate([hidden, cell, means, minima])
 
 
-def _move(layers, rate, grads, params, mu, nu, rows, columns):
+def _joined(mu, nu, rows, columns):
+    return *mu, nu, *rows, *columns
+
+
+def _parted(moments):
+    """Undoes `_joined`."""
+    n = len(_DECAYS)
+    mu, (nu,), rows = moments[:n], moments[n : n + 1], moments[n + 1 : 2 * n + 1]
+    return tuple(mu), nu, tuple(rows), tuple(moments[2 * n + 1 :])
+
+
+def _move(layers, rate, grads, params, *moments):
     """The update of a tensor, and its moments."""
+    mu, nu, rows, columns = _parted(moments)
     grads = jnp.clip(grads, -1000, 1000)
     mu = tuple(d * m + (1 - d) * grads for d, m in zip(_DECAYS, mu, strict=True))
     nu = _SQUARE_DECAY * nu + (1 - _SQUARE_DECAY) * grads**2
@@ -300,7 +289,7 @@ def _move(layers, rate, grads, params, mu, nu, rows, columns):
         x = _coordinates.apply_linear(layer, jax.nn.relu(x))
     size = jnp.sqrt(jnp.mean(params**2) + 1e-9) if params.size else 0.0
     step = x[..., 0] * jnp.exp(1e-3 * x[..., 1])
-    return -1e-3 * rate * size * step, mu, nu, rows, columns
+    return -1e-3 * rate * size * step, *_joined(mu, nu, rows, columns)
 
 
 def _factored_axes(x):

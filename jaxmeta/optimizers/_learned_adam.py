@@ -120,8 +120,6 @@ def learned_adam(
     description = _describe.describe(learned_adam, locals())
     _checks.check_int("hidden_size", hidden_size)
     _checks.check_positive("base_rate", base_rate)
-    if isinstance(total_steps, int):
-        _checks.check_int("total_steps", total_steps)
     if not weight_decay >= 0:
         raise ValueError(f"`weight_decay` must be at least 0, got {weight_decay}.")
 
@@ -151,40 +149,31 @@ def learned_adam(
             scalars(),
         )
 
-    def update(theta, grads, state, *, params, total_steps=total_steps):
-        if total_steps is None:
-            raise ValueError(
-                "The update of `learned_adam` requires `total_steps`, got None: "
-                "`learned_adam(total_steps=...)`, or pass it to `tx.update`."
-            )
+    def update(theta, grads, state, *, params, total_steps):
         leaves, treedef = jax.tree.flatten(grads)
         if not leaves:
             return grads, state
         compute = theta.skip.dtype
-        flat, unflatten = treedef.flatten_up_to, treedef.unflatten
-        stack = lambda tree: jnp.stack(flat(tree))  # scalars of tensors, to [n]
-        unstack = lambda xs: unflatten(list(xs))
-        # From a tuple of trees to a tuple per tensor, and back.
-        apart = lambda trees: zip(*map(flat, trees), strict=True)
-        together = lambda tuples: tuple(map(unstack, zip(*tuples, strict=True)))
+        flat = treedef.flatten_up_to
+        stack = lambda tree: jnp.stack(flat(tree))  # what tensors have, to [n, ...]
+        unstack = lambda xs: treedef.unflatten(list(xs))
 
         is_safe = _is_safe(leaves, compute)
         time = _Time(state.count, state.skipped, total_steps, compute)
         seen = is_safe, *map(time.corrections, (_MOMENTUM_DECAYS, _SQUARE_DECAYS))
-        tensors = [*zip(leaves, flat(params), strict=True)]
-        moments = zip(apart(state.mu), apart(state.nu), strict=True)
-        found = [
-            _accumulate(seen, *tensor, *before)
-            for tensor, before in zip(tensors, moments, strict=True)
-        ]
-        sizes = [max(1, g.size) for g in leaves]
-        means = [x / size for (x, *_), size in zip(found, sizes, strict=True)]
-        products = jnp.stack(means)  # [n, 9]
+        sums, *moments = _coordinates.map_unzipped(
+            functools.partial(_accumulate, seen),
+            1 + len(_MOMENTUM_DECAYS) + len(_SQUARE_DECAYS),
+            grads,
+            params,
+            *state.mu,
+            *state.nu,
+        )
+        mean = lambda x, g: x / max(1, g.size)
+        products = stack(jax.tree.map(mean, sums, grads))  # [n, 9]
 
         agreement = 0.9 * stack(state.agreement) + 0.1 * _agreement(products, time)
-        features = _features(
-            products, agreement, stack(state.rate), time, [p for _, p in tensors]
-        )
+        features = _features(products, agreement, stack(state.rate), time, flat(params))
         x = jnp.tanh(_coordinates.apply_linear(theta.hidden, features))
         outputs = _coordinates.apply_linear(theta.output, x) + features @ theta.skip
         change = jnp.clip(outputs[:, 1], -2, 2) / (5 + 0.15 * time.count)
@@ -193,27 +182,36 @@ def learned_adam(
         alphas = base_rate * time.warm_up * time.left * jnp.exp(exponent)
         mixing = jnp.array([_ADAM], compute) + outputs[:, 2:] / 2
 
-        steps = [
-            _step(seen, decay, alpha, c, *tensor, *after)
-            for alpha, c, tensor, (_, *after) in zip(
-                alphas, mixing, tensors, found, strict=True
-            )
-        ]
+        (steps,) = _coordinates.map_unzipped(
+            functools.partial(_step, seen, decay),
+            1,
+            grads,
+            params,
+            unstack(alphas),
+            unstack(mixing),
+            *moments,
+        )
         choose = functools.partial(jnp.where, is_safe)
         one_more = lambda count: jnp.asarray(optax.safe_increment(count))
-        _, mu, nu = zip(*found, strict=True)
+        mu, nu = _parted(moments)
         slower = jnp.maximum(stack(state.rate) - math.log(2), -4)
-        return unflatten(steps), LearnedAdamState(
+        return steps, LearnedAdamState(
             count=choose(one_more(state.count), state.count),
             skipped=choose(state.skipped, one_more(state.skipped)),
-            mu=together(mu),
-            nu=together(nu),
+            mu=mu,
+            nu=nu,
             rate=unstack(choose(rate, slower)),
             agreement=unstack(choose(agreement, stack(state.agreement))),
         )
 
     return _rule.from_network(
-        description, init, init_state, update, needs=("params",), sees=("total_steps",)
+        description,
+        init,
+        init_state,
+        update,
+        needs=("params",),
+        takes_total_steps=True,
+        total_steps=total_steps,
     )
 
 
@@ -241,9 +239,16 @@ class _Time:
         return [1 - decay ** (self.count + 1) for decay in decays]
 
 
-def _accumulate(seen, grads, params, mu, nu):
+def _parted(moments):
+    """Momenta, and second moments."""
+    count = len(_MOMENTUM_DECAYS)
+    return tuple(moments[:count]), tuple(moments[count:])
+
+
+def _accumulate(seen, grads, params, *moments):
     """Sums over the tensor of the products in `_PAIRS`, and the moments after it."""
     is_safe, *_ = seen
+    mu, nu = _parted(moments)
     # Nothing of a gradient that is skipped, not even of its finite entries.
     grads = jnp.where(is_safe, grads, 0)
     mu, nu = (
@@ -253,16 +258,16 @@ def _accumulate(seen, grads, params, mu, nu):
         )
         for order, xs, decays in ((1, mu, _MOMENTUM_DECAYS), (2, nu, _SQUARE_DECAYS))
     )
-    return _products(_planes(seen, grads, params, mu, nu)), mu, nu
+    return _products(_planes(seen, grads, params, mu, nu)), *mu, *nu
 
 
-def _step(seen, weight_decay, alpha, mixing, grads, params, mu, nu):
-    """The update, with the moments after the gradient."""
+def _step(seen, weight_decay, grads, params, alpha, mixing, *moments):
+    """The update of a tensor, with its moments after the gradient."""
     is_safe, *_ = seen
     grads = jnp.where(is_safe, grads, 0)
-    planes = _planes(seen, grads, params, mu, nu)
+    planes = _planes(seen, grads, params, *_parted(moments))
     mixed = sum(mixing[i] * planes[i] for i in range(len(_ADAM)))
-    return jnp.where(is_safe, -alpha * (mixed + weight_decay * params), 0)
+    return (jnp.where(is_safe, -alpha * (mixed + weight_decay * params), 0),)
 
 
 def _planes(seen, grads, params, mu, nu):

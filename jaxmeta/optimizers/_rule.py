@@ -19,7 +19,8 @@ def from_network(
     update: Callable[..., tuple[Any, Any]],
     *,
     needs: tuple[str, ...] = (),
-    sees: tuple[str, ...] = (),
+    takes_total_steps: bool = False,
+    total_steps: Any = None,
     coordinatewise: bool = False,
 ) -> base.LearnedOptimizer:
     """Returns a learned optimizer with one theta for all parameters.
@@ -33,7 +34,9 @@ def from_network(
       update: `(theta, grads, state, **needed) -> (steps, state)`, all but the state
         in `compute`. The steps are cast to the gradients' dtypes.
       needs: which of "params" and "value" (the loss) `update` requires as keywords.
-      sees: extra arguments that are passed on to `update` where they are given.
+      takes_total_steps: whether `update` requires the keyword `total_steps`, which
+        callers may pass as an extra argument.
+      total_steps: what it is where they do not; None if they have to.
       coordinatewise: whether each coordinate's update depends on that coordinate alone;
         see `_replay`.
     """
@@ -42,6 +45,8 @@ def from_network(
         del params
         return init(key)
 
+    if isinstance(total_steps, int):
+        _checks.check_int("total_steps", total_steps)
     like = jax.eval_shape(init, jax.random.key(0))
 
     def transform(theta):
@@ -55,14 +60,17 @@ def from_network(
             return init_state(theta, params, compute)
 
         def update_checked(updates, state, params=None, *, value=None, **extra_args):
-            seen = {name: extra_args[name] for name in sees if name in extra_args}
+            told = {}
+            if takes_total_steps:
+                planned = extra_args.get("total_steps", total_steps)
+                told = {"total_steps": _required_steps(description, planned)}
             given = {"params": params, "value": value}
             needed = {name: given[name] for name in needs}
             _check_given(description, needed)
             check_state(init_checked, updates, state, needed.get("params"))
             if "params" in needed:
                 needed["params"] = _coordinates.without_masked(updates, params)
-            steps, state = update(weights, cast(updates), state, **cast(needed), **seen)
+            steps, state = update(weights, cast(updates), state, **cast(needed), **told)
             like_grads = lambda g, step: step.astype(jnp.result_type(g))
             return jax.tree.map(like_grads, updates, steps), state
 
@@ -107,6 +115,16 @@ def check_state(
                     f"{_coordinates.OTHER_PARAMETERS} `{name}` has {got} at {path}, "
                     f"not {shape}."
                 )
+
+
+def _required_steps(description, total_steps):
+    if total_steps is None:
+        name = description.partition("(")[0]
+        raise ValueError(
+            f"The update of `{name}` requires `total_steps`, got None: "
+            f"`{name}(total_steps=...)`, or pass it to `tx.update`."
+        )
+    return total_steps
 
 
 def _check_given(description, needed):

@@ -58,13 +58,13 @@ def random_scaling(
         like = jax.eval_shape(problem.init, key, instance)
         leaves, treedef = jax.tree.flatten(like)
         shapes = [leaf.shape if per == "coordinate" else () for leaf in leaves]
-        sizes = [1 if per == "problem" else math.prod(shape) for shape in shapes]
-        # One draw for all, which compiles faster.
-        total = 1 if per == "problem" else sum(sizes)
-        drawn = jax.random.uniform(scale_key, (total,), minval=-reach, maxval=reach)
+        sizes = [math.prod(shape) for shape in shapes]
+        # One draw for all, which compiles faster; of the whole problem a single number.
+        count = 1 if per == "problem" else sum(sizes)
+        drawn = jax.random.uniform(scale_key, (count,), minval=-reach, maxval=reach)
         factors = jnp.exp(drawn * jax.random.bernoulli(share_key, share))
-        ends = np.cumsum(sizes)[:-1] if per != "problem" else []
-        parts = jnp.split(factors, ends) if len(ends) else [factors] * len(leaves)
+        factors = jnp.broadcast_to(factors, (sum(sizes),))
+        parts = jnp.split(factors, np.cumsum(sizes[:-1], dtype=int))[: len(leaves)]
         scales = [
             x.reshape(shape).astype(leaf.dtype)
             for x, shape, leaf in zip(parts, shapes, leaves, strict=True)

@@ -74,11 +74,11 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
     """Twelve unlike families of 60 to 1,600 parameters, for meta-training.
 
     Perceptrons of several depths and activations, an autoencoder, convolutions, a
-    recurrent and an attention network, linear classifiers with and without noise, an
-    ill-conditioned regression and a factorisation; on drawings of invented characters
-    (`tasks.glyphs`) and synthetic data, so that nothing has to be downloaded. Half of
-    the runs of most families have every tensor scaled at random: what an optimizer
-    learns must not hang on one parametrisation.
+    recurrent and an attention network, linear classifiers with and without noise, and a
+    factorisation; on drawings of invented characters (`tasks.glyphs`) and synthetic
+    data, so that nothing has to be downloaded. Half of the runs of most families have
+    every tensor scaled at random: what an optimizer learns must not hang on one
+    parametrisation.
 
     Returns:
       name -> `OptimizationProblem`, each with a `full_loss`.
@@ -91,10 +91,9 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
     entropy, mse = losses.cross_entropy, losses.squared_error
     mlp = lambda sizes, activation=relu: models.MLP(sizes, activation=activation)
     linear = lambda outputs: models.MLP([outputs])
-    as_image = lambda x: jax.nn.sigmoid(x)
+    net = _model.normalize(mlp([14, 5, 14, 49], tanh))
     autoencoder = base.Model(
-        init=mlp([14, 5, 14, 49], tanh).init,
-        apply=lambda params, x: as_image(mlp([14, 5, 14, 49], tanh).apply(params, x)),
+        init=net.init, apply=lambda params, x: sigmoid(net.apply(params, x))
     )
     small, large = _drawings(_bank(7)), _drawings(_bank(12))
     families = {
