@@ -37,17 +37,34 @@ class Coordinatewise(optax.GradientTransformationExtraArgs):
     count. What is composed of it (`optax.chain`) is not marked.
     """
 
+    def split(
+        self, params: base.Params, state: Any
+    ) -> "list[tuple[Coordinatewise, base.Params, Any]]":
+        """One rule, its parameters and its state for each group of parameters."""
+        return [(self, params, state)]
+
+    def join_params(self, like: base.Params, parts: list[base.Params]) -> base.Params:
+        """The parameters, from those of the groups; `like` has their structure."""
+        del like
+        return parts[0]
+
+    def join_state(self, state: Any, parts: list[Any]) -> Any:
+        """`state`, with those of the groups in it."""
+        del state
+        return parts[0]
+
 
 def applies(
-    tx: optax.GradientTransformation, params: base.Params
+    tx: optax.GradientTransformation, params: base.Params, state: Any
 ) -> TypeGuard[Coordinatewise]:
     """Whether `unroll` can differentiate `tx` on these parameters."""
-    leaves = jax.tree.leaves(params)
-    return (
-        isinstance(tx, Coordinatewise)
-        and len({jnp.result_type(x) for x in leaves}) == 1
-        # A block would gather coordinates from all devices.
-        and not any(any(jax.typeof(x).sharding.spec) for x in leaves)
+    if not isinstance(tx, Coordinatewise):
+        return False
+    groups = [jax.tree.leaves(group) for _, group, _ in tx.split(params, state)]
+    one_dtype = all(len({jnp.result_type(x) for x in xs}) == 1 for xs in groups)
+    # A block would gather coordinates from all devices.
+    return one_dtype and not any(
+        any(jax.typeof(x).sharding.spec) for x in jax.tree.leaves(params)
     )
 
 
@@ -67,88 +84,51 @@ def unroll(
       before each. Parameters, state and losses can be differentiated with respect to
       the initial ones and the rule's weights, to first order.
     """
-    blocks = _Blocks(tx, params)
-    zero = jnp.zeros((), jax.eval_shape(loss, params, keys[0], steps[0], data)[0].dtype)
-    one = jnp.zeros(blocks.size, blocks.dtype)
-    # Custom rules see only their arguments: the rule's weights become `weights`.
-    update, weights = jax.closure_convert(
-        lambda grads, *args: tx.update(grads, *args[:2], value=args[2]),
-        *(one, tx.init(one), one, zero),
-    )
-
-    def advance(weights, params, state, grads, value):
-        """One update of a block: parameters and gradients [size], state [..., size]."""
-        updates, state = update(grads, blocks.lead(state), params, value, *weights)
-        return optax.apply_updates(params, updates), blocks.trail(state)
+    value = jax.eval_shape(loss, params, keys[0], steps[0], data)[0]
+    split = tx.split(params, state)
+    groups = [_Group(rule, part, value.dtype) for rule, part, _ in split]
+    # Labels of parameters may depend on shapes.
+    like, like_state = jax.eval_shape(lambda *trees: trees, params, state)
 
     @jax.custom_vjp
-    def run(params, state, *rest):
-        return forward(params, state, *rest)[0]
+    def run(initial, *rest):
+        return forward(initial, *rest)[0]
 
-    def forward(params, state, weights, keys, steps, data):
+    def forward(initial, weights, keys, steps, data):
         def body(carry, each):
             value_and_grad = jax.value_and_grad(loss, has_aux=True)
-            (value, aux), grads = value_and_grad(blocks.join(carry[0]), *each, data)
-            grads = blocks.cut(grads)
-
-            def step(shared, block):
-                (weights, value), (params, state, grads) = shared, block
-                return (), advance(weights, params, state, grads, value)
-
-            _, carry = _over_blocks(step, (), (weights, value), (*carry, grads))
+            parts = _each(lambda group, x: group.join(x[0]), groups, carry)
+            params = tx.join_params(like, parts)
+            (value, aux), grads = value_and_grad(params, *each, data)
+            grads = [part for _, part, _ in tx.split(grads, like_state)]
+            grads = _each(_Group.cut, groups, grads)
+            advance = lambda group, *args: group.advance_all(value, *args)
+            carry = _each(advance, groups, weights, carry, grads)
             return carry, (value, aux, grads)
 
-        carry = blocks.cut(params), blocks.cut_state(state, blocks.everywhere)
+        carry = _each(lambda group, x: group.enter(*x), groups, initial)
         last, (losses, aux, grads) = jax.lax.scan(body, carry, (keys, steps))
-        result = blocks.join(last[0]), blocks.join_state(last[1], lambda x: x[0])
-        return (*result, losses, aux), (*carry, weights, grads, losses)
+        results = _each(lambda group, x: group.leave(*x), groups, last)
+        return (results, losses, aux), (losses, carry, weights, grads)
 
     def backward(kept, bars):
-        params, state, weights, grads, losses = kept
-        params_bar, state_bar, losses_bar, _ = bars
-
-        def score(weights, params, floats, losses, losses_bar, block):
-            """What has the derivatives of the losses and of the last parameters."""
-            integers, grads, params_bar, floats_bar = block
-
-            def body(carry, each):
-                params, state = carry
-                grads, value, bar = each
-                loss = bar * _vdot(grads, params)
-                return advance(weights, params, state, grads, value), loss
-
-            carry = params, blocks.merge(floats, integers)
-            (params, state), scores = jax.lax.scan(
-                body, carry, (grads, losses, losses_bar)
-            )
-            last = params, *blocks.split(state)[0]
-            products = map(_vdot, (params_bar, *floats_bar), last)
-            return sum(products, jnp.sum(scores))
-
-        def gradients(shared, block):
-            weights, losses, losses_bar = shared
-            (params, floats), rest = block
-            weights_bar, *bars = jax.grad(score, (0, 1, 2))(
-                weights, params, floats, losses, losses_bar, rest
-            )
-            return weights_bar, bars
-
-        floats, integers = blocks.split(state)
-        # Cotangents of integers have no values.
-        floats_bar, _ = blocks.split(blocks.cut_state(state_bar, blocks.once))
-        block = integers, jnp.moveaxis(grads, 1, 0), blocks.cut(params_bar), floats_bar
-        weights_bar, (params_bar, floats_bar) = _over_blocks(
-            gradients,
-            optax.tree.zeros_like(weights),
-            (weights, losses, losses_bar),
-            ((params, floats), block),
-        )
-        state_bar = blocks.merge(floats_bar, [None] * len(integers))
-        state_bar = blocks.join_state(state_bar, lambda x: jnp.sum(x, 0))
-        return blocks.join(params_bar), state_bar, weights_bar, *[None] * 3
+        losses, *kept = kept
+        results_bar, losses_bar, _ = bars
+        pull = lambda group, *args: group.pull_back(losses, losses_bar, *args)
+        bars = _each(pull, groups, *kept, results_bar)
+        return [bar for bar, _ in bars], [bar for _, bar in bars], *[None] * 3
 
     run.defvjp(forward, backward)
-    return run(params, state, weights, keys, steps, data)
+    initial = [(part, state) for _, part, state in split]
+    weights = [group.weights for group in groups]
+    results, losses, aux = run(initial, weights, keys, steps, data)
+    parts, states = map(list, zip(*results, strict=True))
+    params, state = tx.join_params(like, parts), tx.join_state(state, states)
+    return params, state, losses, aux
+
+
+def _each(fn, *lists):
+    return [fn(*args) for args in zip(*lists, strict=True)]
 
 
 def _over_blocks(step, zero, shared, blocks):
@@ -210,15 +190,15 @@ def _vdot(bar, x):
     return jnp.vdot(bar.astype(wide), x.astype(wide))
 
 
-class _Blocks:
-    """Coordinates of all parameters in blocks, and back.
+class _Group:
+    """One rule and its parameters, whose coordinates lie in blocks.
 
     The state of the rule for one leaf, [size], says how the state for the parameters
     splits: each of its leaves, [size, ...], is a tree like the parameters there. Other
     leaves, such as a step count, are `shared`.
     """
 
-    def __init__(self, tx, params):
+    def __init__(self, tx, params, loss_dtype):
         leaves = jax.tree.leaves(params)
         self.shapes = [jnp.shape(x) for x in leaves]
         self.dtype = jnp.result_type(leaves[0])
@@ -234,6 +214,93 @@ class _Blocks:
         pairs = [*zip(jax.tree.leaves(one), jax.tree.leaves(longer), strict=True)]
         self.is_shared = [a.shape == b.shape for a, b in pairs]
         self.is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a, _ in pairs]
+        # Custom rules see only their arguments: the rule's weights become `weights`.
+        block = jnp.zeros(self.size, self.dtype)
+        self.update, self.weights = jax.closure_convert(
+            lambda grads, *args: tx.update(grads, *args[:2], value=args[2]),
+            *(block, tx.init(block), block, jnp.zeros((), loss_dtype)),
+        )
+
+    def advance(self, weights, params, state, grads, value):
+        """One update of a block: parameters and gradients [size], state [..., size]."""
+        args = grads, self.lead(state), params, value
+        updates, state = self.update(*args, *weights)
+        return optax.apply_updates(params, updates), self.trail(state)
+
+    def advance_all(self, value, weights, carry, grads):
+        """One update of all blocks: those of `carry` are the parameters and states."""
+
+        def step(shared, block):
+            (weights, value), (params, state, grads) = shared, block
+            return (), self.advance(weights, params, state, grads, value)
+
+        _, carry = _over_blocks(step, (), (weights, value), (*carry, grads))
+        return carry
+
+    def pull_back(self, losses, losses_bar, carry, weights, grads, results_bar):
+        """From the cotangents of K losses and the results: those of what went in.
+
+        Args:
+          losses: [K].
+          losses_bar: [K].
+          carry: the initial parameters and states in blocks.
+          weights: the rule's.
+          grads: [K, num, size].
+          results_bar: of the last parameters and state, as `leave` returns them.
+
+        Returns:
+          Those of the initial parameters and state; and of the weights.
+        """
+        (params, state), (params_bar, state_bar) = carry, results_bar
+
+        def score(weights, params, floats, losses, losses_bar, block):
+            """What has the derivatives of the losses and of the last parameters."""
+            integers, grads, params_bar, floats_bar = block
+
+            def body(carry, each):
+                params, state = carry
+                grads, value, bar = each
+                loss = bar * _vdot(grads, params)
+                return self.advance(weights, params, state, grads, value), loss
+
+            carry = params, self.merge(floats, integers)
+            (params, state), scores = jax.lax.scan(
+                body, carry, (grads, losses, losses_bar)
+            )
+            last = params, *self.split(state)[0]
+            products = map(_vdot, (params_bar, *floats_bar), last)
+            return sum(products, jnp.sum(scores))
+
+        def gradients(shared, block):
+            weights, losses, losses_bar = shared
+            (params, floats), rest = block
+            weights_bar, *bars = jax.grad(score, (0, 1, 2))(
+                weights, params, floats, losses, losses_bar, rest
+            )
+            return weights_bar, bars
+
+        floats, integers = self.split(state)
+        # Cotangents of integers have no values.
+        floats_bar, _ = self.split(self.cut_state(state_bar, self.once))
+        block = integers, jnp.moveaxis(grads, 1, 0), self.cut(params_bar), floats_bar
+        weights_bar, (params_bar, floats_bar) = _over_blocks(
+            gradients,
+            optax.tree.zeros_like(weights),
+            (weights, losses, losses_bar),
+            ((params, floats), block),
+        )
+        state_bar = self.merge(floats_bar, [None] * len(integers))
+        state_bar = self.join_state(state_bar, lambda x: jnp.sum(x, 0))
+        return (self.join(params_bar), state_bar), weights_bar
+
+    def enter(self, params, state):
+        """Parameters and state in blocks, shared values the same in all of them."""
+        everywhere = lambda x: jnp.broadcast_to(x, (self.num, *x.shape))
+        return self.cut(params), self.cut_state(state, everywhere)
+
+    def leave(self, params, state):
+        """Undoes `enter`."""
+        return self.join(params), self.join_state(state, lambda x: x[0])
 
     def cut(self, tree):
         """Leaves [*shape, ...] to [num, size, ...]."""
@@ -303,10 +370,6 @@ class _Blocks:
         """Undoes `lead`."""
         pairs = zip(jax.tree.leaves(state), self.is_shared, strict=True)
         return [x if shared else jnp.moveaxis(x, 0, -1) for x, shared in pairs]
-
-    def everywhere(self, x):
-        """A shared value, the same in every block."""
-        return jnp.broadcast_to(x, (self.num, *x.shape))
 
     def once(self, x):
         """A cotangent of a shared value, in one block alone."""

@@ -85,7 +85,7 @@ def unroll(
     state = tx.init(params) if state is None else state
     steps = first_step + jnp.arange(len(keys), dtype=jnp.int32)
     is_first_order = order in ("first-order", "constant")
-    if is_first_order and probe is None and _replay.applies(tx, params):
+    if is_first_order and probe is None and _replay.applies(tx, params, state):
         with _messages.explain_update():
             params, last, losses, aux = _replay.unroll(
                 loss, tx, params, state, keys, steps, data

@@ -17,6 +17,13 @@ RULES = {
     "lstm, own features": lambda: jm.optimizers.lstm(3, preprocess=_own_features),
     "rnnprop": lambda: jm.optimizers.rnnprop(3),
     "meta_lstm": lambda: jm.optimizers.meta_lstm(3),
+    "partition": lambda: jm.optimizers.partition(
+        {
+            "vector": jm.optimizers.rnnprop(2),
+            "matrix": jm.optimizers.lstm(3),
+        },
+        lambda p: jax.tree.map(lambda x: "matrix" if x.ndim > 1 else "vector", p),
+    ),
 }
 STEPS = 4
 
@@ -42,10 +49,14 @@ def _without_mark(tx):
     return optax.GradientTransformationExtraArgs(*tx)
 
 
+def _applies(tx, params):
+    return _replay.applies(tx, params, tx.init(params))
+
+
 def _meta_loss(lopt, mark, order, theta, params, state):
     """Of all that an unrolled loop returns, each part weighed differently."""
     tx = mark(lopt.transform(theta))
-    assert _replay.applies(tx, params) == (mark is not _without_mark)
+    assert _applies(tx, params) == (mark is not _without_mark)
     keys = jax.random.split(jax.random.key(2), STEPS)
     result = _unroll.unroll(_loss, tx, params, keys, 0.5, order=order, state=state)
     of_state = [
@@ -152,17 +163,21 @@ def test_rules_that_join_coordinates_are_not_taken_apart(name):
         "lstm, features of the leaf": lambda: jm.optimizers.lstm(3, preprocess=of_leaf),
     }[name]()
     tx = lopt.transform(lopt.init(jax.random.key(0)))
-    assert not _replay.applies(tx, _params())
+    assert not _applies(tx, _params())
 
 
 def test_what_is_composed_of_a_rule_is_not_taken_apart():
     lopt = jm.optimizers.lstm(3)
     tx = lopt.transform(lopt.init(jax.random.key(0)))
-    assert _replay.applies(tx, _params())
+    assert _applies(tx, _params())
     chained = optax.chain(optax.clip_by_global_norm(1.0), tx)
-    assert not _replay.applies(chained, _params())
+    assert not _applies(chained, _params())
+    lopts = {"own": lopt, "of none": lopt}
+    lopt = jm.optimizers.partition(lopts, lambda p: jax.tree.map(lambda _: "own", p))
+    parted = lopt.transform(lopt.init(jax.random.key(0)))
+    assert not _applies(parted, _params())
     mixed = {"a": jnp.ones(2), "b": jnp.ones(2, jnp.bfloat16)}
-    assert not _replay.applies(tx, mixed)
+    assert not _applies(tx, mixed)
 
 
 def test_a_step_needs_no_memory_for_the_gates():

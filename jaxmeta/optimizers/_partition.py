@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxmeta import _checks, _describe, base
+from jaxmeta import _checks, _describe, _replay, base
 from jaxmeta.optimizers import _rule
 
 
@@ -63,9 +63,50 @@ def partition(
             _rule.check_state(tx.init, updates, state)
             return tx.update(updates, state, params, **extra_args)
 
+        if all(isinstance(x, _replay.Coordinatewise) for x in transforms.values()):
+            return _Coordinatewise(tx.init, update, transforms, labels)
         return optax.GradientTransformationExtraArgs(tx.init, update)
 
     return base.LearnedOptimizer(init, transform, description)
+
+
+class _Coordinatewise(_replay.Coordinatewise):
+    """Coordinatewise rules, each for its group of parameters."""
+
+    rules: Mapping[Hashable, _replay.Coordinatewise]
+    labels: Any | Callable[[Any], Any]
+
+    def __new__(cls, init, update, rules, labels):
+        self = super().__new__(cls, init, update)
+        self.rules, self.labels = rules, labels
+        return self
+
+    def split(self, params, state):
+        labels = self._labels(params)
+
+        def masked(label):
+            keep = lambda own, x: x if own == label else optax.MaskedNode()
+            return jax.tree.map(keep, labels, params)
+
+        states = state.inner_states
+        return [
+            (rule, masked(label), states[label].inner_state)
+            for label, rule in self.rules.items()
+        ]
+
+    def join_params(self, like, parts):
+        order = list(self.rules)
+        of_group = lambda label, *parts: parts[order.index(label)]
+        return jax.tree.map(of_group, self._labels(like), *parts)
+
+    def join_state(self, state, parts):
+        own = dict(zip(self.rules, parts, strict=True))
+        old = state.inner_states
+        states = {label: old[label]._replace(inner_state=own[label]) for label in old}
+        return state._replace(inner_states=states)
+
+    def _labels(self, params):
+        return self.labels(params) if callable(self.labels) else self.labels
 
 
 def _checked(lopts: Any) -> dict[str, base.LearnedOptimizer]:
