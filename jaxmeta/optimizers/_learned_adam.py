@@ -38,7 +38,7 @@ _NUM_FEATURES = 20
 _NUM_OUTPUTS = 6
 # Gradients from here on are as bad as infinite ones: their squares are.
 _MOST = 1e18
-# Entries of a tensor from which on kernels for each pair pay.
+# Entries of a tensor from which on sums are taken pair by pair.
 _LARGE = 4096
 # Where weights of directions start: Adam's, whose momentum has a decay of 0.9.
 _ADAM = (0.0, 0.0, 1.0, 0.0)
@@ -283,17 +283,18 @@ def _planes(seen, grads, params, mu, nu):
 def _products(planes):
     """Sums over the tensor of the products in `_PAIRS`, [9]."""
     axes = tuple(range(planes[0].ndim))
-    if any(jax.typeof(planes[0]).sharding.spec):
-        # A product over axes with explicit shardings would have to be told its own.
-        return jnp.stack([jnp.sum(planes[i] * planes[j]) for i, j in _PAIRS])
     if planes[0].size >= _LARGE:
-        dot = lambda x, y: jax.lax.dot_general(x, y, ((axes, axes), ((), ())))
+        if any(jax.typeof(planes[0]).sharding.spec):
+            # A `dot` over axes with explicit shardings would have to be told its own.
+            dot = lambda x, y: jnp.sum(x * y)
+        else:
+            dot = lambda x, y: jax.lax.dot_general(x, y, ((axes, axes), ((), ())))
         return jnp.stack([dot(planes[i], planes[j]) for i, j in _PAIRS])
-    # All pairs at once: fewer kernels, but a CPU stacks in a loop that branches.
-    x = jnp.stack(planes, -1)
-    gram = jax.lax.dot_general(x, x, ((axes, axes), ((), ())))
-    rows, columns = map(np.array, zip(*_PAIRS, strict=True))
-    return gram[rows, columns]
+    # All sums in one loop. It has one accumulator for each: no loop for millions.
+    products = tuple(planes[i] * planes[j] for i, j in _PAIRS)
+    zeros = (jnp.zeros((), planes[0].dtype),) * len(_PAIRS)
+    add = lambda xs, ys: tuple(x + y for x, y in zip(xs, ys, strict=True))
+    return jnp.stack(jax.lax.reduce(products, zeros, add, axes))
 
 
 def _agreement(products, time):

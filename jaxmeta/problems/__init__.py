@@ -3,7 +3,11 @@
 from jaxmeta.problems._classification import classification
 from jaxmeta.problems._quadratics import quadratics
 from jaxmeta.problems._scaling import random_scaling
-from jaxmeta.problems._supervised import small_networks, supervised
+from jaxmeta.problems._supervised import (
+    larger_networks,
+    small_networks,
+    supervised,
+)
 from jaxmeta.problems._synthetic import (
     language_model,
     softmax_regression,
@@ -12,6 +16,7 @@ from jaxmeta.problems._synthetic import (
 __all__ = [
     "classification",
     "language_model",
+    "larger_networks",
     "quadratics",
     "random_scaling",
     "small_networks",

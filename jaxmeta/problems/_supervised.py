@@ -71,9 +71,9 @@ def supervised(
 
 
 def small_networks() -> dict[str, base.OptimizationProblem]:
-    """Twelve unlike families of 60 to 1,600 parameters, for meta-training.
+    """Fifteen unlike families of 60 to 3,000 parameters, for meta-training.
 
-    Perceptrons of several depths and activations, an autoencoder, convolutions, a
+    Perceptrons of several depths and activations, autoencoders, convolutions, a
     recurrent and an attention network, linear classifiers with and without noise, and a
     factorisation; on drawings of invented characters (`tasks.glyphs`) and synthetic
     data, so that nothing has to be downloaded. Half of the runs of most families have
@@ -109,6 +109,15 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
         "autoencoder": supervised(
             _reconstruction(small), autoencoder, mse, batch_size=16
         ),
+        "relu_autoencoder": supervised(
+            _reconstruction(small), mlp([20, 6, 20, 49]), mse, batch_size=16
+        ),
+        "relu_regression": supervised(
+            _teacher, mlp([16, 16, 16, 16, 2]), mse, batch_size=16
+        ),
+        "wide": supervised(
+            _projected(large, 24), mlp([40, 40, 10], jax.nn.elu), entropy, batch_size=24
+        ),
         "convolutional": supervised(
             _patches(large), _convolutional(), entropy, batch_size=12
         ),
@@ -133,16 +142,62 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
     }
 
 
-def _drawings(bank, count=32):
-    """Drawings of ten invented characters [10 * count, D], and which."""
+def larger_networks() -> dict[str, base.OptimizationProblem]:
+    """Four families of 4,000 to 15,000 parameters, to validate what was meta-trained.
+
+    Autoencoders of drawings with ReLU and swish, a ReLU classifier of twenty
+    characters and a regression with six ReLU layers: larger than those of
+    `small_networks`, on images of another resolution and another function. On the first
+    a rule whose rates are too high kills units.
+
+    Returns:
+      name -> `OptimizationProblem`, each with a `full_loss`.
+
+    Example:
+      >>> sorted(larger_networks())[:2]
+      ['deep_regression', 'relu_autoencoder']
+    """
+    relu, swish, mse = jax.nn.relu, jax.nn.swish, losses.squared_error
+    mlp = lambda sizes, activation: models.MLP(sizes, activation=activation)
+    bank = _bank(9, characters=60)
+    drawings, images = _drawings(bank, classes=20), _pixels(_drawings(bank))
+    return {
+        "relu_autoencoder": supervised(images, mlp([48, 10, 48, 81], relu), mse),
+        "swish_autoencoder": supervised(images, mlp([32, 8, 32, 81], swish), mse),
+        "relu_classifier": supervised(drawings, mlp([64, 48, 20], relu), batch_size=64),
+        "deep_regression": supervised(_ripples, mlp([28] * 6 + [1], relu), mse),
+    }
+
+
+def _pixels(draw):
+    """Standardised drawings, which an autoencoder is to return."""
+
+    def pixels(draw, key):
+        x, _ = draw(key)
+        return x, x
+
+    return Partial(pixels, draw)
+
+
+def _ripples(key):
+    """A sum of plane waves of four inputs."""
+    x_key, direction_key, phase_key, size_key = jax.random.split(key, 4)
+    x = jax.random.uniform(x_key, (600, 4), minval=-1, maxval=1)
+    phase = 3 * jax.random.normal(phase_key, (1, 6))
+    waves = jnp.sin(2 * x @ jax.random.normal(direction_key, (4, 6)) + phase)
+    return x, waves @ jax.random.normal(size_key, (6, 1)) / 1.7
+
+
+def _drawings(bank, count=32, classes=10):
+    """Drawings of invented characters [classes * count, D], and which."""
 
     def draw(bank, key):
         character_key, drawing_key = jax.random.split(key)
         characters, drawings, dim = bank.shape
-        chosen = jax.random.choice(character_key, characters, (10,), replace=False)
+        chosen = jax.random.choice(character_key, characters, (classes,), replace=False)
         first = jax.random.randint(drawing_key, (), 0, drawings)
         images = jnp.roll(bank[chosen], first, 1)[:, :count]
-        return images.reshape(-1, dim), jnp.repeat(jnp.arange(10), count)
+        return images.reshape(-1, dim), jnp.repeat(jnp.arange(classes), count)
 
     return Partial(draw, bank)
 

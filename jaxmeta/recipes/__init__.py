@@ -32,13 +32,16 @@ from jaxmeta.recipes._learner_settings import (
 from jaxmeta.recipes._optimizer_settings import (
     Cifar10Problem,
     ConvFcLstmOptimizer,
+    LearnedAdamOptimizer,
     LstmOptimizer,
     MnistProblem,
     NtmBfgsOptimizer,
     Pes,
     QuadraticProblem,
     RnnpropOptimizer,
+    SmallNetworks,
     TruncatedBptt,
+    WholeRuns,
 )
 from jaxmeta.recipes._table import DEFAULT, RECIPES
 from jaxmeta.recipes._task_settings import (
@@ -69,6 +72,7 @@ __all__ = [
     "FilmConv4Model",
     "GlyphTasks",
     "ImamlLearner",
+    "LearnedAdamOptimizer",
     "LocomotionTasks",
     "LstmOptimizer",
     "MamlLearner",
@@ -97,12 +101,14 @@ __all__ = [
     "RnnpropOptimizer",
     "SiameseLearner",
     "SinusoidTasks",
+    "SmallNetworks",
     "SubspaceLearner",
     "SvmLearner",
     "TaskSplits",
     "Tasks",
     "Training",
     "TruncatedBptt",
+    "WholeRuns",
     "from_json",
     "to_json",
 ]

@@ -172,6 +172,13 @@ class OptimizerRecipe(Training):
             _checks.check_int(name, getattr(self, name))
         if self.problems_per_chunk is not None:
             _checks.check_int("problems_per_chunk", self.problems_per_chunk)
+        truncates = hasattr(self.estimator, "unroll")
+        if not truncates and (self.curriculum or self.imitation):
+            raise ValueError(
+                "`curriculum` and `imitation` must be left out where runs are not "
+                f"truncated, got {self.curriculum} and {self.imitation}: use the "
+                "estimator's shortest and longest."
+            )
         for horizon in self.curriculum:
             _checks.check_int("curriculum", horizon)
             if horizon % self.estimator.unroll:

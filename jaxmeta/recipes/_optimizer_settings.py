@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -11,12 +11,16 @@ from jax.sharding import Mesh
 from jaxmeta import base, estimators, models, optimizers, problems, tasks
 from jaxmeta.recipes._settings import Settings, settings
 
+# One family, or several by name.
+Problems: TypeAlias = base.OptimizationProblem | Mapping[str, base.OptimizationProblem]
+
 
 class ProblemSplits(NamedTuple):
-    """Problems for meta-training (and validation), and for the test."""
+    """Problems for meta-training, validation and the test."""
 
-    train: base.OptimizationProblem
-    test: base.OptimizationProblem
+    train: Problems
+    validation: Problems
+    test: Problems
 
 
 @settings(problems.quadratics, "dim", "distribution")
@@ -26,7 +30,7 @@ class QuadraticProblem(Settings):
     def splits(self) -> ProblemSplits:
         """Builds the problems; train and test differ in their keys."""
         problem = self.build()
-        return ProblemSplits(problem, problem)
+        return ProblemSplits(problem, problem, problem)
 
 
 @settings()
@@ -61,7 +65,8 @@ class MnistProblem(Settings):
                 init_scale=0.01,
             )
 
-        return ProblemSplits(problem(0), problem(1))
+        train, test = problem(0), problem(1)
+        return ProblemSplits(train, train, test)
 
 
 @settings()
@@ -88,10 +93,21 @@ class Cifar10Problem(Settings):
                 batch_size=self.batch_size,
             )
 
-        return ProblemSplits(problem(0), problem(1))
+        train, test = problem(0), problem(1)
+        return ProblemSplits(train, train, test)
 
 
-Problem: TypeAlias = QuadraticProblem | MnistProblem | Cifar10Problem
+@settings()
+class SmallNetworks(Settings):
+    """Unlike families of networks, on embedded data; larger ones to validate."""
+
+    def splits(self) -> ProblemSplits:
+        """Builds the problems; validation and test differ in their keys."""
+        larger = problems.larger_networks()
+        return ProblemSplits(problems.small_networks(), larger, larger)
+
+
+Problem: TypeAlias = QuadraticProblem | MnistProblem | Cifar10Problem | SmallNetworks
 
 
 @settings(optimizers.lstm, "hidden_size", "num_layers", "output_scale", "init_scale")
@@ -168,8 +184,21 @@ class ConvFcLstmOptimizer(_Lstm):
         return optimizers.partition({"conv": lopt, "fc": lopt}, label)
 
 
+@settings(optimizers.learned_adam, "hidden_size")
+class LearnedAdamOptimizer(Settings):
+    """Adam, scheduled per tensor by a small network."""
+
+    def make(self) -> base.LearnedOptimizer:
+        """Builds the optimizer, which the estimators tell how long a run is."""
+        return self.build()
+
+
 Optimizer: TypeAlias = (
-    LstmOptimizer | ConvFcLstmOptimizer | NtmBfgsOptimizer | RnnpropOptimizer
+    LstmOptimizer
+    | ConvFcLstmOptimizer
+    | NtmBfgsOptimizer
+    | RnnpropOptimizer
+    | LearnedAdamOptimizer
 )
 
 
@@ -219,4 +248,33 @@ class Pes(_Truncated):
         return super().build(*args, staggered=True, **more)
 
 
-Estimator: TypeAlias = TruncatedBptt | Pes
+@settings(estimators.es, "meta_loss", sigma=0.1)
+class WholeRuns(Settings):
+    """Evolution strategies over whole runs."""
+
+    shortest: int = 100
+    """Updates of the shortest run; lengths are uniform in the logarithm."""
+    longest: int = 100
+    """Updates of the longest run."""
+    num_problems: int = 8
+    """Pairs of runs side by side, of each family of problems."""
+
+    def make(
+        self,
+        lopt: base.LearnedOptimizer,
+        problem: base.OptimizationProblem,
+        mesh: Mesh,
+        curriculum: Curriculum | None = None,
+    ) -> base.GradientEstimator:
+        """Builds the estimator; it has no curriculum."""
+        del curriculum
+        return self.build(
+            lopt,
+            problem,
+            horizon=(self.shortest, self.longest),
+            num_problems=self.num_problems,
+            mesh=mesh,
+        )
+
+
+Estimator: TypeAlias = TruncatedBptt | Pes | WholeRuns

@@ -6,13 +6,16 @@ from jaxmeta.recipes._config import OptimizerRecipe
 from jaxmeta.recipes._optimizer_settings import (
     Cifar10Problem,
     ConvFcLstmOptimizer,
+    LearnedAdamOptimizer,
     LstmOptimizer,
     MnistProblem,
     NtmBfgsOptimizer,
     Pes,
     QuadraticProblem,
     RnnpropOptimizer,
+    SmallNetworks,
     TruncatedBptt,
+    WholeRuns,
 )
 
 _lstm_quadratic = OptimizerRecipe(
@@ -140,6 +143,28 @@ _lstm_cifar10 = OptimizerRecipe(
     problems_per_chunk=1,
 )
 
+_general_optimizer = OptimizerRecipe(
+    summary='The optimizer to drop in, "general", over unlike small networks',
+    published="none; the shipped weights are compared in docs/benchmarks/optimizers.md",
+    protocol="evolution strategies over whole runs of {estimator.shortest} to "
+    "{estimator.longest:,} updates, {estimator.num_problems} pairs a family and "
+    "meta-step; the meta-loss is the logarithm of the full-data loss at the end over "
+    "that at the start. Validated and tested after {test_steps:,} updates on four "
+    "families of larger networks, losses over their first; the others' rates tuned for "
+    "each on one grid",
+    problem=SmallNetworks(),
+    optimizer=LearnedAdamOptimizer(),
+    estimator=WholeRuns(meta_loss="log", shortest=80, longest=4000),
+    outer_learning_rate=1e-2,
+    cosine=True,
+    steps=2000,
+    log_every=10,
+    validate_every=100,
+    validation_problems=4,
+    test_problems=16,
+    test_steps=1000,
+)
+
 RECIPES = {
     "lstm-quadratic": _lstm_quadratic,
     "lstm-gac-quadratic": _gac_quadratic,
@@ -149,4 +174,5 @@ RECIPES = {
     "lstm-mnist-enhanced": _lstm_mnist_enhanced,
     "rnnprop-mnist-enhanced": _rnnprop_mnist_enhanced,
     "lstm-cifar10": _lstm_cifar10,
+    "general-optimizer": _general_optimizer,
 }

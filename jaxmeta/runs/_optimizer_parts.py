@@ -1,8 +1,10 @@
 """Builds recipes of learned optimizers: training, validation and test."""
 
 import functools
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -41,13 +43,27 @@ def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
         "problems_per_chunk": recipe.problems_per_chunk,
         "mesh": training.task_mesh(),
     }
-    evaluate = functools.partial(training.evaluate_optimizer, **side_by_side)
+
+    def evaluate(lopt, thetas, problem, **options):
+        """Runs on all families; of several, losses over their first, relative ones."""
+        families = _families(problem)
+        if not isinstance(thetas, Mapping):
+            thetas = dict.fromkeys(families, thetas)
+        losses = [
+            training.evaluate_optimizer(
+                lopt, thetas[name], family, **options, **side_by_side
+            ).per_problem
+            for name, family in families.items()
+        ]
+        if len(losses) > 1:
+            losses = [x / jnp.mean(x[:, :1], 0, keepdims=True) for x in losses]
+        return training.LossCurves(jnp.concatenate(losses))
 
     def validate(theta):
         found = evaluate(
             lopt,
             theta,
-            splits.train,
+            splits.validation,
             num_steps=recipe.test_steps,
             num_problems=recipe.validation_problems,
             key=validation_key,
@@ -68,19 +84,23 @@ def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
         responses = training.update_responses(
             lopt,
             theta,
-            splits.test,
+            next(iter(_families(splits.test).values())),
             gradients=GRADIENTS,
             steps=sorted({int(share * num_steps) for share in SHARES}),
             num_problems=min(8, num_problems),
             key=options["key"],
         )
         for name, make_tx in BASELINES.items():
-            family = optimizers.learned_rate(make_tx)
-            rate = training.tune(
-                family, RATES, splits.train, **options | tuning | side_by_side
-            ).rate
-            curves = evaluate(family, rate, splits.test, **options)
-            found[name] = {"rate": rate, **summarize(curves)}
+            rule = optimizers.learned_rate(make_tx)
+            rates = {
+                family: training.tune(
+                    rule, RATES, problem, **options | tuning | side_by_side
+                ).rate
+                for family, problem in _families(splits.validation).items()
+            }
+            curves = summarize(evaluate(rule, rates, splits.test, **options))
+            told = {"rates": rates} if len(rates) > 1 else {"rate": rates[""]}
+            found[name] = told | curves
         return {
             "num_problems": num_problems,
             "num_steps": num_steps,
@@ -93,18 +113,32 @@ def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
     return _parts.Parts(train_step, like, mesh, train_key, validate, test)
 
 
+def _families(problem):
+    """Name -> family of problems; one alone has no name."""
+    return problem if isinstance(problem, Mapping) else {"": problem}
+
+
 def _make_train_step(recipe, lopt, problem, mesh):
     """Builds the meta-step; with `imitation`, a share of the steps imitates Adam."""
+    families = _families(problem)
     if recipe.scaling is not None:
-        problem = problems.random_scaling(problem, recipe.scaling)
+        scale = lambda problem: problems.random_scaling(problem, recipe.scaling)
+        families = {name: scale(family) for name, family in families.items()}
     curriculum = recipe.horizon()
-    estimator = recipe.estimator.make(lopt, problem, mesh, curriculum)
+
+    def over_families(make):
+        parts = {name: make(family) for name, family in families.items()}
+        return estimators.mixture(parts) if len(parts) > 1 else parts[""]
+
+    estimator = over_families(
+        lambda family: recipe.estimator.make(lopt, family, mesh, curriculum)
+    )
     if not recipe.imitation:
         return training.make_train_step(estimator, recipe.make_outer_tx())
-    imitation = estimators.imitation(
+    imitate = functools.partial(
+        estimators.imitation,
         lopt,
-        problem,
-        optax.adam(recipe.teacher_rate),
+        teacher=optax.adam(recipe.teacher_rate),
         unroll=recipe.estimator.unroll,
         horizon=recipe.estimator.horizon if curriculum is None else curriculum,
         num_problems=recipe.estimator.num_problems,
@@ -113,8 +147,8 @@ def _make_train_step(recipe, lopt, problem, mesh):
     shares = [1 - recipe.imitation, recipe.imitation]
     # Each source counts its own meta-steps.
     outer_txs = [recipe.make_outer_tx(share) for share in shares]
-    sources = list(zip([estimator, imitation], outer_txs, strict=True))
-    return training.alternate(sources, shares)
+    parts = estimator, over_families(imitate)
+    return training.alternate(list(zip(parts, outer_txs, strict=True)), shares)
 
 
 def summarize(curves: training.LossCurves) -> dict:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 
 from jaxmeta import _checks, _pytrees, base
@@ -84,7 +83,6 @@ def update_responses(
 def _respond(lopt, steps, num_problems, key, theta, problem, gradients):
     """Returns [N, S, G]."""
     advance = _runs.advance(lopt, order="constant", rematerialize=False)
-    tx = optax.with_extra_args_support(lopt.transform(theta))
 
     def scalar_loss(params, instance, key):
         value = problem.loss(params, instance, key)
@@ -92,6 +90,7 @@ def _respond(lopt, steps, num_problems, key, theta, problem, gradients):
         return value
 
     def probe(run, coordinate, key):
+        tx = _runs.told_horizon(lopt.transform(theta), run.horizon)
         value, grads = jax.value_and_grad(scalar_loss)(run.params, run.instance, key)
         flat, unravel = ravel_pytree(grads)
 

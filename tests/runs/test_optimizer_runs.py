@@ -26,6 +26,14 @@ def _own_devices(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "8")  # As the tests' own JAX has.
 
 
+class _Families(recipes.QuadraticProblem):
+    """Several families of problems."""
+
+    def splits(self):
+        found = {f"of {dim}": jm.problems.quadratics(dim) for dim in (2, 3)}
+        return type(super().splits())(found, found, found)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "tiny"
@@ -168,6 +176,8 @@ def test_weights_of_another_optimizer_in_a_run(run, capsys, tmp_path):
         {"estimator": recipes.TruncatedBptt(2, 4, 4, second_order=False)},
         {"clip": 1.0},
         {"curriculum": (4, 8), "imitation": 0.5, "scaling": 1.0},
+        {"problem": _Families(), "imitation": 0.5, "scaling": 1.0},
+        {"estimator": recipes.WholeRuns(shortest=2, longest=5, num_problems=4)},
     ],
 )
 def test_every_setting_makes_a_step(part, key):
@@ -181,6 +191,38 @@ def test_every_setting_makes_a_step(part, key):
     state, info = jax.jit(step)(init(key))
     assert np.isfinite(info.loss).all()
     assert state.step == 1
+
+
+def test_a_run_over_families_compares_relative_losses(tmp_path, monkeypatch):
+    """Each family has its own tuned rates; its losses are over their first."""
+    families = lambda: {
+        "small": jm.problems.quadratics(2),
+        "large": jm.problems.quadratics(4),
+    }
+    for name in ("small_networks", "larger_networks"):
+        monkeypatch.setattr(jm.problems, name, families)
+    options = shlex.split(
+        "--steps 4 --log-every 2 --validate-every 2 --validation-problems 3 "
+        "--test-problems 5 --test-steps 6 --shortest 3 --longest 6 --num-problems 2"
+    )
+    run = tmp_path / "run"
+    assert cli.main(["train", "general-optimizer", "--out", str(run), *options]) == 0
+    test = json.loads((run / "summary.json").read_text())["test"]
+    for name, found in test["optimizers"].items():
+        assert found["loss"]["mean"][0] == pytest.approx(1)
+        assert list(found.get("rates", ())) == (
+            [] if name == "learned" else ["small", "large"]
+        )
+    assert test["optimizers"]["momentum"]["final"]["mean"] < 0.5
+    records = (run / "metrics.jsonl").read_text().splitlines()
+    assert "loss_large" in json.loads(records[0])
+
+
+def test_runs_without_truncations_have_no_curriculum():
+    recipe = recipes.RECIPES["general-optimizer"]
+    for change in ({"curriculum": (100,)}, {"imitation": 0.5}):
+        with pytest.raises(ValueError, match="`curriculum` and `imitation` must"):
+            dataclasses.replace(recipe, **change).check()
 
 
 def test_a_share_of_the_steps_ends_its_cosine_at_zero():
