@@ -47,6 +47,8 @@ class Training:
     """Stop after this many validations without a lower loss."""
     seed: int = 0
     """Seed of all randomness."""
+    start: pathlib.Path | None = None
+    """Saved meta-parameters to start from; None draws them."""
 
     def check(self) -> None:
         """Raises ValueError for invalid settings."""
@@ -249,6 +251,7 @@ def from_json(value: Any) -> Any:
             f"{kind} has no field {sorted(unknown)}, only {sorted(known)}."
         )
     fields = {name: from_json(item) for name, item in value.items()}
-    if fields.get("data_dir"):
-        fields["data_dir"] = pathlib.Path(fields["data_dir"])
+    for name in ("data_dir", "start"):
+        if fields.get(name):
+            fields[name] = pathlib.Path(fields[name])
     return _KINDS[kind](**fields)  # pyright: ignore

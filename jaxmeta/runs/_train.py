@@ -11,6 +11,8 @@ import jax
 from jaxmeta import _json, _processes, recipes, training
 from jaxmeta.runs import _build, _folder, _parts
 
+_START = "start.safetensors"
+
 
 def train(
     name: str,
@@ -34,7 +36,10 @@ def train(
     if not path.exists():
         # Before the folder is created: invalid settings leave none behind.
         parts = _build.build(recipe)
+        start = _load_start(run, parts)
         with _folder.claimed(run):
+            if start is not None:
+                parts = _starting_from(start, run, parts)
             summary = _train(run, parts, report)
             if _processes.is_main_process():
                 _folder.write_json(path, summary)
@@ -69,6 +74,26 @@ def resume(
     if steps is not None and steps != run.recipe.steps:
         run = _folder.extend(run, steps)
     return train(run.name, run.recipe, run.directory, report)
+
+
+def _load_start(run, parts):
+    """The meta-parameters to start from: the folder's copy, or the recipe's."""
+    if run.recipe.start is None:
+        return None
+    kept = run.directory / _START
+    path = kept if kept.exists() else run.recipe.start
+    return training.load(path, like=parts.like.meta_params)
+
+
+def _starting_from(start, run, parts):
+    """`parts` with these initial meta-parameters, which the folder keeps."""
+    if _processes.is_main_process() and not (run.directory / _START).exists():
+        training.save(run.directory / _START, start)
+
+    def init(key):
+        return parts.train_step.init(key)._replace(meta_params=start)
+
+    return parts._replace(train_step=parts.train_step._replace(init=init))
 
 
 def _train(

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 
+import chex
 import jax
 import numpy as np
 import optax
@@ -216,6 +217,30 @@ def test_a_run_over_families_compares_relative_losses(tmp_path, monkeypatch):
     assert test["optimizers"]["momentum"]["final"]["mean"] < 0.5
     records = (run / "metrics.jsonl").read_text().splitlines()
     assert "loss_large" in json.loads(records[0])
+
+
+def test_a_run_starts_from_saved_meta_parameters(run, tmp_path, capsys):
+    """And keeps them: the file may go."""
+    recipe = runs.read(run).recipe
+    lopt = recipe.optimizer.make()
+    saved, other = tmp_path / "saved.safetensors", tmp_path / "run"
+    theta = jax.tree.map(lambda x: x + 0.5, lopt.init(jax.random.key(7)))
+    jm.training.save(saved, theta)
+    options = [*TINY, "--start", str(saved), "--outer-learning-rate", "1e-12"]
+    assert cli.main(["train", "lstm-quadratic", "--out", str(other), *options]) == 0
+    saved.unlink()
+    like = jax.eval_shape(lopt.init, jax.random.key(0))
+    opened = runs.read(other)
+    found = runs.best_meta_params(opened, runs.build(opened.recipe).like)
+    chex.assert_trees_all_close(found, theta, atol=1e-9)
+    kept = jm.training.load(other / "start.safetensors", like=like)
+    chex.assert_trees_all_equal(kept, theta)
+    assert cli.main(["resume", str(other), "--steps", "12"]) == 0
+    lost = ["train", "lstm-quadratic", "--out", str(tmp_path / "new"), *options]
+    capsys.readouterr()
+    assert cli.main(lost) != 0
+    assert "there is no" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_runs_without_truncations_have_no_curriculum():
