@@ -68,7 +68,7 @@ def write(
 
 def read(path: pathlib.Path, *, like: Any) -> Any:
     """Reads a tree, in the dtypes of `like`; see `training.load`."""
-    arrays = _checked(path, path, lambda: _parse(path.read_bytes()))
+    arrays = read_arrays(path)
     named = named_leaves(like)
     describe = lambda x: (np.shape(x), _kind(jnp.result_type(x)))
     expected = {name: describe(leaf) for name, leaf in named}
@@ -80,6 +80,18 @@ def read(path: pathlib.Path, *, like: Any) -> Any:
         )
     leaves = [jnp.asarray(arrays[name], jnp.result_type(leaf)) for name, leaf in named]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads all arrays of a file, safetensors or .npz, by name."""
+
+    def parse():
+        if path.suffix == ".npz":
+            with np.load(path) as archive:
+                return dict(archive)
+        return _parse(path.read_bytes())
+
+    return _checked(path, path, parse)
 
 
 def read_card(path: pathlib.Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from jaxmeta.models._relation_net import (
 from jaxmeta.models._resnet12 import ResNet12
 from jaxmeta.models._transformer import Transformer
 from jaxmeta.models._vgg16 import VGG16
+from jaxmeta.models._vgg16_features import vgg16_features
 
 __all__ = [
     "MLP",
@@ -31,5 +32,6 @@ __all__ = [
     "from_equinox",
     "from_linen",
     "from_nnx",
+    "vgg16_features",
     "with_compute_dtype",
 ]
