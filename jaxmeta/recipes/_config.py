@@ -251,7 +251,7 @@ def from_json(value: Any) -> Any:
             f"{kind} has no field {sorted(unknown)}, only {sorted(known)}."
         )
     fields = {name: from_json(item) for name, item in value.items()}
-    for name in ("data_dir", "start"):
-        if fields.get(name):
-            fields[name] = pathlib.Path(fields[name])
+    for field in dataclasses.fields(_KINDS[kind]):
+        if field.type == pathlib.Path | None and fields.get(field.name):
+            fields[field.name] = pathlib.Path(fields[field.name])
     return _KINDS[kind](**fields)  # pyright: ignore

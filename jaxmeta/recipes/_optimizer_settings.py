@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxmeta import base, estimators, models, optimizers, problems, tasks
+from jaxmeta import _images, base, estimators, models, optimizers, problems, tasks
 from jaxmeta.recipes._settings import Settings, settings
 
 # One family, or several by name.
@@ -107,7 +108,54 @@ class SmallNetworks(Settings):
         return ProblemSplits(problems.small_networks(), larger, larger)
 
 
-Problem: TypeAlias = QuadraticProblem | MnistProblem | Cifar10Problem | SmallNetworks
+@settings(problems.neural_art, "content_weight", "style_weight", "variation_weight")
+class NeuralArtProblem(Settings):
+    """Images with the content of one picture in the style of another."""
+
+    weights: pathlib.Path | None = None
+    """Weights of VGG-16, as `models.vgg16_features` reads them; required."""
+    pictures: pathlib.Path | None = None
+    """Folder with pictures in contents/ and styles/, at least two each; required."""
+    size: int = 64
+    """Pixels a side in meta-training; twice as many in the test."""
+
+    def splits(self) -> ProblemSplits:
+        """Reads the pictures.
+
+        Of the contents, the last fifth is for the test; of the styles, the first is for
+        meta-training and the last for the test.
+        """
+        if self.weights is None or self.pictures is None:
+            name = "weights" if self.weights is None else "pictures"
+            raise ValueError(
+                f"`{name}` must be given, got None: neural art has no data of its own. "
+                f"On the command line: --{name} PATH."
+            )
+        features = models.vgg16_features(
+            self.weights, ("conv1_2", "conv2_2", "conv3_3")
+        )
+        folders = [self.pictures / name for name in ("contents", "styles")]
+        contents, styles = (sorted(_images.image_paths(x)) for x in folders)
+        if min(len(contents), len(styles)) < 2:
+            raise ValueError(
+                f"`pictures` must have two or more in contents/ and in styles/, got "
+                f"{len(contents)} and {len(styles)} in {self.pictures}."
+            )
+        held_out = max(1, len(contents) // 5)
+
+        def problem(contents, styles, size):
+            load = lambda path: tasks.load_image(path, size=size, channels=3)
+            stacks = [np.stack([*map(load, paths)]) for paths in (contents, styles)]
+            return self.build(features, *stacks)
+
+        train = problem(contents[:-held_out], styles[:1], self.size)
+        test = problem(contents[-held_out:], styles[-1:], 2 * self.size)
+        return ProblemSplits(train, train, test)
+
+
+Problem: TypeAlias = (
+    QuadraticProblem | MnistProblem | Cifar10Problem | SmallNetworks | NeuralArtProblem
+)
 
 
 @settings(optimizers.lstm, "hidden_size", "num_layers", "output_scale", "init_scale")

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 import jaxmeta as jm
 from jaxmeta import cli, recipes, runs
@@ -217,6 +218,41 @@ def test_a_run_over_families_compares_relative_losses(tmp_path, monkeypatch):
     assert test["optimizers"]["momentum"]["final"]["mean"] < 0.5
     records = (run / "metrics.jsonl").read_text().splitlines()
     assert "loss_large" in json.loads(records[0])
+
+
+def test_neural_art_from_the_command_line(tmp_path, capsys):
+    """On noise, with a network of two filters; tested at twice the size."""
+    rng = np.random.default_rng(0)
+    weights, size = {}, 3
+    for name in ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3"):
+        kernel = rng.normal(size=(3, 3, size, 2)).astype(np.float32) / 2
+        weights |= {f"conv{name}/kernel": kernel, f"conv{name}/bias": np.zeros(2, "f")}
+        size = 2
+    np.savez(tmp_path / "vgg.npz", **weights)
+    for folder in ("contents", "styles"):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / folder / f"{i}.png")
+    given = ["--weights", str(tmp_path / "vgg.npz")]
+    options = shlex.split(
+        "--steps 2 --log-every 1 --validate-every 2 --hidden-size 3 --unroll 2 "
+        "--horizon 4 --test-problems 2 --test-steps 3 --size 8"
+    )
+    command = ["train", "lstm-neural-art", "--out", str(tmp_path / "run"), *options]
+    assert cli.main([*command, *given]) != 0
+    assert "`pictures` must be given" in capsys.readouterr().err
+    given += ["--pictures", str(tmp_path / "pictures")]
+    assert cli.main([*command, *given]) == 0
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]
+    assert np.isfinite(found["optimizers"]["learned"]["final"]["mean"])
+    # What is read again has the paths, and problems of both sizes.
+    splits = runs.read(tmp_path / "run").recipe.problem.splits()
+    sizes = [
+        jax.eval_shape(problem.sample, jax.random.key(0)).content.shape
+        for problem in (splits.train, splits.test)
+    ]
+    assert sizes == [(8, 8, 3), (16, 16, 3)]
 
 
 def test_a_run_starts_from_saved_meta_parameters(run, tmp_path, capsys):
