@@ -135,7 +135,9 @@ class NeuralArtProblem(Settings):
             self.weights, ("conv1_2", "conv2_2", "conv3_3")
         )
         folders = [self.pictures / name for name in ("contents", "styles")]
-        contents, styles = (sorted(_images.image_paths(x)) for x in folders)
+        contents, styles = (
+            _images.image_paths(folder) if folder.is_dir() else [] for folder in folders
+        )
         if min(len(contents), len(styles)) < 2:
             raise ValueError(
                 f"`pictures` must have two or more in contents/ and in styles/, got "
