@@ -128,14 +128,16 @@ def truncated_bptt(
     order = _runs.gradient_order(second_order, hvp)
     advance = _runs.advance(lopt, order=order, rematerialize=rematerialize)
 
-    def start(key, theta, problem, meta_step):
-        return _runs.start(key, theta, lopt, problem, horizon, unroll, meta_step)
+    def start(key, theta, problem, meta_step, drawn=None):
+        more = unroll, meta_step, drawn
+        return _runs.start(key, theta, lopt, problem, horizon, *more)
 
-    def truncation_loss(theta, problem, meta_step, key, run):
-        start_key, run_key = jax.random.split(key)
+    def truncation_loss(theta, problem, meta_step, key, carry):
+        run, start_key, drawn = carry
         # Inside the derivative, because a rule may learn its initial state.
-        run = _runs.restart_if_over(run, start(start_key, theta, problem, meta_step))
-        run, losses = advance(run_key, problem, theta, run, unroll)
+        fresh = start(start_key, theta, problem, meta_step, drawn)
+        run = _runs.restart_if_over(run, fresh)
+        run, losses = advance(key, problem, theta, run, unroll)
         loss, info = _runs.meta_loss(losses, run, weight)
         return loss, (run, info)
 
@@ -147,4 +149,5 @@ def truncated_bptt(
         return _over_runs.place(theta, runs, mesh)
 
     one_run = jax.grad(truncation_loss, has_aux=True)
-    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)
+    args = one_run, init, problem, num_problems, mesh
+    return _over_runs.over_runs(*args, runs_of=lambda runs: runs)

@@ -227,7 +227,8 @@ def pes(
     start, pair_gradient = _pairs(lopt, unroll, horizon, sigma, weight, signs)
 
     def one_run(theta, problem, meta_step, key, carry):
-        start_key, noise_key, run_key = jax.random.split(key, 3)
+        carry, start_key, drawn_problem = carry
+        noise_key, run_key = jax.random.split(key)
         drawn = _draw_noise(noise_key, theta, sigma)
         # The runs of a pair, [2] or [3], share step and horizon.
         is_over = carry.runs.step[0] >= carry.runs.horizon[0]
@@ -241,7 +242,8 @@ def pes(
         else:
             perturbation = total = drawn
         at_start = none if noise == "fresh" else perturbation
-        fresh = start(start_key, problem, theta, at_start, meta_step)
+        args = start_key, problem, theta, at_start, meta_step
+        fresh = start(*args, drawn_problem)
         runs = jax.vmap(_runs.restart_if_over)(carry.runs, fresh)
         grads, after, info = pair_gradient(
             run_key, problem, theta, perturbation, total, runs
@@ -264,7 +266,10 @@ def pes(
         runs = _runs.start_all(run_key, num_problems, staggered, unroll, make)
         return _over_runs.place(theta, EvolutionCarry(runs, kept), mesh)
 
-    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)
+    # All runs of a pair have the same problem, and end together.
+    runs_of = lambda carry: jax.tree.map(lambda x: x[:, 0], carry.runs)
+    args = one_run, init, problem, num_problems, mesh
+    return _over_runs.over_runs(*args, runs_of=runs_of)
 
 
 def _draw_noise(key, theta, sigma):
@@ -276,10 +281,11 @@ def _pairs(lopt, length, horizon, sigma, weight, signs=(1, -1)):
     advance = _runs.advance(lopt, order="constant", rematerialize=False)
     signs = jnp.array(signs, float)
 
-    def start(key, problem, theta, perturbation, meta_step=0):
+    def start(key, problem, theta, perturbation, meta_step=0, drawn=None):
         def one(sign):
             moved = optax.tree.add_scale(theta, sign, perturbation)
-            return _runs.start(key, moved, lopt, problem, horizon, length, meta_step)
+            more = length, meta_step, drawn
+            return _runs.start(key, moved, lopt, problem, horizon, *more)
 
         return jax.vmap(one)(signs)
 

@@ -79,18 +79,19 @@ def imitation(
         )
     teacher = optax.with_extra_args_support(teacher)
 
-    def start(key, theta, problem, meta_step):
-        run = _runs.start(key, theta, lopt, problem, horizon, unroll, meta_step)
+    def start(key, theta, problem, meta_step, drawn=None):
+        more = unroll, meta_step, drawn
+        run = _runs.start(key, theta, lopt, problem, horizon, *more)
         return ImitationCarry(run, teacher.init(run.params))
 
     def truncation_loss(theta, problem, meta_step, key, carry):
-        start_key, run_key = jax.random.split(key)
-        fresh = start(start_key, theta, problem, meta_step)
+        carry, start_key, drawn = carry
+        fresh = start(start_key, theta, problem, meta_step, drawn)
         is_over = carry.runs.step >= carry.runs.horizon
         run, teacher_state = jax.tree.map(
             lambda a, b: jnp.where(is_over, a, b), fresh, carry
         )
-        tx = optax.with_extra_args_support(lopt.transform(theta))
+        tx = _runs.told_horizon(lopt.transform(theta), run.horizon)
 
         def scalar_loss(params, key):
             value = problem.loss(params, run.instance, key)
@@ -109,7 +110,7 @@ def imitation(
             params = optax.apply_updates(params, expected)
             return (params, opt_state, teacher_state), (value, 0.5 * error / count)
 
-        keys = jax.random.split(run_key, unroll)
+        keys = jax.random.split(key, unroll)
         # The backward pass recomputes each step from its inputs.
         step = jax.checkpoint(step, prevent_cse=False)
         state = (run.params, run.opt_state, teacher_state)
@@ -128,4 +129,5 @@ def imitation(
         return _over_runs.place(theta, runs, mesh)
 
     one_run = jax.grad(truncation_loss, has_aux=True)
-    return _over_runs.over_runs(one_run, init, problem, num_problems, mesh)
+    args = one_run, init, problem, num_problems, mesh
+    return _over_runs.over_runs(*args, runs_of=lambda carry: carry.runs)

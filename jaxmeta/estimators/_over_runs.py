@@ -20,6 +20,7 @@ def over_runs(
     num_problems: int,
     mesh: Mesh | None,
     draw: Callable[[jax.Array], Any] | None = None,
+    runs_of: Callable[[Any], _runs.Run] | None = None,
 ) -> base.GradientEstimator:
     """Returns an estimator that averages the gradients of `one_run` over runs.
 
@@ -33,10 +34,18 @@ def over_runs(
       num_problems: N.
       mesh: shards the runs over this mesh's devices.
       draw: `(key) -> value` that all runs get in place of the meta-step.
+      runs_of: `(carry) -> runs`, leaves [N, ...], if these start anew when they are
+        over. `one_run` gets `(carry, start_key, drawn)` in place of the carry, what
+        `_runs.start` takes.
     """
 
     def all_runs(theta, problem, meta_step, keys, carry):
         """Sum and number of the finite gradients, and (carry, info)."""
+        if runs_of is not None:
+            pairs = jax.vmap(jax.random.split)(keys)
+            start_keys, keys = pairs[:, 0], pairs[:, 1]
+            drawn = _runs.draw_if_over(start_keys, problem, runs_of(carry))
+            carry = carry, start_keys, drawn
         if keys.shape[0] == 1:  # `vmap` is slower for one run.
             one = jax.tree.map(lambda x: x[0], carry)
             found = one_run(theta, problem, meta_step, keys[0], one)

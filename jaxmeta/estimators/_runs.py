@@ -111,12 +111,11 @@ def start(
     horizon: Horizon,
     unroll: int = 1,
     meta_step: Any = 0,
+    drawn: tuple[Any, base.Params] | None = None,
 ) -> Run:
-    """Draws an instance, initial parameters and a horizon."""
-    sample_key, init_key, horizon_key = jax.random.split(key, 3)
-    instance = problem.sample(sample_key)
-    params = _dtypes.as_arrays(problem.init(init_key, instance))
-    _checks.check_params(params)
+    """Starts with an instance and parameters, `drawn` or drawn here; and a horizon."""
+    *_, horizon_key = jax.random.split(key, 3)
+    instance, params = _draw(key, problem) if drawn is None else drawn
     opt_state = lopt.transform(theta).init(params)
     if isinstance(horizon, tuple):
         truncations = draw_log_uniform(
@@ -132,6 +131,47 @@ def start(
         step=jnp.zeros((), jnp.int32),
         horizon=truncations * unroll,
     )
+
+
+def _draw(key, problem):
+    """An instance, and initial parameters."""
+    sample_key, init_key, _ = jax.random.split(key, 3)
+    instance = problem.sample(sample_key)
+    params = _dtypes.as_arrays(problem.init(init_key, instance))
+    _checks.check_params(params)
+    return instance, params
+
+
+def draw_if_over(
+    keys: jax.Array, problem: base.OptimizationProblem, runs: Run
+) -> tuple[Any, base.Params]:
+    """What `start` draws for runs that are over; for others, what they have.
+
+    Drawing a data set is dear, and most runs go on.
+
+    Args:
+      keys: [N].
+      problem: the family of problems.
+      runs: leaves [N, ...].
+    """
+
+    def in_turn(*each):
+        def one(each):
+            is_over, key, kept = each
+            return jax.lax.cond(is_over, lambda: _draw(key, problem), lambda: kept)
+
+        return jax.lax.map(one, each)
+
+    def at_once(are_over, keys, kept):
+        def one(is_over, key, kept):
+            where = lambda new, old: jnp.where(is_over, new, old)
+            return jax.tree.map(where, _draw(key, problem), kept)
+
+        draw = lambda: jax.vmap(one)(are_over, keys, kept)
+        return jax.lax.cond(jnp.any(are_over), draw, lambda: kept)
+
+    each = runs.step >= runs.horizon, keys, (runs.instance, runs.params)
+    return jax.lax.platform_dependent(*each, cpu=in_turn, default=at_once)
 
 
 def draw_log_uniform(key: jax.Array, lowest: int, highest: int) -> jax.Array:
