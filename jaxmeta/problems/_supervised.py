@@ -71,7 +71,7 @@ def supervised(
 
 
 def small_networks() -> dict[str, base.OptimizationProblem]:
-    """Fifteen unlike families of 60 to 3,000 parameters, for meta-training.
+    """Fifteen unlike families of 100 to 3,000 parameters, for meta-training.
 
     Perceptrons of several depths and activations, autoencoders, convolutions, a
     recurrent and an attention network, linear classifiers with and without noise, and a
@@ -143,7 +143,7 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
 
 
 def larger_networks() -> dict[str, base.OptimizationProblem]:
-    """Four families of 4,000 to 15,000 parameters, to validate what was meta-trained.
+    """Four families of 4,000 to 10,000 parameters, to validate what was meta-trained.
 
     Autoencoders of drawings with ReLU and swish, a ReLU classifier of twenty
     characters and a regression with six ReLU layers: larger than those of

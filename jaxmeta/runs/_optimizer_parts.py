@@ -44,16 +44,13 @@ def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
         "mesh": training.task_mesh(),
     }
 
-    def evaluate(lopt, thetas, problem, **options):
+    def evaluate(lopt, theta_of, problem, **options):
         """Runs on all families; of several, losses over their first, relative ones."""
-        families = _families(problem)
-        if not isinstance(thetas, Mapping):
-            thetas = dict.fromkeys(families, thetas)
         losses = [
             training.evaluate_optimizer(
-                lopt, thetas[name], family, **options, **side_by_side
+                lopt, theta_of(name), family, **options, **side_by_side
             ).per_problem
-            for name, family in families.items()
+            for name, family in _families(problem).items()
         ]
         if len(losses) > 1:
             losses = [x / jnp.mean(x[:, :1], 0, keepdims=True) for x in losses]
@@ -62,7 +59,7 @@ def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
     def validate(theta):
         found = evaluate(
             lopt,
-            theta,
+            lambda _: theta,
             splits.validation,
             num_steps=recipe.test_steps,
             num_problems=recipe.validation_problems,
@@ -80,7 +77,8 @@ def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
             "key": test_key if seed is None else jax.random.key(seed),
         }
         tuning = {"num_problems": recipe.validation_problems, "key": validation_key}
-        found = {"learned": summarize(evaluate(lopt, theta, splits.test, **options))}
+        learned = evaluate(lopt, lambda _: theta, splits.test, **options)
+        found = {"learned": summarize(learned)}
         responses = training.update_responses(
             lopt,
             theta,
@@ -98,7 +96,7 @@ def build(recipe: recipes.OptimizerRecipe) -> _parts.Parts:
                 ).rate
                 for family, problem in _families(splits.validation).items()
             }
-            curves = summarize(evaluate(rule, rates, splits.test, **options))
+            curves = summarize(evaluate(rule, rates.get, splits.test, **options))
             told = {"rates": rates} if len(rates) > 1 else {"rate": rates[""]}
             found[name] = told | curves
         return {

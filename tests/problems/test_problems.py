@@ -156,7 +156,7 @@ def test_small_networks_learn(key):
         instance = problem.sample(key)
         params = problem.init(key, instance)
         size = sum(x.size for x in jax.tree.leaves(params))
-        at_least, at_most = (60, 3200) if name in small else (4000, 15_000)
+        at_least, at_most = (100, 3100) if name in small else (4000, 10_000)
         assert at_least <= size <= at_most
 
         def body(k, carry):

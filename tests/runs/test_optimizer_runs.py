@@ -220,6 +220,20 @@ def test_a_run_over_families_compares_relative_losses(tmp_path, monkeypatch):
     assert "loss_large" in json.loads(records[0])
 
 
+def test_thetas_of_partitions_are_no_rates_of_families():
+    """Both are dicts."""
+    recipe = dataclasses.replace(
+        recipes.RECIPES["lstm-quadratic"],
+        problem=recipes.QuadraticProblem(dim=2),
+        optimizer=recipes.ConvFcLstmOptimizer(3),
+        validation_problems=2,
+        test_steps=3,
+    )
+    parts = runs.build(recipe)
+    theta = recipe.optimizer.make().init(jax.random.key(0))
+    assert np.isfinite(parts.validate(theta)["loss"])
+
+
 def test_neural_art_from_the_command_line(tmp_path, capsys):
     """On noise, with a network of two filters; tested at twice the size."""
     rng = np.random.default_rng(0)
