@@ -155,15 +155,15 @@ def larger_networks() -> dict[str, base.OptimizationProblem]:
 
     Example:
       >>> sorted(larger_networks())[:2]
-      ['deep_regression', 'relu_autoencoder']
+      ['deep_regression', 'relu_classifier']
     """
     relu, swish, mse = jax.nn.relu, jax.nn.swish, losses.squared_error
     mlp = lambda sizes, activation: models.MLP(sizes, activation=activation)
     bank = _bank(9, characters=60)
     drawings, images = _drawings(bank, classes=20), _pixels(_drawings(bank))
     return {
-        "relu_autoencoder": supervised(images, mlp([48, 10, 48, 81], relu), mse),
-        "swish_autoencoder": supervised(images, mlp([32, 8, 32, 81], swish), mse),
+        "relu_reconstruction": supervised(images, mlp([48, 10, 48, 81], relu), mse),
+        "swish_reconstruction": supervised(images, mlp([32, 8, 32, 81], swish), mse),
         "relu_classifier": supervised(drawings, mlp([64, 48, 20], relu), batch_size=64),
         "deep_regression": supervised(_ripples, mlp([28] * 6 + [1], relu), mse),
     }
