@@ -233,11 +233,11 @@ def pes(
         # The runs of a pair, [2] or [3], share step and horizon.
         is_over = carry.runs.step[0] >= carry.runs.horizon[0]
         none = optax.tree.zeros_like(theta)
-        kept = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), none, carry.noise)
+        kept = optax.tree.where(is_over, none, carry.noise)
         if noise == "persistent":
             perturbation, total = drawn, optax.tree.add(kept, drawn)
         elif noise == "shared":
-            first = jax.tree.map(lambda a, b: jnp.where(is_over, a, b), drawn, kept)
+            first = optax.tree.where(is_over, drawn, kept)
             perturbation = total = first
         else:
             perturbation = total = drawn

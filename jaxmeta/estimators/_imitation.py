@@ -88,9 +88,7 @@ def imitation(
         carry, start_key, drawn = carry
         fresh = start(start_key, theta, problem, meta_step, drawn)
         is_over = carry.runs.step >= carry.runs.horizon
-        run, teacher_state = jax.tree.map(
-            lambda a, b: jnp.where(is_over, a, b), fresh, carry
-        )
+        run, teacher_state = optax.tree.where(is_over, fresh, carry)
         tx = _runs.told_horizon(lopt.transform(theta), run.horizon)
 
         def scalar_loss(params, key):

@@ -164,8 +164,7 @@ def draw_if_over(
 
     def at_once(are_over, keys, kept):
         def one(is_over, key, kept):
-            where = lambda new, old: jnp.where(is_over, new, old)
-            return jax.tree.map(where, _draw(key, problem), kept)
+            return optax.tree.where(is_over, _draw(key, problem), kept)
 
         draw = lambda: jax.vmap(one)(are_over, keys, kept)
         return jax.lax.cond(jnp.any(are_over), draw, lambda: kept)
@@ -203,8 +202,7 @@ def start_all(
 
 def restart_if_over(run: Run, fresh: Run) -> Run:
     """Replaces a run that reached its horizon."""
-    is_over = run.step >= run.horizon
-    return jax.tree.map(lambda a, b: jnp.where(is_over, a, b), fresh, run)
+    return optax.tree.where(run.step >= run.horizon, fresh, run)
 
 
 def meta_loss(

@@ -72,7 +72,7 @@ def classification(
         )
     net = _model.normalize(model)
     # One example of zeros in the dtype the model will see, to initialise it.
-    first = jnp.zeros((1, *inputs.shape[1:]), _to_float(inputs[:0]).dtype)
+    first = jnp.zeros((1, *inputs.shape[1:]), to_float(inputs[:0]).dtype)
     if loss is losses.cross_entropy and labels.ndim == 1:
         _check_labels(net, first, labels)
 
@@ -99,7 +99,7 @@ def classification(
     def full_loss(data, params, instance):
         del instance
         inputs, labels = data
-        return loss(net.apply(params, _to_float(inputs)), labels)
+        return loss(net.apply(params, to_float(inputs)), labels)
 
     data = inputs, labels
     losses_of = (Partial(fn, data) for fn in (batch_loss, full_loss))
@@ -122,7 +122,8 @@ def _check_labels(net, first, labels):
         )
 
 
-def _to_float(inputs):
+def to_float(inputs):
+    """Pixels of bytes as numbers in [0, 1]; others as they are."""
     if inputs.dtype == jnp.uint8:
         return inputs.astype(jnp.result_type(float)) / 255
     return inputs

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from jaxmeta import _checks, _pytrees, base
+from jaxmeta.problems import _classification
 
 
 class NeuralArt(NamedTuple):
@@ -153,8 +154,7 @@ def _pictures(name, pictures):
     pictures = jnp.asarray(np.asarray(pictures))
     if pictures.ndim != 4 or pictures.shape[-1] != 3 or not pictures.size:
         raise ValueError(f"`{name}` must be [n, H, W, 3], got shape {pictures.shape}.")
-    if pictures.dtype == jnp.uint8:
-        return pictures.astype(float) / 255
+    pictures = _classification.to_float(pictures)
     return pictures.astype(jnp.result_type(float, pictures))
 
 

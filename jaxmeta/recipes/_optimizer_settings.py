@@ -255,16 +255,12 @@ Optimizer: TypeAlias = (
 Curriculum: TypeAlias = Callable[[jax.Array], jax.Array]  # of the meta-step
 
 
-@settings()
-class _Truncated(Settings):
-    """Runs that each meta-step advances by one truncation."""
+class _Runs(Settings):
+    """Estimators over runs side by side, `num_problems` of them."""
 
-    unroll: int = 20
-    """Updates per meta-step."""
-    horizon: int = 100
-    """Updates per run."""
-    num_problems: int = 16
-    """Runs side by side; pairs of them where they are perturbed."""
+    def lengths(self, curriculum: Curriculum | None) -> dict[str, Any]:
+        """The factory's arguments that say how long runs are."""
+        raise NotImplementedError
 
     def make(
         self,
@@ -277,11 +273,27 @@ class _Truncated(Settings):
         return self.build(
             lopt,
             problem,
-            unroll=self.unroll,
-            horizon=self.horizon if curriculum is None else curriculum,
             num_problems=self.num_problems,
             mesh=mesh,
+            **self.lengths(curriculum),
         )
+
+
+@settings()
+class _Truncated(_Runs):
+    """Runs that each meta-step advances by one truncation."""
+
+    unroll: int = 20
+    """Updates per meta-step."""
+    horizon: int = 100
+    """Updates per run."""
+    num_problems: int = 16
+    """Runs side by side; pairs of them where they are perturbed."""
+
+    def lengths(self, curriculum: Curriculum | None) -> dict[str, Any]:
+        """A curriculum takes the place of the horizon."""
+        horizon = self.horizon if curriculum is None else curriculum
+        return {"unroll": self.unroll, "horizon": horizon}
 
 
 @settings(estimators.truncated_bptt, "second_order")
@@ -299,7 +311,7 @@ class Pes(_Truncated):
 
 
 @settings(estimators.es, "meta_loss", sigma=0.1)
-class WholeRuns(Settings):
+class WholeRuns(_Runs):
     """Evolution strategies over whole runs."""
 
     shortest: int = 100
@@ -309,22 +321,10 @@ class WholeRuns(Settings):
     num_problems: int = 8
     """Pairs of runs side by side, of each family of problems."""
 
-    def make(
-        self,
-        lopt: base.LearnedOptimizer,
-        problem: base.OptimizationProblem,
-        mesh: Mesh,
-        curriculum: Curriculum | None = None,
-    ) -> base.GradientEstimator:
-        """Builds the estimator; it has no curriculum."""
+    def lengths(self, curriculum: Curriculum | None) -> dict[str, Any]:
+        """Whole runs have no curriculum."""
         del curriculum
-        return self.build(
-            lopt,
-            problem,
-            horizon=(self.shortest, self.longest),
-            num_problems=self.num_problems,
-            mesh=mesh,
-        )
+        return {"horizon": (self.shortest, self.longest)}
 
 
 Estimator: TypeAlias = TruncatedBptt | Pes | WholeRuns
