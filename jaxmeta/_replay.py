@@ -190,15 +190,15 @@ def _vdot(bar, x):
     return jnp.vdot(bar.astype(wide), x.astype(wide))
 
 
-class _Group:
-    """One rule and its parameters, whose coordinates lie in blocks.
+class _Blocks:
+    """Coordinates of all parameters in blocks, and back.
 
     The state of the rule for one leaf, [size], says how the state for the parameters
     splits: each of its leaves, [size, ...], is a tree like the parameters there. Other
     leaves, such as a step count, are `shared`.
     """
 
-    def __init__(self, tx, params, loss_dtype):
+    def __init__(self, tx, params):
         leaves = jax.tree.leaves(params)
         self.shapes = [jnp.shape(x) for x in leaves]
         self.dtype = jnp.result_type(leaves[0])
@@ -214,84 +214,6 @@ class _Group:
         pairs = [*zip(jax.tree.leaves(one), jax.tree.leaves(longer), strict=True)]
         self.is_shared = [a.shape == b.shape for a, b in pairs]
         self.is_float = [jnp.issubdtype(a.dtype, jnp.floating) for a, _ in pairs]
-        # Custom rules see only their arguments: the rule's weights become `weights`.
-        block = jnp.zeros(self.size, self.dtype)
-        self.update, self.weights = jax.closure_convert(
-            lambda grads, *args: tx.update(grads, *args[:2], value=args[2]),
-            *(block, tx.init(block), block, jnp.zeros((), loss_dtype)),
-        )
-
-    def advance(self, weights, params, state, grads, value):
-        """One update of a block: parameters and gradients [size], state [..., size]."""
-        args = grads, self.lead(state), params, value
-        updates, state = self.update(*args, *weights)
-        return optax.apply_updates(params, updates), self.trail(state)
-
-    def advance_all(self, value, weights, carry, grads):
-        """One update of all blocks: those of `carry` are the parameters and states."""
-
-        def step(shared, block):
-            (weights, value), (params, state, grads) = shared, block
-            return (), self.advance(weights, params, state, grads, value)
-
-        _, carry = _over_blocks(step, (), (weights, value), (*carry, grads))
-        return carry
-
-    def pull_back(self, losses, losses_bar, carry, weights, grads, results_bar):
-        """From the cotangents of K losses and the results: those of what went in.
-
-        Args:
-          losses: [K].
-          losses_bar: [K].
-          carry: the initial parameters and states in blocks.
-          weights: the rule's.
-          grads: [K, num, size].
-          results_bar: of the last parameters and state, as `leave` returns them.
-
-        Returns:
-          Those of the initial parameters and state; and of the weights.
-        """
-        (params, state), (params_bar, state_bar) = carry, results_bar
-
-        def score(weights, params, floats, losses, losses_bar, block):
-            """What has the derivatives of the losses and of the last parameters."""
-            integers, grads, params_bar, floats_bar = block
-
-            def body(carry, each):
-                params, state = carry
-                grads, value, bar = each
-                loss = bar * _vdot(grads, params)
-                return self.advance(weights, params, state, grads, value), loss
-
-            carry = params, self.merge(floats, integers)
-            (params, state), scores = jax.lax.scan(
-                body, carry, (grads, losses, losses_bar)
-            )
-            last = params, *self.split(state)[0]
-            products = map(_vdot, (params_bar, *floats_bar), last)
-            return sum(products, jnp.sum(scores))
-
-        def gradients(shared, block):
-            weights, losses, losses_bar = shared
-            (params, floats), rest = block
-            weights_bar, *bars = jax.grad(score, (0, 1, 2))(
-                weights, params, floats, losses, losses_bar, rest
-            )
-            return weights_bar, bars
-
-        floats, integers = self.split(state)
-        # Cotangents of integers have no values.
-        floats_bar, _ = self.split(self.cut_state(state_bar, self.once))
-        block = integers, jnp.moveaxis(grads, 1, 0), self.cut(params_bar), floats_bar
-        weights_bar, (params_bar, floats_bar) = _over_blocks(
-            gradients,
-            optax.tree.zeros_like(weights),
-            (weights, losses, losses_bar),
-            ((params, floats), block),
-        )
-        state_bar = self.merge(floats_bar, [None] * len(integers))
-        state_bar = self.join_state(state_bar, lambda x: jnp.sum(x, 0))
-        return (self.join(params_bar), state_bar), weights_bar
 
     def enter(self, params, state):
         """Parameters and state in blocks, shared values the same in all of them."""
@@ -374,3 +296,88 @@ class _Group:
     def once(self, x):
         """A cotangent of a shared value, in one block alone."""
         return jnp.zeros((self.num, *x.shape), x.dtype).at[0].set(x)
+
+
+class _Group(_Blocks):
+    """One rule, and its parameters in blocks."""
+
+    def __init__(self, tx, params, loss_dtype):
+        super().__init__(tx, params)
+        # Custom rules see only their arguments: the rule's weights become `weights`.
+        block = jnp.zeros(self.size, self.dtype)
+        self.update, self.weights = jax.closure_convert(
+            lambda grads, *args: tx.update(grads, *args[:2], value=args[2]),
+            *(block, tx.init(block), block, jnp.zeros((), loss_dtype)),
+        )
+
+    def advance(self, weights, params, state, grads, value):
+        """One update of a block: parameters and gradients [size], state [..., size]."""
+        args = grads, self.lead(state), params, value
+        updates, state = self.update(*args, *weights)
+        return optax.apply_updates(params, updates), self.trail(state)
+
+    def advance_all(self, value, weights, carry, grads):
+        """One update of all blocks: those of `carry` are the parameters and states."""
+
+        def step(shared, block):
+            (weights, value), (params, state, grads) = shared, block
+            return (), self.advance(weights, params, state, grads, value)
+
+        _, carry = _over_blocks(step, (), (weights, value), (*carry, grads))
+        return carry
+
+    def pull_back(self, losses, losses_bar, carry, weights, grads, results_bar):
+        """From the cotangents of K losses and the results: those of what went in.
+
+        Args:
+          losses: [K].
+          losses_bar: [K].
+          carry: the initial parameters and states in blocks.
+          weights: the rule's.
+          grads: [K, num, size].
+          results_bar: of the last parameters and state, as `leave` returns them.
+
+        Returns:
+          Those of the initial parameters and state; and of the weights.
+        """
+        (params, state), (params_bar, state_bar) = carry, results_bar
+
+        def score(weights, params, floats, losses, losses_bar, block):
+            """What has the derivatives of the losses and of the last parameters."""
+            integers, grads, params_bar, floats_bar = block
+
+            def body(carry, each):
+                params, state = carry
+                grads, value, bar = each
+                loss = bar * _vdot(grads, params)
+                return self.advance(weights, params, state, grads, value), loss
+
+            carry = params, self.merge(floats, integers)
+            (params, state), scores = jax.lax.scan(
+                body, carry, (grads, losses, losses_bar)
+            )
+            last = params, *self.split(state)[0]
+            products = map(_vdot, (params_bar, *floats_bar), last)
+            return sum(products, jnp.sum(scores))
+
+        def gradients(shared, block):
+            weights, losses, losses_bar = shared
+            (params, floats), rest = block
+            weights_bar, *bars = jax.grad(score, (0, 1, 2))(
+                weights, params, floats, losses, losses_bar, rest
+            )
+            return weights_bar, bars
+
+        floats, integers = self.split(state)
+        # Cotangents of integers have no values.
+        floats_bar, _ = self.split(self.cut_state(state_bar, self.once))
+        block = integers, jnp.moveaxis(grads, 1, 0), self.cut(params_bar), floats_bar
+        weights_bar, (params_bar, floats_bar) = _over_blocks(
+            gradients,
+            optax.tree.zeros_like(weights),
+            (weights, losses, losses_bar),
+            ((params, floats), block),
+        )
+        state_bar = self.merge(floats_bar, [None] * len(integers))
+        state_bar = self.join_state(state_bar, lambda x: jnp.sum(x, 0))
+        return (self.join(params_bar), state_bar), weights_bar
