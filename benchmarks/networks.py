@@ -68,7 +68,7 @@ def lstm_optimizer(folder: pathlib.Path) -> Step:
     from jaxmeta import _replay
 
     if os.environ.get("BACKPROPAGATION") == "whole":
-        _replay.applies = lambda tx, params: False
+        _replay.applies = lambda tx, params, state: False
     draw = np.random.default_rng(0)
     shapes = {"w1": (784, 20), "b1": (20,), "w2": (20, 10), "b2": (10,)}
     params = {k: draw.normal(0, 0.1, s).astype("f") for k, s in shapes.items()}

@@ -53,8 +53,9 @@ def vgg16_features(
         mean, or "torchvision". None: as the names tell. Static.
 
     Returns:
-      `(images [N, H, W, 3], RGB in [0, 1]) -> {layer: maps [N, h, w, C]}`, the maps
-      after ReLU. It is a `jax.tree_util.Partial`: its weights are leaves.
+      A function of images [N, H, W, 3], RGB in [0, 1], that returns a dict of maps
+      [N, h, w, C] after ReLU, by layer. It is a `jax.tree_util.Partial`: its weights
+      are leaves.
 
     Raises:
       ValueError: if `path` is no such file or lacks a layer, or a name is unknown.
