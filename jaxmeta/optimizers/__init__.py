@@ -1,7 +1,16 @@
 """Optimizers as optax transformations: for inner loops, and learned ones."""
 
 from jaxmeta.optimizers._adam import adam, adamw
-from jaxmeta.optimizers._celo import CeloState, CeloTheta, celo, load_celo, read_celo
+from jaxmeta.optimizers._celo import (
+    CeloAdamState,
+    CeloSchedulerState,
+    CeloState,
+    CeloTheta,
+    celo,
+    celo_adam,
+    load_celo,
+    read_celo,
+)
 from jaxmeta.optimizers._clipping import (
     adaptive_grad_clip,
     clip_by_block_rms,
@@ -45,13 +54,24 @@ from jaxmeta.optimizers._rnnprop import (
     RnnpropTheta,
     rnnprop,
 )
+from jaxmeta.optimizers._schedulers import LossTrend, RecurrentScheduler
+from jaxmeta.optimizers._small_fc_mlp import (
+    SmallFcMlpState,
+    SmallFcMlpTheta,
+    load_small_fc_mlp,
+    small_fc_mlp,
+)
+from jaxmeta.optimizers._velo import VeloState, VeloTheta, load_velo, velo
 
 __all__ = [
+    "CeloAdamState",
+    "CeloSchedulerState",
     "CeloState",
     "CeloTheta",
     "LearnedAdamState",
     "LearnedAdamTheta",
     "LearnedSgdState",
+    "LossTrend",
     "LstmState",
     "LstmTheta",
     "MetaLstmState",
@@ -59,12 +79,18 @@ __all__ = [
     "MlpState",
     "NtmBfgsState",
     "Pretrained",
+    "RecurrentScheduler",
     "RnnpropState",
     "RnnpropTheta",
+    "SmallFcMlpState",
+    "SmallFcMlpTheta",
+    "VeloState",
+    "VeloTheta",
     "adam",
     "adamw",
     "adaptive_grad_clip",
     "celo",
+    "celo_adam",
     "clip_by_block_rms",
     "clip_by_global_norm",
     "curvature_sgd",
@@ -73,6 +99,8 @@ __all__ = [
     "learned_sgd",
     "load_celo",
     "load_pretrained",
+    "load_small_fc_mlp",
+    "load_velo",
     "log_gradient",
     "lstm",
     "lstm_gac",
@@ -85,4 +113,6 @@ __all__ = [
     "read_celo",
     "rnnprop",
     "scaled_gradient",
+    "small_fc_mlp",
+    "velo",
 ]

@@ -24,16 +24,18 @@ from jaxmeta.optimizers import _coordinates, _rule
 
 _MOMENTUM_DECAYS = (0.5, 0.9, 0.98)
 _SQUARE_DECAYS = (0.99, 0.999)
-# Of what a tensor's products are taken: its gradient, three momenta, its parameters.
-_GRAD, _FAST, _MIDDLE, _SLOW, _PARAM = range(5)
+# Of what a tensor's products are taken: its gradient, three momenta, its parameters,
+# and the second moment and its inverse root, whose product is the root.
+_GRAD, _FAST, _MIDDLE, _SLOW, _PARAM, _SQUARE, _INVERSE = range(7)
 _PAIRS = (
     *((i, i) for i in range(5)),
     (_GRAD, _MIDDLE),
     (_FAST, _MIDDLE),
     (_MIDDLE, _SLOW),
     (_MIDDLE, _PARAM),
+    (_SQUARE, _INVERSE),
 )
-_NUM_FEATURES = 20
+_NUM_FEATURES = 21
 # The rate's logarithm, the change of its offset, and the weights of four directions.
 _NUM_OUTPUTS = 6
 # Gradients from here on are as bad as infinite ones: their squares are.
@@ -47,9 +49,9 @@ _ADAM = (0.0, 0.0, 1.0, 0.0)
 class LearnedAdamTheta(NamedTuple):
     """Meta-parameters of `learned_adam` with H hidden units."""
 
-    hidden: _coordinates.Linear  # kernel [20, H]
+    hidden: _coordinates.Linear  # kernel [21, H]
     output: _coordinates.Linear  # kernel [H, 6]
-    skip: jax.Array  # [20, 6], around the hidden layer
+    skip: jax.Array  # [21, 6], around the hidden layer
 
 
 class LearnedAdamState(NamedTuple):
@@ -82,9 +84,11 @@ def learned_adam(
       s_{t+1} = s_t + r_t / (5 + 0.15 t)
 
     where w warms up over 3 % of the T steps and the network outputs a, r and c. It sees
-    twenty numbers per tensor, none of which depends on the scale of the loss: the share
-    of steps done, their number, the sizes of parameters and directions, cosines between
-    gradient and momenta, the tensor's shape, and means of these over all tensors.
+    21 numbers per tensor, none of which depends on the scale of the loss: the share of
+    steps done, their number, the sizes of parameters and directions, cosines between
+    gradient and momenta, the tensor's shape, means of these over all tensors, and how
+    large its gradients are beside other tensors': with inputs of 0 to 255, those of
+    kernels are a hundred times those of biases.
     Untrained, it is Adam with a warm-up and a linear decay.
 
     Zero gradients move nothing. An update with a non-finite gradient, or one over 1e18,
@@ -170,7 +174,7 @@ def learned_adam(
             *state.nu,
         )
         mean = lambda x, g: x / max(1, g.size)
-        products = stack(jax.tree.map(mean, sums, grads))  # [n, 9]
+        products = stack(jax.tree.map(mean, sums, grads))  # [n, 10]
 
         agreement = 0.9 * stack(state.agreement) + 0.1 * _agreement(products, time)
         features = _features(products, agreement, stack(state.rate), time, flat(params))
@@ -271,17 +275,19 @@ def _step(seen, weight_decay, grads, params, alpha, mixing, *moments):
 
 
 def _planes(seen, grads, params, mu, nu):
-    """Gradient and momenta over the root of the second moment, and the parameters."""
+    """Gradient and momenta over the root of the second moment, parameters, that moment.
+
+    And its inverse root.
+    """
     _, of_mu, of_nu = seen
-    scale = _coordinates.inverse_root(
-        jnp.maximum(*(x / c for x, c in zip(nu, of_nu, strict=True)))
-    )
+    square = jnp.maximum(*(x / c for x, c in zip(nu, of_nu, strict=True)))
+    scale = _coordinates.inverse_root(square)
     momenta = [x * (scale / c) for x, c in zip(mu, of_mu, strict=True)]
-    return grads * scale, *momenta, params
+    return grads * scale, *momenta, params, square, scale
 
 
 def _products(planes):
-    """Sums over the tensor of the products in `_PAIRS`, [9]."""
+    """Sums over the tensor of the products in `_PAIRS`, [10]."""
     axes = tuple(range(planes[0].ndim))
     if planes[0].size >= _LARGE:
         if any(jax.typeof(planes[0]).sharding.spec):
@@ -311,10 +317,10 @@ def _agreement(products, time):
 
 
 def _features(products, agreement, rate, time, params):
-    """What the network sees of each tensor, about 1 in size, [n, 20]."""
+    """What the network sees of each tensor, about 1 in size, [n, 21]."""
     at = {pair: products[:, i] for i, pair in enumerate(_PAIRS)}
     agreement = agreement / time.corrections((0.9,))[0]
-    inverse = [jax.lax.rsqrt(at[i, i] + 1e-12) for i in range(5)]
+    inverse = [jax.lax.rsqrt(at[i, i] + 1e-12) for i in range(_PARAM + 1)]
     cosine = lambda i, j: at[i, j] * inverse[i] * inverse[j]
     log_size = lambda i, least: jnp.log(at[i, i] + least) / 2  # of a root mean square
     param = log_size(_PARAM, 1e-5)
@@ -345,6 +351,15 @@ def _features(products, agreement, rate, time, params):
         mean(middle) + 1,
         mean(grad),
         rate / 2,
+        jnp.clip(_beside_others(at[_SQUARE, _INVERSE]) / 3, -2, 2),
     ]
     spread = lambda x: jnp.broadcast_to(jnp.asarray(x, products.dtype), len(params))
     return jnp.stack([*map(spread, columns)], 1)
+
+
+def _beside_others(sizes):
+    """log(size / geometric mean of all); gradients that are zero do not count."""
+    is_there = sizes > 0
+    logs = jnp.where(is_there, jnp.log(jnp.where(is_there, sizes, 1)), 0)
+    mean = jnp.sum(logs) / jnp.maximum(jnp.sum(is_there), 1)
+    return jnp.where(is_there, logs - mean, 0)

@@ -71,14 +71,15 @@ def supervised(
 
 
 def small_networks() -> dict[str, base.OptimizationProblem]:
-    """Fifteen unlike families of 100 to 3,000 parameters, for meta-training.
+    """Seventeen unlike families of 100 to 3,000 parameters, for meta-training.
 
     Perceptrons of several depths and activations, autoencoders, convolutions, a
     recurrent and an attention network, linear classifiers with and without noise, and a
     factorisation; on drawings of invented characters (`tasks.glyphs`) and synthetic
-    data, so that nothing has to be downloaded. Half of the runs of most families have
-    every tensor scaled at random: what an optimizer learns must not hang on one
-    parametrisation.
+    data, so that nothing has to be downloaded. Inputs are standardised, but of two:
+    pixels up to a thousand, and features of a table in units of their own. Half of the
+    runs of most families have every tensor scaled at random: what an optimizer learns
+    must not hang on one parametrisation.
 
     Returns:
       name -> `OptimizationProblem`, each with a `full_loss`.
@@ -132,6 +133,10 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
         ),
         "blobs": supervised(_blobs, mlp([16, 16, 2]), entropy, batch_size=24),
         "factorisation": supervised(_matrix, _factors(3), mse, batch_size=32),
+        "unscaled": supervised(
+            _unscaled(small), mlp([20, 16, 10]), entropy, batch_size=24
+        ),
+        "table": supervised(_table, mlp([20, 16, 1]), mse, batch_size=16),
     }
     unscaled = ("noisy_linear", "linear")
     return {
@@ -143,12 +148,12 @@ def small_networks() -> dict[str, base.OptimizationProblem]:
 
 
 def larger_networks() -> dict[str, base.OptimizationProblem]:
-    """Four families of 4,000 to 10,000 parameters, to validate what was meta-trained.
+    """Five families of 4,000 to 10,000 parameters, to validate what was meta-trained.
 
-    Autoencoders of drawings with ReLU and swish, a ReLU classifier of twenty
-    characters and a regression with six ReLU layers: larger than those of
-    `small_networks`, on images of another resolution and another function. On the first
-    a rule whose rates are too high kills units.
+    Autoencoders of drawings with ReLU and swish, ReLU classifiers of twenty characters,
+    of standardised pixels and of those up to a thousand, and a regression with six ReLU
+    layers: larger than those of `small_networks`, on images of another resolution and
+    another function. On the first a rule whose rates are too high kills units.
 
     Returns:
       name -> `OptimizationProblem`, each with a `full_loss`.
@@ -166,6 +171,9 @@ def larger_networks() -> dict[str, base.OptimizationProblem]:
         "swish_reconstruction": supervised(images, mlp([32, 8, 32, 81], swish), mse),
         "relu_classifier": supervised(drawings, mlp([64, 48, 20], relu), batch_size=64),
         "deep_regression": supervised(_ripples, mlp([28] * 6 + [1], relu), mse),
+        "unscaled_classifier": supervised(
+            _unscaled(drawings), mlp([64, 48, 20], relu), batch_size=64
+        ),
     }
 
 
@@ -232,6 +240,28 @@ def _reconstruction(draw):
         return x, x
 
     return Partial(reconstruction, draw)
+
+
+def _unscaled(draw):
+    """Drawings from 0 to a common maximum, 1 to 1,000."""
+
+    def unscaled(draw, key):
+        key, maximum_key = jax.random.split(key)
+        x, labels = draw(key)
+        maximum = 10 ** jax.random.uniform(maximum_key, maxval=3)
+        return maximum * (x - jnp.min(x)) / (jnp.max(x) - jnp.min(x)), labels
+
+    return Partial(unscaled, draw)
+
+
+def _table(key):
+    """The teacher's first output; its inputs have units and offsets of their own."""
+    key, unit_key, offset_key = jax.random.split(key, 3)
+    x, y = _teacher(key)
+    shape = (1, x.shape[1])
+    units = jnp.exp(2 * jax.random.normal(unit_key, shape))
+    offsets = 2 * jax.random.normal(offset_key, shape)
+    return units * (x + offsets), y[:, :1]
 
 
 def _patches(draw):

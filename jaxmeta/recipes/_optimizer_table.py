@@ -174,7 +174,7 @@ _general_optimizer = OptimizerRecipe(
     protocol="evolution strategies over whole runs of {estimator.shortest} to "
     "{estimator.longest:,} updates, {estimator.num_problems} pairs a family and "
     "meta-step; the meta-loss is the logarithm of the full-data loss at the end over "
-    "that at the start. Validated and tested after {test_steps:,} updates on four "
+    "that at the start. Validated and tested after {test_steps:,} updates on five "
     "families of larger networks, losses over their first; the others' rates tuned for "
     "each on one grid",
     problem=SmallNetworks(),
