@@ -11,6 +11,7 @@ from jaxmeta.optimizers._celo import (
     load_celo,
     read_celo,
 )
+from jaxmeta.optimizers._celo2 import Celo2State, Celo2Theta, celo2, load_celo2
 from jaxmeta.optimizers._clipping import (
     adaptive_grad_clip,
     clip_by_block_rms,
@@ -64,6 +65,8 @@ from jaxmeta.optimizers._small_fc_mlp import (
 from jaxmeta.optimizers._velo import VeloState, VeloTheta, load_velo, velo
 
 __all__ = [
+    "Celo2State",
+    "Celo2Theta",
     "CeloAdamState",
     "CeloSchedulerState",
     "CeloState",
@@ -90,6 +93,7 @@ __all__ = [
     "adamw",
     "adaptive_grad_clip",
     "celo",
+    "celo2",
     "celo_adam",
     "clip_by_block_rms",
     "clip_by_global_norm",
@@ -98,6 +102,7 @@ __all__ = [
     "learned_rate",
     "learned_sgd",
     "load_celo",
+    "load_celo2",
     "load_pretrained",
     "load_small_fc_mlp",
     "load_velo",

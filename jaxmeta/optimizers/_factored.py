@@ -119,7 +119,12 @@ def accumulate(decays: Decays, grads: jax.Array, moments: Moments) -> Moments:
 
 
 def features(
-    grads: jax.Array, params: jax.Array, moments: Moments, least: float = 0.0
+    grads: jax.Array,
+    params: jax.Array,
+    moments: Moments,
+    *,
+    least: float = 0.0,
+    root_least: float = 1e-6,
 ) -> dict[str, list[jax.Array]]:
     """Features of every parameter of a tensor [...], by kind; see `WIDTHS`.
 
@@ -127,10 +132,11 @@ def features(
       grads: [...].
       params: [...].
       moments: after the gradient.
-      least: added to a vector's second moments where they scale its momenta.
+      least: added to a vector's factored moments where they scale its momenta.
+      root_least: added to second moments where their root divides.
     """
     mu, nu, rows, columns = moments
-    inverse = jax.lax.rsqrt(nu + 1e-6)
+    inverse = jax.lax.rsqrt(nu + root_least)
     spread = [_spread(*pair, grads, least) for pair in zip(rows, columns, strict=True)]
     row, column, of_mu, of_grads = zip(*spread, strict=True)
     roots = lambda xs: [jax.lax.rsqrt(x + 1e-8) for x in xs]
@@ -172,7 +178,13 @@ def network(
     kernel, rest = jnp.split(first.kernel, [len(planes)])
     scaled = jax.lax.rsqrt(mean_squares + 1e-5)[:, None] * kernel
     bias = first.bias if told is None else first.bias + told @ rest
-    x = _coordinates.apply_linear(_coordinates.Linear(scaled, bias), x)
+    return mlp((_coordinates.Linear(scaled, bias), *others), x)
+
+
+def mlp(layers: Sequence[_coordinates.Linear], x: jax.Array) -> jax.Array:
+    """ReLU layers along the last axis."""
+    first, *others = layers
+    x = _coordinates.apply_linear(first, x)
     for layer in others:
         x = _coordinates.apply_linear(layer, jax.nn.relu(x))
     return x

@@ -24,7 +24,8 @@ class Row(NamedTuple):
     make: Callable[[], jm.LearnedOptimizer]
     coupled: bool = False  # Coordinates see each other, ...
     coupled_in_leaf: bool = False  # ... or those of a leaf do.
-    is_whole: bool = False  # Has a state over all coordinates together.
+    num_whole: int = 0  # Arrays of its state over all coordinates together.
+    gathers: bool = False  # Needs whole tensors.
     needs_value: bool = False  # Cannot do without the loss.
     is_for_one_tree: bool = False  # Theta is shaped like the parameters.
     # What an infinite gradient does; or passes, or lasts, or is skipped like a NaN.
@@ -37,9 +38,8 @@ def _scaled_lstm():
     )
 
 
-def _moved_learned_adam():
-    """With a theta that is not its initial one, which is Adam's."""
-    lopt = jm.optimizers.learned_adam(10)
+def _moved(lopt):
+    """With a theta that is not its initial one: Adam's, or one at kinks of ReLU."""
 
     def init(key, params=None):
         theta = lopt.init(key, params)
@@ -57,32 +57,46 @@ OPTIMIZERS = {
     ),
     "lstm, in blocks": Row(lambda: jm.optimizers.lstm(4, block_size=2)),
     "lstm_gac": Row(lambda: jm.optimizers.lstm_gac(4, num_averaged=1), coupled=True),
-    "ntm_bfgs": Row(lambda: jm.optimizers.ntm_bfgs(4), coupled=True, is_whole=True),
+    "ntm_bfgs": Row(
+        lambda: jm.optimizers.ntm_bfgs(4), coupled=True, num_whole=1, gathers=True
+    ),
     "ntm_bfgs, limited": Row(lambda: jm.optimizers.ntm_bfgs(4, window=2), coupled=True),
     "rnnprop": Row(lambda: jm.optimizers.rnnprop(4), infinite="lasts"),
     "mlp": Row(lambda: jm.optimizers.mlp(4), coupled_in_leaf=True, infinite="lasts"),
     "celo": Row(
         lambda: jm.optimizers.celo(10),
         coupled_in_leaf=True,
-        is_whole=True,
+        num_whole=4,
         needs_value=True,
     ),
     "celo_adam": Row(
-        lambda: jm.optimizers.celo_adam(10), is_whole=True, needs_value=True
+        lambda: jm.optimizers.celo_adam(10), num_whole=4, needs_value=True
+    ),
+    "celo2": Row(
+        lambda: _moved(jm.optimizers.celo2(1e-3)), coupled_in_leaf=True, gathers=True
+    ),
+    "celo2, base": Row(
+        lambda: _moved(
+            jm.optimizers.celo2(lambda t: 1e-3 / (t + 1), orthogonalize=False)
+        ),
+        coupled_in_leaf=True,
     ),
     "small_fc_mlp": Row(
-        jm.optimizers.small_fc_mlp,
+        lambda: _moved(jm.optimizers.small_fc_mlp()),
         coupled_in_leaf=True,
-        is_whole=True,
         infinite="lasts",
     ),
     "velo": Row(
         lambda: jm.optimizers.velo(10, hidden_size=6, num_networks=3),
         coupled=True,
-        is_whole=True,
+        num_whole=2,
         needs_value=True,
     ),
-    "learned_adam": Row(_moved_learned_adam, coupled=True, infinite="is skipped"),
+    "learned_adam": Row(
+        lambda: _moved(jm.optimizers.learned_adam(10)),
+        coupled=True,
+        infinite="is skipped",
+    ),
     "learned_sgd": Row(jm.optimizers.learned_sgd, infinite="passes"),
     "learned_sgd, a rate a leaf": Row(
         lambda: jm.optimizers.learned_sgd(shared_by="leaf"),
@@ -389,7 +403,7 @@ def test_map_params_reaches_the_parameters_state_alone(row, tx):
     params = _params()
     state = tx.init(params)
     seen = jax.tree.leaves(optax.tree.map_params(tx, lambda x: "p", state))
-    num_leaves = len(jax.tree.leaves(state)) - row.is_whole
+    num_leaves = len(jax.tree.leaves(state)) - row.num_whole
     count = sum(x.shape == () and x.dtype == jnp.int32 for x in jax.tree.leaves(state))
     assert seen.count("p") == num_leaves - count
 
@@ -412,8 +426,8 @@ def test_states_are_sharded_like_the_parameters(lopt, key, monkeypatch):
 
 def test_no_mesh_of_automatic_axes_gathers(row, lopt, key, monkeypatch):
     """A parameter sharded along either axis: its update is computed where it lies."""
-    if row.is_whole:
-        pytest.skip("its memory is one matrix over all coordinates")
+    if row.gathers:
+        pytest.skip("its memory is one matrix, or it orthogonalises whole ones")
     monkeypatch.setattr(_blocks, "_CPU_BLOCK", 1)
     auto = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=auto)
