@@ -2,13 +2,14 @@
 
     python -m benchmarks.optimizers --data FOLDER
     python -m benchmarks.optimizers --data FOLDER --only characters --steps 200
+    python -m benchmarks.optimizers --data FOLDER --rivals "adam, cosine" celo
     python -m benchmarks.optimizers --table
 
 "general" as it is, beside optax's optimizers with a rate tuned for each problem and
 number of updates, on other seeds than those of the test. The problems and what the
 folder must have are in `_optimizer_problems`; those whose data are missing are left
 out. Celo takes part if the folder has its published weights, `celo/celo_theta.state`.
-What `--only` runs is merged into the JSON.
+What is run takes the place of the same in the JSON; the rest stays.
 """
 
 import argparse
@@ -199,6 +200,28 @@ def log_ratios(problems: dict[str, Any], total: int, rival: str) -> np.ndarray:
     return np.array(rows)
 
 
+def totals(problems: dict[str, Any]) -> list[int]:
+    """Numbers of updates that any problem was run for."""
+    return sorted(
+        {int(total) for found in problems.values() for total in found["steps"]}
+    )
+
+
+def having(problems: dict[str, Any], total: int, rule: str = OURS) -> dict[str, Any]:
+    """The problems that a rule was run on for so many updates."""
+    return {
+        problem: found
+        for problem, found in problems.items()
+        if rule in found["steps"].get(str(total), {})
+    }
+
+
+def rules(problems: dict[str, Any], total: int) -> list[str]:
+    """Rules that were run for so many updates, ours first."""
+    found = having(problems, total).values()
+    return [*dict.fromkeys(name for x in found for name in x["steps"][str(total)])]
+
+
 def summary(problems: dict[str, Any], total: int, rival: str) -> dict[str, Any]:
     """Ratios of final training losses over problems, of means over seeds."""
     ratios = log_ratios(problems, total, rival)
@@ -227,41 +250,35 @@ def steps_to_reach(row: dict[str, Any], total: int) -> float:
 def table(problems: dict[str, Any]) -> str:
     """Returns the Markdown tables: a row a problem, and the ratios to each rival."""
     lines = []
-    first = next(iter(problems.values()))
-    for total in map(int, first["steps"]):
-        names = [*first["steps"][str(total)]]
+    for total in totals(problems):
+        those, names = having(problems, total), rules(problems, total)
         lines += [
             "",
             f"| {total:,} updates | {' | '.join(names)} | Adam's loss after |",
         ]
         lines += ["|---" * (len(names) + 2) + "|"]
-        for problem, found in problems.items():
+        for problem, found in those.items():
             row = found["steps"][str(total)]
-            losses = [float(np.mean(row[name]["train"])) for name in names]
-            cells = [f"{x:.3g}" for x in losses] + [f"{steps_to_reach(row, total):g}"]
+            loss = lambda name, row=row: (
+                f"{np.mean(row[name]['train']):.3g}" if name in row else ""
+            )
+            cells = [*map(loss, names), f"{steps_to_reach(row, total):g}"]
             lines.append(f"| {problem} | {' | '.join(cells)} |")
         lines += ["", "| against | geometric mean | median | interquartile | better |"]
         lines += ["|---|---|---|---|---|"]
         for rival in names[1:]:
-            s = summary(problems, total, rival)
+            s = summary(having(problems, total, rival), total, rival)
             low, high = s["interval"]
             lines.append(
                 f"| {rival} | {s['geometric_mean']:.3f} ({low:.3f} to {high:.3f}) "
                 f"| {s['median']:.2f} | {s['interquartile_mean']:.2f} "
                 f"| {s['better']} of {s['problems']} |"
             )
+        rose = lambda name, found, total=total: np.sum(
+            ~(np.array(found["steps"][str(total)][name]["train"]) < found["first"])
+        )
         failed = {
-            name: sum(
-                int(
-                    np.sum(
-                        ~(
-                            np.array(f["steps"][str(total)][name]["train"])
-                            < np.array(f["first"])
-                        )
-                    )
-                )
-                for f in problems.values()
-            )
+            name: int(sum(rose(name, x) for x in having(those, total, name).values()))
             for name in names
         }
         lines += ["", f"Runs that end above their first loss: {failed}"]
@@ -270,15 +287,14 @@ def table(problems: dict[str, Any]) -> str:
 
 def plot(problems: dict[str, Any], path: pathlib.Path):
     """Losses along the runs over that of tuned Adam at the end, all problems' mean."""
-    first = next(iter(problems.values()))
+    count = len(totals(problems))
     figure, axes = plt.subplots(
-        1, len(first["steps"]), figsize=(3.6 * len(first["steps"]), 3.2), squeeze=False
+        1, count, figsize=(3.6 * count, 3.2), squeeze=False, layout="constrained"
     )
-    for ax, total in zip(axes[0], map(int, first["steps"]), strict=True):
-        names = [*first["steps"][str(total)]]
-        for name in names:
+    for ax, total in zip(axes[0], totals(problems), strict=True):
+        for name in rules(problems, total):
             logs = []
-            for found in problems.values():
+            for found in having(problems, total, name).values():
                 start, row = np.mean(found["first"]), found["steps"][str(total)]
                 bound = lambda x, start=start: np.clip(
                     np.nan_to_num(x, nan=start), FLOOR * start, start
@@ -297,7 +313,6 @@ def plot(problems: dict[str, Any], path: pathlib.Path):
         ax.set(title=f"{total:,} updates", yscale="log", xlabel="update")
     axes[0, 0].set_ylabel("loss / final loss of tuned Adam, cosine")
     axes[0, -1].legend(fontsize=7, frameon=False)
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
 
 
@@ -313,7 +328,7 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args(argv)
     problems: dict[str, Any] = {}
-    if args.out.exists() and (args.only or args.table):
+    if args.out.exists():
         problems = json.loads(args.out.read_text())["problems"]
     if not args.table:
         if args.data is None:
@@ -339,10 +354,14 @@ def _measure_all(args, problems):
         except FileNotFoundError as error:
             print(f"{name}: left out, {error}")
             continue
-        problems[name] = measure(case, args.steps, args.seeds, makes)
+        found = measure(case, args.steps, args.seeds, makes)
+        kept = problems.setdefault(name, {"steps": {}})
+        kept["first"] = found["first"]
+        for total, rows in found["steps"].items():
+            kept["steps"].setdefault(total, {}).update(rows)
         result = {"environment": _timing.environment(), "problems": problems}
         args.out.write_text(json.dumps(result, indent=1) + "\n")
-        for total, row in problems[name]["steps"].items():
+        for total, row in found["steps"].items():
             means = {k: f"{np.mean(v['train']):.3g}" for k, v in row.items()}
             print(name, total, means, flush=True)
 

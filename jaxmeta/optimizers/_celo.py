@@ -89,7 +89,7 @@ def celo(total_steps: int | jax.Array | None = None) -> base.LearnedOptimizer:
         `params` or `value` is missing, or T is unknown.
 
     Differs from the published code:
-      What has no effect there, another linear layer and one more output, is left out.
+      Another linear layer, which has no effect there, is left out.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -84,7 +84,7 @@ def velo(
         are complex, `params` or `value` is missing, or T is unknown.
 
     Differs from the published code:
-      What has no effect there, another linear layer and one more output, is left out.
+      Another linear layer, which has no effect there, is left out.
 
     Example:
       >>> import jax, jax.numpy as jnp
