@@ -1,4 +1,4 @@
-"""Random scaling of the coordinates of a problem."""
+"""Random scaling of the coordinates of a problem, or of its loss."""
 
 import math
 from typing import Literal
@@ -15,20 +15,21 @@ def random_scaling(
     problem: base.OptimizationProblem,
     reach: float = 3.0,
     *,
-    per: Literal["coordinate", "tensor", "problem"] = "coordinate",
+    per: Literal["coordinate", "tensor", "problem", "loss"] = "coordinate",
     share: float = 1.0,
 ) -> base.OptimizationProblem:
-    r"""Scales coordinates by factors that are drawn once per run.
+    r"""Scales coordinates, or the loss, by factors that are drawn once per run.
 
     With factors :math:`c = e^u`, :math:`u \sim U(-r, r)`, the parameters of a run are
     :math:`\theta / c` and its loss :math:`f(c \odot \theta)`: an optimizer that does
-    well on these is invariant to coordinate scales. For meta-training, not for testing.
+    well on these is invariant to coordinate scales. With `per="loss"` it is
+    :math:`c f(\theta)`. For meta-training, not for testing.
 
     Args:
       problem: the problem to scale.
       reach: r.
-      per: whether every coordinate has a factor of its own, every tensor, or only the
-        whole problem. Static.
+      per: whether every coordinate has a factor of its own, every tensor, only the
+        whole problem, or only the loss. Static.
       share: the share of runs that are scaled at all.
 
     Raises:
@@ -47,15 +48,17 @@ def random_scaling(
       (2,)
     """
     _checks.check_positive("reach", reach)
-    _checks.check_choice("per", per, ("coordinate", "tensor", "problem"))
+    _checks.check_choice("per", per, ("coordinate", "tensor", "problem", "loss"))
     if not 0 <= share <= 1:
         raise ValueError(f"`share` must be in [0, 1], got {share}.")
     problem = _pytrees.as_pytree(problem)
+    of_loss = per == "loss"
 
     def sample(problem, key):
         instance_key, scale_key, share_key = jax.random.split(key, 3)
         instance = problem.sample(instance_key)
         like = jax.eval_shape(problem.init, key, instance)
+        like = jax.eval_shape(jnp.ones, ()) if of_loss else like
         leaves, treedef = jax.tree.flatten(like)
         shapes = [leaf.shape if per == "coordinate" else () for leaf in leaves]
         sizes = [math.prod(shape) for shape in shapes]
@@ -73,15 +76,18 @@ def random_scaling(
 
     def init(problem, key, instance):
         inner, scales = instance
-        return jax.tree.map(jnp.divide, problem.init(key, inner), scales)
+        params = problem.init(key, inner)
+        return params if of_loss else jax.tree.map(jnp.divide, params, scales)
 
-    def loss(problem, params, instance, key):
+    def scaled(fn, params, instance, *key):
         inner, scales = instance
-        return problem.loss(jax.tree.map(jnp.multiply, params, scales), inner, key)
+        if of_loss:
+            value = fn(params, inner, *key)
+            return value * scales.astype(value.dtype)
+        return fn(jax.tree.map(jnp.multiply, params, scales), inner, *key)
 
-    def full_loss(problem, params, instance):
-        inner, scales = instance
-        return problem.full_loss(jax.tree.map(jnp.multiply, params, scales), inner)
+    loss = lambda problem, *args: scaled(problem.loss, *args)
+    full_loss = lambda problem, *args: scaled(problem.full_loss, *args)
 
     # The problem is an argument so that its data stay leaves.
     return base.OptimizationProblem(

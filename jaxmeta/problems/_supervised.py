@@ -1,12 +1,13 @@
 """Families of supervised problems that draw a data set for every run."""
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from jaxmeta import _checks, _model, base, losses, models
+from jaxmeta import _checks, _model, _pytrees, base, losses, models
 from jaxmeta.problems import _scaling
 from jaxmeta.tasks import _glyphs
 
@@ -16,7 +17,7 @@ def supervised(
     model: base.ModelLike,
     loss: base.LossFn = losses.cross_entropy,
     *,
-    batch_size: int = 32,
+    batch_size: int | tuple[int, int] = 32,
     start_spread: float = 0.0,
 ) -> base.OptimizationProblem:
     """Trains `model` on a data set that each run draws for itself.
@@ -25,15 +26,19 @@ def supervised(
       draw: `(key) -> (inputs [N, ...], targets [N, ...])`, the data of a run.
       model: `(inputs [B, ...]) -> outputs [B, ...]`.
       loss: `(outputs, targets) -> scalar`, the loss of a batch.
-      batch_size: B, examples per step, drawn with replacement. Static.
+      batch_size: B, examples per step, drawn with replacement; or the least and the
+        most, of which each run draws its own, uniformly in the logarithm. A step of the
+        most examples, some of them repeated, takes as long for all. Static.
       start_spread: initial parameters are scaled by a common factor whose logarithm is
         normal with this deviation.
 
     Returns:
-      An `OptimizationProblem` with a `full_loss`, over all N examples.
+      An `OptimizationProblem` with a `full_loss`, over all N examples. Its instances
+      are `draw`'s inputs and targets and, if it is drawn, the batch size.
 
     Raises:
-      ValueError: if `batch_size` is not positive or `start_spread` negative.
+      ValueError: if `batch_size` is not positive or a pair not ordered, or
+        `start_spread` negative.
 
     Example:
       >>> import jax, jax.numpy as jnp, jaxmeta as jm
@@ -48,10 +53,22 @@ def supervised(
       >>> problem.full_loss(params, instance).shape
       ()
     """
-    _checks.check_int("batch_size", batch_size)
+    least, most = (batch_size,) * 2 if isinstance(batch_size, int) else batch_size
+    _checks.check_int("batch_size", least)
+    if most < least:
+        raise ValueError(f"`batch_size` must be (least, most), got {batch_size}.")
     if start_spread < 0:
         raise ValueError(f"`start_spread` must not be negative, got {start_spread}.")
     net = _model.normalize(model)
+
+    def sample(draw, key):
+        if least == most:
+            return draw(key)
+        key, size_key = jax.random.split(key)
+        log_size = jax.random.uniform(
+            size_key, minval=math.log(least), maxval=math.log(most + 1)
+        )
+        return *draw(key), jnp.minimum(jnp.exp(log_size).astype(int), most)
 
     def init(key, instance):
         model_key, spread_key = jax.random.split(key)
@@ -60,14 +77,19 @@ def supervised(
         return jax.tree.map(lambda p: (factor * p).astype(p.dtype), params)
 
     def full_loss(params, instance):
-        inputs, targets = instance
+        inputs, targets = instance[:2]
         return loss(net.apply(params, inputs), targets)
 
     def batch_loss(params, instance, key):
-        chosen = jax.random.randint(key, (batch_size,), 0, instance[0].shape[0])
-        return full_loss(params, tuple(x[chosen] for x in instance))
+        inputs, targets, *size = instance
+        chosen = jax.random.randint(key, (most,), 0, inputs.shape[0])
+        if size:  # The first of them, again and again: about their mean.
+            chosen = chosen[jnp.arange(most) % size[0]]
+        return full_loss(params, (inputs[chosen], targets[chosen]))
 
-    return base.OptimizationProblem(draw, init, batch_loss, full_loss)
+    return base.OptimizationProblem(
+        Partial(sample, _pytrees.as_partial(draw)), init, batch_loss, full_loss
+    )
 
 
 def small_networks() -> dict[str, base.OptimizationProblem]:

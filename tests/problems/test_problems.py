@@ -2,6 +2,7 @@
 
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +111,45 @@ def test_random_scaling_of_tensors_or_of_the_whole(per, count, key):
         jm.problems.random_scaling(plain, per="leaf")
 
 
+def test_random_scaling_of_the_loss(key):
+    plain = _classification()
+    scaled = jm.problems.random_scaling(plain, 3.0, per="loss", share=0.5)
+    _, factors = jax.vmap(scaled.sample)(jax.random.split(key, 400))
+    assert 0.4 < np.mean(factors != 1) < 0.6
+    assert np.log(factors).min() < -2.5
+    assert np.log(factors).max() > 2.5
+    inner, factor = plain.sample(key), jnp.array(7.0)
+    params = scaled.init(key, (inner, factor))
+    chex.assert_trees_all_equal(params, plain.init(key, inner))
+    for name, rest in (("loss", (key,)), ("full_loss", ())):
+        found, expected = (
+            getattr(problem, name)(params, instance, *rest)
+            for problem, instance in ((scaled, (inner, factor)), (plain, inner))
+        )
+        np.testing.assert_allclose(found, 7 * expected, rtol=1e-6)
+
+
+def test_runs_may_draw_their_batch_size(key):
+    """The noise of a batch's loss is that of so many examples."""
+    draw = lambda key: (jax.random.normal(key, (500, 1)), jnp.zeros((500, 1)))
+    model = jm.Model(lambda key, x: jnp.ones(()), lambda scale, x: scale * x)
+    loss = lambda outputs, targets: jnp.mean(outputs)
+    problem = jm.problems.supervised(draw, model, loss, batch_size=(2, 16))
+    keys = jax.random.split(key, 3000)
+    inputs, targets, sizes = jax.vmap(problem.sample)(keys)
+    assert sorted(set(sizes.tolist())) == [*range(2, 17)]
+    # Uniform in the logarithm: as many of 2 and 3 as of 8 to 15.
+    few, many = (np.mean((a <= sizes) & (sizes < b)) for a, b in ((2, 4), (8, 16)))
+    np.testing.assert_allclose(few, many, rtol=0.15)
+    for size in (2, 4, 16):
+        instance = inputs[0], targets[0], jnp.array(size)
+        params = problem.init(key, instance)
+        losses = jax.vmap(problem.loss, (None, None, 0))(params, instance, keys)
+        np.testing.assert_allclose(losses.std() * size**0.5, 1, rtol=0.1)
+    with pytest.raises(ValueError, match=r"`batch_size` must be \(least, most\)"):
+        jm.problems.supervised(draw, model, loss, batch_size=(9, 3))
+
+
 def test_full_losses_are_the_mean_over_batches(key):
     """Of data sets that runs draw, of given ones, and of scaled ones."""
 
@@ -149,7 +189,7 @@ def test_small_networks_learn(key):
     """Adam halves the excess of nearly every family's loss: all can be learned."""
     small, larger = jm.problems.small_networks(), jm.problems.larger_networks()
     families = small | larger
-    assert len(families) == len(small) + len(larger) == 19
+    assert len(families) == len(small) + len(larger) == 22
     tx = optax.adam(0.02)
 
     def ratio(name, problem):
