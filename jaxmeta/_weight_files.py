@@ -13,9 +13,11 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from jaxmeta import _archives
 from jaxmeta._names import named_leaves
 
 SUFFIX = ".safetensors"
+_MAX_CARD = 2**20  # bytes
 
 # Dtypes in files, by their safetensors names.
 _DTYPES = {
@@ -82,13 +84,12 @@ def read(path: pathlib.Path, *, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+def read_arrays(path: pathlib.Path, *, max_bytes: int = 2**33) -> dict[str, np.ndarray]:
     """Reads all arrays of a file, safetensors or .npz, by name."""
 
     def parse():
         if path.suffix == ".npz":
-            with np.load(path) as archive:
-                return dict(archive)
+            return _archives.read_npz(path, max_bytes=max_bytes)
         return _parse(path.read_bytes())
 
     return _checked(path, path, parse)
@@ -101,6 +102,8 @@ def read_card(path: pathlib.Path) -> dict[str, Any]:
         return {}
 
     def parse():
+        if (size := card_path.stat().st_size) > _MAX_CARD:
+            raise ValueError(f"{size:,} bytes; a card has at most {_MAX_CARD:,}")
         card = json.loads(card_path.read_text())
         if not isinstance(card, dict):
             raise ValueError(f"a card is an object, not {type(card).__name__}")
@@ -114,7 +117,8 @@ def _checked(path, reading, read):
         return read()
     except FileNotFoundError as error:
         raise ValueError(f"`path` holds no weights: there is no {path}.") from error
-    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+    # Of safetensors, JSON that is nested too deeply, and others.
+    except Exception as error:
         raise ValueError(f"`path` is damaged: {reading} ({error}).") from error
 
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxmeta import _archives
 from jaxmeta.tasks import _zero_shot
 
 _ARRAYS = ("features", "labels", "attributes")
 
 
-def load_attributes(path: str | os.PathLike[str]) -> _zero_shot.AttributeData:
+def load_attributes(
+    path: str | os.PathLike[str], *, max_bytes: int = 2**33
+) -> _zero_shot.AttributeData:
     """Loads zero-shot data: an .npz file, or a folder in the layout of xlsa17.
 
     An .npz file holds `features` [N, ...] (floats or uint8 images), `labels` [N]
@@ -25,13 +28,15 @@ def load_attributes(path: str | os.PathLike[str]) -> _zero_shot.AttributeData:
 
     Args:
       path: the file or the folder.
+      max_bytes: what a file may unpack to, and its reader take.
 
     Returns:
       The data; floats are float32.
 
     Raises:
       FileNotFoundError: if the file or folder, or a file in it, does not exist.
-      ValueError: if arrays are missing, have wrong shapes, or are inconsistent.
+      ValueError: if arrays are missing, have wrong shapes, or are inconsistent, a file
+        is damaged or unpacks to more than `max_bytes`, or floats do not fit float32.
 
     Example:
       >>> load_attributes("xlsa17/data/CUB").attributes.shape  # doctest: +SKIP
@@ -43,25 +48,13 @@ def load_attributes(path: str | os.PathLike[str]) -> _zero_shot.AttributeData:
     """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
-        return _check(path, _read_splits(path))
+        return _check(path, _read_splits(path, max_bytes))
     if not path.is_file():
         raise FileNotFoundError(f"There is no file or folder {path}.")
-    return _check(path, _read_npz(path))
+    return _check(path, _archives.read_npz(path, max_bytes=max_bytes))
 
 
-def _read_npz(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        # Given a path, NumPy leaves a damaged file open.
-        with open(path, "rb") as opened, np.load(opened) as file:
-            return {name: file[name] for name in file.files}
-    # NumPy raises ValueError, zipfile.BadZipFile, EOFError and others.
-    except Exception as error:
-        raise ValueError(
-            f"{path} is damaged or not an .npz file of plain arrays ({error})."
-        ) from error
-
-
-def _read_splits(folder: pathlib.Path) -> dict[str, Any]:
+def _read_splits(folder: pathlib.Path, max_bytes: int) -> dict[str, Any]:
     """Reads the two files of xlsa17, with 1-based indices."""
     parts = {
         "res101.mat": ("features", "labels"),
@@ -75,7 +68,7 @@ def _read_splits(folder: pathlib.Path) -> dict[str, Any]:
     }
     found = {}
     for name, wanted in parts.items():
-        found |= _read_mat(folder / name, wanted)
+        found |= _read_mat(folder / name, wanted, max_bytes)
     labels = _indices(folder, "labels", found["labels"])
     rows = {
         name: _indices(folder, name, found[name], len(labels))
@@ -87,35 +80,20 @@ def _read_splits(folder: pathlib.Path) -> dict[str, Any]:
         "attributes": found["att"].T,
         "seen": np.unique(labels[rows["trainval_loc"]]),
         "unseen": np.unique(labels[rows["test_unseen_loc"]]),
-        "names": [str(name.item()) for name in found["allclasses_names"].ravel()],
+        "names": found["allclasses_names"].ravel(),
         "held_out": rows["test_seen_loc"],
     }
 
 
-def _read_mat(path: pathlib.Path, names: tuple[str, ...]) -> dict[str, Any]:
-    # Importing SciPy's readers takes as long as importing `jaxmeta.tasks`.
-    from scipy import io
-
+def _read_mat(
+    path: pathlib.Path, names: tuple[str, ...], max_bytes: int
+) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no file {path}; a folder of the proposed splits has res101.mat "
             "and att_splits.mat."
         )
-    try:
-        found = io.loadmat(path)
-    # SciPy raises ValueError, NotImplementedError, MatReadError and others.
-    except Exception as error:
-        raise ValueError(
-            f"{path} is damaged or not a MATLAB file ({error})."
-        ) from error
-    missing = sorted(set(names) - set(found))
-    if missing:
-        raise ValueError(f"{path} has no {missing}; it holds {_stored(found)}.")
-    return {name: found[name] for name in names}
-
-
-def _stored(found: dict[str, Any]) -> list[str]:
-    return sorted(name for name in found if not name.startswith("__"))
+    return _archives.read_mat(path, names, max_bytes=max_bytes)
 
 
 def _indices(
@@ -156,7 +134,7 @@ def _check(path: pathlib.Path, found: dict[str, Any]) -> _zero_shot.AttributeDat
     seen = _integers(path, "seen", found.get("seen", others), num_classes)
     if shared := sorted(set(seen.tolist()) & set(unseen.tolist())):
         raise ValueError(f"The classes {shared} in {path} are both seen and unseen.")
-    names = tuple(map(str, found.get("names", range(num_classes))))
+    names = tuple(map(str, np.atleast_1d(found.get("names", range(num_classes)))))
     if len(names) != num_classes:
         raise ValueError(
             f"`names` in {path} must name each of the {num_classes} classes, got "
@@ -194,7 +172,12 @@ def _integers(
 
 
 def _floats(name: str, values: np.ndarray) -> np.ndarray:
-    floats = values.astype(np.float32)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"`{name}` must be real numbers, got dtype {values.dtype}.")
+    with np.errstate(over="ignore"):
+        floats = values.astype(np.float32)
     if not np.isfinite(floats).all():
-        raise ValueError(f"`{name}` has non-finite values; replace them.")
+        raise ValueError(
+            f"`{name}` has values that are not finite in float32; replace them."
+        )
     return floats

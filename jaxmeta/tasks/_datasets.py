@@ -4,6 +4,7 @@ Letters: C classes, E examples per class, H height, W width.
 """
 
 import importlib
+import math
 import os
 import pathlib
 from collections.abc import Sequence
@@ -173,7 +174,9 @@ def load_folder(
     return _pad(stacks, tuple(folder.name for folder in folders))
 
 
-def load_image(path: str | os.PathLike[str], *, size: int, channels: int) -> np.ndarray:
+def load_image(
+    path: str | os.PathLike[str], *, size: int, channels: int, max_pixels: int = 2**26
+) -> np.ndarray:
     """Loads one image, resized to a square by averaging over areas.
 
     Values are as in the file, never inverted, whereas `few_shot` scales to [0, 1] and
@@ -187,14 +190,15 @@ def load_image(path: str | os.PathLike[str], *, size: int, channels: int) -> np.
       path: a file that Pillow can read.
       size: H = W, in pixels.
       channels: 1 for grey, 3 for RGB.
+      max_pixels: of the file; a small file may unpack to very many.
 
     Returns:
       [H, W, channels] uint8.
 
     Raises:
       FileNotFoundError: if there is no file `path`.
-      ValueError: if the file is not an image or is damaged, or `size` or `channels` is
-        out of range.
+      ValueError: if the file is not an image, is damaged or has more than `max_pixels`,
+        or `size` or `channels` is out of range.
 
     Example:
       >>> load_image("cat.png", size=28, channels=1).shape  # doctest: +SKIP
@@ -210,6 +214,11 @@ def load_image(path: str | os.PathLike[str], *, size: int, channels: int) -> np.
     pil = import_extra("PIL.Image")
     try:
         with pil.open(path) as file:
+            if file.width * file.height > max_pixels:
+                raise ValueError(
+                    f"{file.width} x {file.height} pixels are more than `max_pixels`, "
+                    f"{max_pixels:,}"
+                )
             image = _flatten(file).convert("RGB" if channels == 3 else "L")
     # Pillow's decoders raise OSError, SyntaxError, struct.error and others.
     except Exception as error:
@@ -279,8 +288,30 @@ def _flatten(image: Any) -> Any:
     return image
 
 
+def check_padding(names: Sequence[str], num_examples: Sequence[int], shape: Any):
+    """Raises ValueError if padding classes to the largest takes far more than they.
+
+    Args:
+      names: of the classes.
+      num_examples: of each class.
+      shape: of an example, in bytes.
+    """
+    size = math.prod(shape)
+    largest = int(np.argmax(num_examples))
+    padded = len(num_examples) * num_examples[largest] * size
+    own = sum(num_examples) * size
+    if padded > max(2**32, 4 * own):
+        raise ValueError(
+            f"The class {names[largest]!r} has {num_examples[largest]:,} images, the "
+            f"median class {int(np.median(num_examples)):,}. Padded to the largest, "
+            f"all {len(num_examples):,} take {padded / 2**30:.1f} GiB, their images "
+            f"alone {own / 2**30:.1f}. Keep fewer images of it."
+        )
+
+
 def _pad(stacks: list[np.ndarray], names: tuple[str, ...]) -> ImageClasses:
     num_examples = np.array([len(stack) for stack in stacks], np.int32)
+    check_padding(names, num_examples.tolist(), stacks[0].shape[1:])
     shape = (len(stacks), num_examples.max(), *stacks[0].shape[1:])
     images = np.zeros(shape, np.uint8)
     for padded, stack in zip(images, stacks, strict=True):

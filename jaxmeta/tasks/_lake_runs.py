@@ -6,19 +6,19 @@ import os
 import pathlib
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmeta import _checks, base
+from jaxmeta import _archives, _checks, base
 from jaxmeta.tasks import _datasets
 
 _RUNS_PER_ALPHABET = 2
 _ALPHABETS = 10
 _WAYS = 20
+_MAX_BYTES = 2**30  # of an archive's drawings, unpacked; the original has 3 MB
 _DRAWING = re.compile(r"[^/]+/([^/]+)/(character\d+)/\d+_(\d+)\.png")
 # Some archives have a folder above the runs; macOS adds files like "._class01.png".
 _FILE = re.compile(
@@ -50,8 +50,9 @@ def load_lake_runs(path: str | os.PathLike[str], *, size: int = 28) -> list[base
 
     Raises:
       FileNotFoundError: if `path` does not exist.
-      ValueError: if it is not such an archive, a run lacks labels or they name missing
-        files, a drawing cannot be read, or `size` is not a positive int.
+      ValueError: if it is not such an archive or unpacks to more than 1 GiB, a run
+        lacks labels or they name missing files, a test image is one of the training
+        images, a drawing cannot be read, or `size` is not a positive int.
       ImportError: if the extra `data` is not installed.
 
     Example:
@@ -151,32 +152,20 @@ def _read_files(path: pathlib.Path) -> Files:
     """Reads the runs' files; names start with the run's."""
     if path.is_dir():
         found = (p for p in path.rglob("*") if p.is_file())
-        inside = {p.relative_to(path.parent).as_posix(): p.read_bytes for p in found}
-        return _matching(inside)
-    with _open_zip(path) as archive:
-        names = archive.namelist()
-        try:
-            return _matching(
-                {name: lambda name=name: archive.read(name) for name in names}
-            )
-        except (zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is damaged ({error}).") from error
+        inside = {p.relative_to(path.parent).as_posix(): p for p in found}
+        return {
+            run: inside[name].read_bytes() for name, run in _matching(inside).items()
+        }
+    with _archives.open_zip(path) as archive:
+        matches = _matching(archive.namelist())
+        read = _archives.read_members(archive, matches, max_bytes=_MAX_BYTES)
+    return {matches[name]: content for name, content in read.items()}
 
 
-def _matching(readers: Mapping[str, Callable[[], bytes]]) -> Files:
-    matches = ((_FILE.fullmatch(name), read) for name, read in readers.items())
-    return {match[1]: read() for match, read in matches if match}
-
-
-def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"{path} is damaged or not a zip archive ({error})."
-        ) from error
+def _matching(names: Iterable[str]) -> dict[str, str]:
+    """Those of the runs: name in the archive -> name that starts with the run's."""
+    matches = ((name, _FILE.fullmatch(name)) for name in names)
+    return {name: match[1] for name, match in matches if match}
 
 
 def _task(run: str, files: Files, size: int) -> base.Task:
@@ -200,23 +189,31 @@ def _task(run: str, files: Files, size: int) -> base.Task:
     if not items:
         raise ValueError(f"{run}/class_labels.txt is empty.")
     labels = jnp.eye(len(training))
-    decode = lambda names: jnp.stack(
-        [_decode(name, files[name], size) for name in names]
-    )
+    drawings = {name: _decode(name, files[name]) for name in training + items}
+    support = {drawings[name].tobytes(): name for name in training}
+    for name in items:
+        if same := support.get(drawings[name].tobytes()):
+            raise ValueError(f"{name} is the drawing of {same}: the answer leaks.")
+    stack = lambda names: jnp.stack([_resize(drawings[name], size) for name in names])
     return base.Task(
-        support=base.Examples(decode(training), labels),
-        query=base.Examples(decode(items), labels[jnp.array(classes)]),
+        support=base.Examples(stack(training), labels),
+        query=base.Examples(stack(items), labels[jnp.array(classes)]),
     )
 
 
-def _decode(name: str, png: bytes, size: int):
-    """Decodes a drawing to [size, size, 1] in [0, 1], ink 1."""
+def _decode(name: str, png: bytes) -> np.ndarray:
+    """Decodes a drawing to [H, W] uint8, ink 0."""
     pil = _datasets.import_extra("PIL.Image")
     try:
-        paper = np.asarray(pil.open(io.BytesIO(png)).convert("L"))
+        return np.asarray(pil.open(io.BytesIO(png)).convert("L"))
     # Pillow's decoders raise OSError, SyntaxError, struct.error and others.
     except Exception as error:
         raise ValueError(f"{name} is not an image ({error}).") from error
+
+
+def _resize(paper: np.ndarray, size: int):
+    """Averages a drawing over areas, to [size, size, 1] in [0, 1], ink 1."""
+    pil = _datasets.import_extra("PIL.Image")
     ink = pil.fromarray(np.where(paper > 0, 0, 255).astype(np.uint8))
     resized = np.asarray(ink.resize((size, size), pil.Resampling.BOX))
     return jnp.asarray(resized)[..., None].astype(jnp.result_type(float)) / 255
@@ -230,11 +227,13 @@ def _read_drawings(path: pathlib.Path) -> dict[str, Drawings]:
     found: dict[str, Any] = collections.defaultdict(
         lambda: collections.defaultdict(dict)
     )
-    with _open_zip(path) as archive:
-        for name in archive.namelist():
-            if match := _DRAWING.fullmatch(name):
-                alphabet, character, person = match.groups()
-                found[alphabet][character][person] = archive.read(name)
+    with _archives.open_zip(path) as archive:
+        names = {name: _DRAWING.fullmatch(name) for name in archive.namelist()}
+        names = {name: match for name, match in names.items() if match}
+        read = _archives.read_members(archive, names, max_bytes=_MAX_BYTES)
+    for name, content in read.items():
+        alphabet, character, person = names[name].groups()
+        found[alphabet][character][person] = content
     enough = {
         alphabet: characters
         for alphabet, characters in found.items()

@@ -76,6 +76,24 @@ def _load_list(
     path: pathlib.Path, images: pathlib.Path, size: int
 ) -> _datasets.ImageClasses:
     """Loads the images in a list, sorted by class."""
+    try:
+        files = _read_list(path)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged or not a list ({error}).") from error
+    if not files:
+        raise ValueError(f"{path} lists no images.")
+    names = sorted(files)
+    num_examples = np.array([len(files[name]) for name in names], np.int32)
+    _datasets.check_padding(names, num_examples.tolist(), (size, size, 3))
+    stacked = np.zeros((len(names), num_examples.max(), size, size, 3), np.uint8)
+    for padded, name in zip(stacked, names, strict=True):
+        for row, file in enumerate(files[name]):
+            padded[row] = _datasets.load_image(images / file, size=size, channels=3)
+    return _datasets.ImageClasses(stacked, num_examples, tuple(names))
+
+
+def _read_list(path: pathlib.Path) -> dict[str, list[str]]:
+    """Returns class -> file names."""
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if not {"filename", "label"} <= set(reader.fieldnames or ()):
@@ -85,21 +103,20 @@ def _load_list(
             )
         files = collections.defaultdict(list)
         for row in reader:
-            if not row["filename"] or not row["label"]:
+            name, label = row["filename"], row["label"]
+            if not name or not label:
                 raise ValueError(
                     f"Line {reader.line_num} of {path} must be 'filename,label', got "
-                    f"{row['filename']!r} and {row['label']!r}."
+                    f"{name!r} and {label!r}."
                 )
-            files[row["label"]].append(images / row["filename"])
-    if not files:
-        raise ValueError(f"{path} lists no images.")
-    names = sorted(files)
-    num_examples = np.array([len(files[name]) for name in names], np.int32)
-    stacked = np.zeros((len(names), num_examples.max(), size, size, 3), np.uint8)
-    for padded, name in zip(stacked, names, strict=True):
-        for row, file in enumerate(files[name]):
-            padded[row] = _datasets.load_image(file, size=size, channels=3)
-    return _datasets.ImageClasses(stacked, num_examples, tuple(names))
+            inside = pathlib.PurePath(name)
+            if inside.is_absolute() or ".." in inside.parts:
+                raise ValueError(
+                    f"Line {reader.line_num} of {path} names a file outside images/: "
+                    f"{name!r}."
+                )
+            files[label].append(name)
+    return files
 
 
 def _listed(names: list[str]) -> str:

@@ -6,9 +6,11 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxmeta import _processes, _weight_files, base
+from jaxmeta._names import named_leaves
 from jaxmeta.training import _checkpoint
 
 
@@ -73,7 +75,9 @@ def save(
         shutil.rmtree(old)
 
 
-def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
+def load(
+    path: str | os.PathLike[str], *, like: base.Params, allow_nonfinite: bool = False
+) -> base.Params:
     """Loads what `save` wrote.
 
     Args:
@@ -82,10 +86,27 @@ def load(path: str | os.PathLike[str], *, like: base.Params) -> base.Params:
         `learner.init(key, task)`, `lopt.init(key)` or its `jax.eval_shape`. Weights in
         a file are cast to its dtypes, floats to floats; those in a folder must have
         them.
+      allow_nonfinite: whether NaN and infinity may be among them.
 
     Raises:
-      ValueError: if `path` does not exist, is damaged or from another model.
+      ValueError: if `path` does not exist, is damaged or from another model, or holds
+        values that are not finite.
     """
+    loaded = _load(path, like)
+    bad = [
+        name
+        for name, leaf in named_leaves(loaded)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.all(jnp.isfinite(leaf))
+    ]
+    if bad and not allow_nonfinite:
+        raise ValueError(
+            f"`path` holds values that are not finite, at {bad}: {path}. If they are "
+            "meant, set `allow_nonfinite=True`."
+        )
+    return loaded
+
+
+def _load(path, like):
     path = pathlib.Path(path).absolute()
     if path.suffix == _weight_files.SUFFIX:
         return _weight_files.read(path, like=like)

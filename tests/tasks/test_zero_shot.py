@@ -401,7 +401,10 @@ def test_splits_and_names_have_defaults_and_images_stay_bytes(tmp_path):
             r"must be \[5, \.\.\.\].* got shape \(2, 5\)",
         ),
         ({"features": np.zeros(5)}, r"must be \[5, \.\.\.\]"),
-        ({"features": np.full((5, 2), np.nan)}, "`features` has non-finite values"),
+        (
+            {"features": np.full((5, 2), np.nan)},
+            "`features` has values that are not finite",
+        ),
         ({"labels": np.array([1, 2, 3, 1, 2])}, "integers from 0 to 2.*from 1 to 3"),
         ({"labels": np.zeros(5)}, "`labels` .* dtype float64"),
         ({"labels": np.zeros((5, 1), int)}, r"`labels` .* got shape \(5, 1\)"),
