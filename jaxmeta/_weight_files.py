@@ -84,6 +84,17 @@ def read(path: pathlib.Path, *, like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def check_finite(path: str | os.PathLike[str], tree: Any, hint: str = "") -> None:
+    """Raises ValueError if a tree that was read from `path` has NaN or infinities."""
+    is_bad = lambda x: (
+        jnp.issubdtype(x.dtype, jnp.inexact) and not jnp.all(jnp.isfinite(x))
+    )
+    if bad := [name for name, leaf in named_leaves(tree) if is_bad(leaf)]:
+        raise ValueError(
+            f"`path` holds values that are not finite, at {bad}: {path}. {hint}".rstrip()
+        )
+
+
 def read_arrays(path: pathlib.Path, *, max_bytes: int = 2**33) -> dict[str, np.ndarray]:
     """Reads all arrays of a file, safetensors or .npz, by name."""
 

@@ -58,7 +58,8 @@ def vgg16_features(
       are leaves.
 
     Raises:
-      ValueError: if `path` is no such file or lacks a layer, or a name is unknown.
+      ValueError: if `path` is no such file, lacks a layer or holds values that are not
+        finite, or a name is unknown.
 
     References:
       Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
@@ -98,6 +99,7 @@ def vgg16_features(
             )
         weights[name] = jnp.asarray(kernel, float), jnp.asarray(bias, float)
         channels = bias.size
+    _weight_files.check_finite(path, weights)
     if kind == "caffe":
         kernel, bias = weights["conv1_1"]
         weights["conv1_1"] = kernel[:, :, ::-1], bias

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import _checks, base
+from jaxmeta import _checks, _weight_files, base
 from jaxmeta.optimizers import _coordinates
 
 _Theta = TypeVar("_Theta")
@@ -36,6 +36,7 @@ def read(
             f"`path` must be a file with {whose}'s weights, got {path}: {error!r}"
         ) from error
     _checks.check_like("path", theta, jax.eval_shape(lopt.init, jax.random.key(0)))
+    _weight_files.check_finite(path, theta)
     return theta, lopt
 
 

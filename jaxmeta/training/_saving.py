@@ -6,11 +6,9 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxmeta import _processes, _weight_files, base
-from jaxmeta._names import named_leaves
 from jaxmeta.training import _checkpoint
 
 
@@ -93,15 +91,9 @@ def load(
         values that are not finite.
     """
     loaded = _load(path, like)
-    bad = [
-        name
-        for name, leaf in named_leaves(loaded)
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.all(jnp.isfinite(leaf))
-    ]
-    if bad and not allow_nonfinite:
-        raise ValueError(
-            f"`path` holds values that are not finite, at {bad}: {path}. If they are "
-            "meant, set `allow_nonfinite=True`."
+    if not allow_nonfinite:
+        _weight_files.check_finite(
+            path, loaded, "If they are meant, set `allow_nonfinite=True`."
         )
     return loaded
 

@@ -135,6 +135,10 @@ def test_it_reads_published_weights_and_names_other_files(key, tmp_path):
         for tx in (jm.optimizers.load_celo2(path, 1e-2), lopt.transform(theta))
     )
     np.testing.assert_array_equal(found, expected)
+    tree["ff_mod_stack"]["~"]["b1"] = np.full(8, np.nan, "f")
+    path.write_bytes(serialization.msgpack_serialize(tree))
+    with pytest.raises(ValueError, match=r"not finite, at \['layers.1.bias'\]"):
+        jm.optimizers.load_celo2(path, 1e-2)
     path.write_bytes(b"nothing")
     for wrong in (path, tmp_path / "missing"):
         with pytest.raises(ValueError, match="`path` must be a file with Celo2's"):
