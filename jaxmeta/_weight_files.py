@@ -90,9 +90,8 @@ def check_finite(path: str | os.PathLike[str], tree: Any, hint: str = "") -> Non
         jnp.issubdtype(x.dtype, jnp.inexact) and not jnp.all(jnp.isfinite(x))
     )
     if bad := [name for name, leaf in named_leaves(tree) if is_bad(leaf)]:
-        raise ValueError(
-            f"`path` holds values that are not finite, at {bad}: {path}. {hint}".rstrip()
-        )
+        message = f"`path` holds values that are not finite, at {bad}: {path}. {hint}"
+        raise ValueError(message.rstrip())
 
 
 def read_arrays(path: pathlib.Path, *, max_bytes: int = 2**33) -> dict[str, np.ndarray]:
