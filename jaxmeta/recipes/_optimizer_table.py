@@ -151,10 +151,11 @@ _lstm_neural_art = OptimizerRecipe(
     protocol="VGG-16's maps of three blocks; meta-trained on one style at "
     "{problem.size} pixels a side, tested on held-out contents, another style and "
     "twice the side; {test_problems} starts, which all optimizers share; the others' "
-    "rates tuned on one grid. Ours: each term of the loss over its target's size, your "
+    "rates tuned on one grid. Ours: each term of the loss over its target's size, "
+    "gradients' logarithms down to -{optimizer.p:g} (a pixel's are small), your "
     "pictures",
     problem=NeuralArtProblem(),
-    optimizer=LstmOptimizer(),
+    optimizer=LstmOptimizer(p=18.0),
     estimator=TruncatedBptt(unroll=32, horizon=128, num_problems=1, second_order=False),
     outer_learning_rate=3e-3,
     cosine=True,
