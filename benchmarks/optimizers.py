@@ -243,7 +243,12 @@ def summary(problems: dict[str, Any], total: int, rival: str) -> dict[str, Any]:
 
 
 def steps_to_reach(row: dict[str, Any], total: int) -> float:
-    """Updates until our loss is that of Adam at 1e-3 at the end; infinite if never."""
+    """Updates until our loss is that of Adam at 1e-3 at the end; infinite if never.
+
+    NaN if Adam did not run.
+    """
+    if DEFAULT not in row:
+        return np.nan
     reached = np.array(row[OURS]["curve"]) <= row[DEFAULT]["curve"][-1]
     return (np.argmax(reached) + 1) * total / POINTS if reached.any() else np.inf
 
@@ -288,7 +293,13 @@ def table(problems: dict[str, Any]) -> str:
 
 def plot(problems: dict[str, Any], path: pathlib.Path):
     """Losses along the runs over that of tuned Adam at the end, all problems' mean."""
-    count = len(totals(problems))
+    # Losses are over that of tuned Adam.
+    problems = {
+        name: found | {"steps": {k: x for k, x in found["steps"].items() if BEST in x}}
+        for name, found in problems.items()
+    }
+    if not (count := len(totals(problems))):
+        return
     figure, axes = plt.subplots(
         1, count, figsize=(3.6 * count, 3.2), squeeze=False, layout="constrained"
     )
