@@ -46,7 +46,6 @@ def rules():
         "general": (optimizers.pretrained("general", total_steps=1000), 2**22),
         "celo": (made(optimizers.celo(1000)), 2**20),
         "celo_adam": (made(optimizers.celo_adam(1000)), 2**22),
-        "celo2": (made(optimizers.celo2(1e-3)), 2**20),
         "small_fc_mlp": (made(optimizers.small_fc_mlp()), 2**20),
         "velo": (made(optimizers.velo(1000)), 2**20),
     }
