@@ -78,12 +78,6 @@ OPTIMIZERS = {
         lambda: _moved(jm.optimizers.celo2(1e-3)),
         gathers=True,
     ),
-    "celo2, base": Row(
-        lambda: _moved(
-            jm.optimizers.celo2(lambda t: 1e-3 / (t + 1), orthogonalize=False)
-        ),
-        coupled_in_leaf=True,
-    ),
     "small_fc_mlp": Row(
         lambda: _moved(jm.optimizers.small_fc_mlp()),
         coupled_in_leaf=True,
