@@ -102,21 +102,25 @@ def _split(inputs, targets, num_test=FEW):
     )
 
 
-def _images(images, labels, size, most=12_000):
+def _images(images, labels, size):
     """Images [N, size, size, C], standardised."""
-    order = np.random.default_rng(1).permutation(len(images))[:most]
-    images, labels = images[order], labels[order]
+    images, labels = _some(images, labels)
     shape = len(images), size, size, images.shape[-1]
     images = jax.image.resize(jnp.asarray(images, jnp.float32), shape, "linear")
     images = np.asarray((images - images.mean()) / images.std())
     return _split(images, labels.astype(np.int32))
 
 
-def _raw(images, labels, most=12_000):
+def _raw(images, labels):
     """Pixels of 0 to 255 as they are, [N, D]."""
+    images, labels = _some(images, labels)
+    inputs = images.reshape(len(images), -1).astype(np.float32)
+    return _split(inputs, labels.astype(np.int32))
+
+
+def _some(images, labels, most=12_000):
     order = np.random.default_rng(1).permutation(len(images))[:most]
-    inputs = images[order].reshape(len(order), -1).astype(np.float32)
-    return _split(inputs, labels[order].astype(np.int32))
+    return images[order], labels[order]
 
 
 def _flat(data):

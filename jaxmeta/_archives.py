@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+MAX_BYTES = 2**33  # that a file may unpack to, if nobody says otherwise
+
 # SciPy's reader can crash on a damaged file: in a process of its own, it may.
 _READ_MAT = """
 import sys

@@ -94,12 +94,12 @@ def check_finite(path: str | os.PathLike[str], tree: Any, hint: str = "") -> Non
         raise ValueError(message.rstrip())
 
 
-def read_arrays(path: pathlib.Path, *, max_bytes: int = 2**33) -> dict[str, np.ndarray]:
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Reads all arrays of a file, safetensors or .npz, by name."""
 
     def parse():
         if path.suffix == ".npz":
-            return _archives.read_npz(path, max_bytes=max_bytes)
+            return _archives.read_npz(path, max_bytes=_archives.MAX_BYTES)
         return _parse(path.read_bytes())
 
     return _checked(path, path, parse)

@@ -120,7 +120,7 @@ def celo(total_steps: int | jax.Array | None = None) -> base.LearnedOptimizer:
             theta.scheduler, state.scheduler, state.count, value, total_steps
         )
         steps, moments = _factored.map_tensors(
-            functools.partial(_factored.move, theta.direction, rate),
+            functools.partial(_factored.move, layers=theta.direction, rate=rate),
             grads,
             params,
             state.moments,

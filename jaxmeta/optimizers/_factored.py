@@ -191,11 +191,11 @@ def mlp(layers: Sequence[_coordinates.Linear], x: jax.Array) -> jax.Array:
 
 
 def move(
-    layers: Sequence[_coordinates.Linear],
-    rate: jax.Array,
     grads: jax.Array,
     params: jax.Array,
     moments: Moments,
+    layers: Sequence[_coordinates.Linear],
+    rate: jax.Array,
 ) -> tuple[jax.Array, Moments]:
     """VeLO's and Celo's update of a tensor, and its moments."""
     grads = clipped(grads)

@@ -139,9 +139,7 @@ def velo(
         controls = controls * (_MIXING_SCALE / num_networks)  # [tensors, N]
         mix = lambda c: jax.tree.map(lambda x: jnp.tensordot(c, x, 1), theta.networks)
         steps, moments = _factored.map_tensors(
-            lambda g, p, moments, layers, rate: _factored.move(
-                layers, rate, g, p, moments
-            ),
+            _factored.move,
             grads,
             params,
             state.moments,

@@ -258,7 +258,7 @@ def _reconstruction(draw):
 
     def reconstruction(draw, key):
         x, _ = draw(key)
-        x = (x - jnp.min(x)) / (jnp.max(x) - jnp.min(x))
+        x = _in_unit(x)
         return x, x
 
     return Partial(reconstruction, draw)
@@ -271,9 +271,14 @@ def _unscaled(draw):
         key, maximum_key = jax.random.split(key)
         x, labels = draw(key)
         maximum = 10 ** jax.random.uniform(maximum_key, maxval=3)
-        return maximum * (x - jnp.min(x)) / (jnp.max(x) - jnp.min(x)), labels
+        return maximum * _in_unit(x), labels
 
     return Partial(unscaled, draw)
+
+
+def _in_unit(x):
+    """Drawings from 0 to 1."""
+    return (x - jnp.min(x)) / (jnp.max(x) - jnp.min(x))
 
 
 def _table(key):

@@ -13,7 +13,7 @@ _ARRAYS = ("features", "labels", "attributes")
 
 
 def load_attributes(
-    path: str | os.PathLike[str], *, max_bytes: int = 2**33
+    path: str | os.PathLike[str], *, max_bytes: int = _archives.MAX_BYTES
 ) -> _zero_shot.AttributeData:
     """Loads zero-shot data: an .npz file, or a folder in the layout of xlsa17.
 

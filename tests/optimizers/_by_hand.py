@@ -1,7 +1,9 @@
 """Celo and VeLO by NumPy, tensor after tensor and feature after feature."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 SHAPES = {"scalar": (), "bias": (5,), "dense": (7, 4), "conv": (3, 3, 2, 4)}
 
@@ -156,3 +158,29 @@ def problem(key):
     keys = jax.random.split(key, 9)
     losses = [2.0, 1.5, 9.0, 1.0, 0.7, 0.9, 1.1, 0.2]
     return draw(keys[0]), [draw(k) for k in keys[1:]], losses
+
+
+def check_run(lopt, theta, make, key):
+    """Eight updates, each as `make(theta, params, 12)` computes it."""
+    params, gradients, losses = problem(key)
+    by_hand = make(theta, jax.tree.map(np.asarray, params), 12)
+    tx = lopt.transform(theta)
+    state, start = tx.init(params), params
+    for grads, loss in zip(gradients, losses, strict=True):
+        updates, state = tx.update(grads, state, params, value=jnp.asarray(loss))
+        params = optax.apply_updates(params, updates)
+        by_hand.update(jax.tree.map(np.asarray, grads), loss)
+        for name, x in params.items():
+            moved = np.abs(by_hand.params[name] - start[name]).max()
+            np.testing.assert_allclose(x, by_hand.params[name], atol=1e-9 * moved)
+
+
+def published_network(layers):
+    """Layers as Celo's authors save them: a first kernel for each kind of feature."""
+    widths = [1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3]
+    first, second, third = layers
+    kinds = np.split(first.kernel, np.cumsum(widths), -2)
+    network = {f"w0__{i}": x for i, x in enumerate(kinds)}
+    network |= {"w1": second.kernel, "w2": third.kernel}
+    network |= {f"b{i}": layer.bias for i, layer in enumerate(layers)}
+    return {"~": network}

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import jaxmeta as jm
-from tests.optimizers._by_hand import SHAPES, CeloByHand, problem
+from tests.optimizers._by_hand import SHAPES, CeloByHand, check_run, problem
 
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "celo"
 
@@ -23,17 +23,7 @@ def test_it_is_its_formula(key, x64):
     lopt = jm.optimizers.celo(12)
     theta = lopt.init(key)
     theta = theta._replace(scheduler=_started(theta.scheduler))
-    params, gradients, losses = problem(key)
-    by_hand = CeloByHand(theta, jax.tree.map(np.asarray, params), 12)
-    tx = lopt.transform(theta)
-    state, start = tx.init(params), params
-    for grads, loss in zip(gradients, losses, strict=True):
-        updates, state = tx.update(grads, state, params, value=jnp.asarray(loss))
-        params = optax.apply_updates(params, updates)
-        by_hand.update(jax.tree.map(np.asarray, grads), loss)
-        for name, x in params.items():
-            moved = np.abs(by_hand.params[name] - start[name]).max()
-            np.testing.assert_allclose(x, by_hand.params[name], atol=1e-9 * moved)
+    check_run(lopt, theta, CeloByHand, key)
 
 
 class _AdamByHand(CeloByHand):

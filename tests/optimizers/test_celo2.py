@@ -8,7 +8,7 @@ import pytest
 from flax import serialization
 
 import jaxmeta as jm
-from tests.optimizers._by_hand import SHAPES, problem
+from tests.optimizers._by_hand import SHAPES, problem, published_network
 
 DECAYS = np.array([0.9, 0.99, 0.999])
 
@@ -121,13 +121,7 @@ def test_it_reads_published_weights_and_names_other_files(key, tmp_path):
     path = tmp_path / "theta.state"
     lopt = jm.optimizers.celo2(1e-2)
     theta = lopt.init(key)
-    first, second, third = theta.layers
-    widths = [1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3]
-    kinds = np.split(first.kernel, np.cumsum(widths))
-    network = {f"w0__{i}": x for i, x in enumerate(kinds)}
-    network |= {"w1": second.kernel, "w2": third.kernel}
-    network |= {f"b{i}": x.bias for i, x in enumerate(theta.layers)}
-    tree = jax.tree.map(np.asarray, {"ff_mod_stack": {"~": network}})
+    tree = jax.tree.map(np.asarray, {"ff_mod_stack": published_network(theta.layers)})
     path.write_bytes(serialization.msgpack_serialize(tree))
     grads = jnp.array([[0.5, -1.0], [2.0, 0.1]])
     found, expected = (

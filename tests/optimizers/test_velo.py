@@ -3,12 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import serialization
 
 import jaxmeta as jm
-from tests.optimizers._by_hand import VeloByHand, problem
+from tests.optimizers._by_hand import VeloByHand, check_run, published_network
 
 SMALL = {"hidden_size": 6, "num_networks": 5}
 
@@ -22,30 +21,12 @@ def _theta(lopt, key):
 
 def test_it_is_its_formula(key, x64):
     lopt = jm.optimizers.velo(12, **SMALL)
-    theta = _theta(lopt, key)
-    params, gradients, losses = problem(key)
-    by_hand = VeloByHand(theta, jax.tree.map(np.asarray, params), 12)
-    tx = lopt.transform(theta)
-    state, start = tx.init(params), params
-    for grads, loss in zip(gradients, losses, strict=True):
-        updates, state = tx.update(grads, state, params, value=jnp.asarray(loss))
-        params = optax.apply_updates(params, updates)
-        by_hand.update(jax.tree.map(np.asarray, grads), loss)
-        for name, x in params.items():
-            moved = np.abs(by_hand.params[name] - start[name]).max()
-            np.testing.assert_allclose(x, by_hand.params[name], atol=1e-9 * moved)
+    check_run(lopt, _theta(lopt, key), VeloByHand, key)
 
 
 def _published(theta):
-    """As the authors' code saves it: a kernel for each kind of feature."""
+    """As the authors' code saves it."""
     layer = lambda x: {"w": x.kernel, "b": x.bias}
-    first, second, third = theta.networks
-    kinds = np.split(
-        first.kernel, np.cumsum([1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3]), 1
-    )
-    network = {f"w0__{i}": x for i, x in enumerate(kinds)}
-    network |= {"w1": second.kernel, "w2": third.kernel}
-    network |= {f"b{i}": x.bias for i, x in enumerate(theta.networks)}
     scheduler = theta.scheduler
     recurrent = {
         "linear_1": layer(scheduler.pooled),
@@ -56,7 +37,7 @@ def _published(theta):
     }
     start = {"hidden": scheduler.hidden[None], "cell": scheduler.cell[None]}
     tree = {
-        "ff_mod_stack": {"~": network},
+        "ff_mod_stack": published_network(theta.networks),
         "rnn_params": recurrent,
         "lstm_init_state": start,
     }
