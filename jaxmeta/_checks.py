@@ -18,6 +18,16 @@ def check_int(name: str, value: Any, *, minimum: int = 1) -> None:
         raise ValueError(f"`{name}` must be an int >= {minimum}, got {value!r}.")
 
 
+def check_seed(name: str, value: Any) -> None:
+    """Raises unless `value` is an int that `jax.random.key` keeps apart from others."""
+    check_int(name, value, minimum=0)
+    if value >= 2**32:
+        raise ValueError(
+            f"`{name}` must be less than 2**32, got {value}: JAX's keys keep 32 bits, "
+            f"and it would be the seed {value % 2**32}."
+        )
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises unless `value` is a schedule, or positive and finite."""
     if not callable(value) and not _is_above(value, lambda x: x > 0):
@@ -245,6 +255,10 @@ def check_intervals(
 ) -> None:
     """Raises unless these arguments of `training.fit` are consistent."""
     check_int("num_steps", num_steps)
+    if num_steps >= 2**31:
+        raise ValueError(
+            f"`num_steps` must be less than 2**31, got {num_steps}: steps are int32."
+        )
     check_int("log_every", log_every)
     check_int("validate_every", validate_every)
     if validate_every % log_every:

@@ -98,6 +98,8 @@ class Progress:
         shown = [f"loss {record['loss']:.4f}"]
         if "accuracy" in record:
             shown.append(f"accuracy {record['accuracy']:.3f}")
+        if record.get("excluded"):  # Non-finite tasks or runs.
+            shown.append(f"excluded {record['excluded']:.1%}")
         is_validated = "validation_loss" in record
         if is_validated:
             self._validated = f"validation loss {record['validation_loss']:.4f}"

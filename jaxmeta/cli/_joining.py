@@ -40,6 +40,8 @@ def join(
 
     if coordinator is not None:
         address = None if coordinator == "auto" else coordinator
+        # It would take SIGTERM from `cli._deadline`.
+        jax.config.update("jax_enable_preemption_service", False)
         try:
             jax.distributed.initialize(
                 address, num_processes, process_id, heartbeat_timeout_seconds=30

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import rich.console
 import rich.table
 import tyro
 
-from jaxmeta.cli import _console, _joining, _parsing
+from jaxmeta.cli import _console, _deadline, _joining, _parsing
 
 _HELP = """\
 jaxmeta: functional meta-learning in JAX.
@@ -152,7 +153,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\njaxmeta: interrupted; rerun the command to resume.", file=sys.stderr)
-        return 130
+        return 128 + signal.SIGINT
+    except SystemExit as error:
+        if error.code != 128 + signal.SIGTERM:
+            raise
+        print("jaxmeta: terminated; rerun the command to resume.", file=sys.stderr)
+        return 128 + signal.SIGTERM
     return 0
 
 
@@ -235,14 +241,19 @@ def _resume(argv: list[str]) -> None:
 
 def _run(train: Callable[..., Any], run: Any, options: _RunOptions) -> None:
     """Trains with a progress bar, then prints the test and draws the plots."""
-    from jaxmeta import training
-
     processes = options.coordinator, options.num_processes, options.process_id
     _joining.check_options(*processes)
     _start_jax()
-    if not _joining.join(*processes):
-        train()
-        return
+    with _deadline.deadline():
+        if _joining.join(*processes):
+            _train_visibly(train, run, options)
+        else:
+            train()
+
+
+def _train_visibly(train, run, options):
+    from jaxmeta import training
+
     print(f"{run.name}: {run.recipe.summary}. Run folder: {run.directory}")
     reports: list[training.Report] = []
     if options.tensorboard:

@@ -58,6 +58,7 @@ class Training:
             validate_every=self.validate_every,
             patience=self.patience,
         )
+        _checks.check_seed("seed", self.seed)
         _checks.check_positive("outer_learning_rate", self.outer_learning_rate)
         if self.clip is not None:
             _checks.check_positive("clip", self.clip)

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Any
 
-from jaxmeta import recipes
+from jaxmeta import _checks, recipes
 from jaxmeta.runs import _build, _folder
 
 
@@ -29,8 +29,11 @@ def evaluate(
       A dict like `test` in `summary.json`: lists over 0 ... K inner steps.
 
     Raises:
-      ValueError: if the folder is not a run, or its checkpoint is missing or damaged.
+      ValueError: if the folder is not a run, its checkpoint is missing or damaged, or
+        `seed` is not from 0 to 2**32 - 1.
     """
+    if seed is not None:
+        _checks.check_seed("seed", seed)
     run = _folder.read(directory)
     if task_settings is not None:
         run = run._replace(recipe=dataclasses.replace(run.recipe, tasks=task_settings))

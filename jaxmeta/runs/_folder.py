@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jaxmeta import _checks, _json, _lock, _processes, base, recipes, training
+from jaxmeta.training import _run_files
 
 
 class Run(NamedTuple):
@@ -77,17 +78,22 @@ def extend(run: Run, steps: int) -> Run:
 def best_meta_params(run: Run, like: base.TrainState) -> base.Params:
     """Restores the best checkpoint; `like` has the shapes of its state."""
     path = run.directory / "checkpoints"
-    checkpoints = training.open_checkpoints(path) if path.is_dir() else None
-    last = None if checkpoints is None else checkpoints.last_step()
-    if checkpoints is None or last is None:
-        raise ValueError(
-            f"{run.directory} has no checkpoint yet: `jaxmeta train {run.name} --out "
-            f"{run.directory}` resumes it."
-        )
-    best, _ = checkpoints.best()
-    state = checkpoints.restore(last if best is None else best, like)
-    checkpoints.close()
-    return state.meta_params
+    # Interrupted early, a run has only the checkpoint of its interruption.
+    for folder in (path, path / _run_files.INTERRUPTED):
+        if not folder.is_dir():
+            continue
+        checkpoints = training.open_checkpoints(folder)
+        try:
+            last, (best, _) = checkpoints.last_step(), checkpoints.best()
+            if last is not None:
+                step = last if best is None else best
+                return checkpoints.restore(step, like).meta_params
+        finally:
+            checkpoints.close()
+    raise ValueError(
+        f"{run.directory} has no checkpoint yet: `jaxmeta train {run.name} --out "
+        f"{run.directory}` resumes it."
+    )
 
 
 def check_unclaimed(run: Run) -> None:

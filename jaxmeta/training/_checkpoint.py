@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +29,18 @@ class Checkpoints(NamedTuple):
     manager: ocp.CheckpointManager
     directory: pathlib.Path
 
-    def save(self, state: base.TrainState, loss: float = math.inf) -> None:
+    def save(
+        self,
+        state: base.TrainState,
+        loss: float = math.inf,
+        unrecorded: Mapping[str, Any] | None = None,
+    ) -> None:
         """Saves `state` atomically under its step; drops older checkpoints.
 
         Args:
           state: the state of the run.
           loss: the validation loss, if it is the lowest so far.
+          unrecorded: numbers that `Checkpoints.unrecorded` returns.
 
         Raises:
           OSError: if it cannot be written; earlier checkpoints are kept.
@@ -44,7 +51,7 @@ class Checkpoints(NamedTuple):
             self.manager.save(
                 step,
                 args=ocp.args.StandardSave(without_collisions(state)),
-                metrics={"loss": loss},
+                metrics={"loss": loss} | _unrecorded(unrecorded),
             )
             self.manager.wait_until_finished()
         except Exception as error:  # Orbax wraps the system's errors in its own.
@@ -66,6 +73,11 @@ class Checkpoints(NamedTuple):
         if step is None or not metrics or metrics["loss"] == math.inf:
             return None, math.inf
         return step, metrics["loss"]
+
+    def unrecorded(self, step: int) -> dict[str, Any]:
+        """The `unrecorded` that the checkpoint of `step` was saved with."""
+        metrics = self.manager.metrics(step) or {}
+        return dict(metrics["unrecorded"])
 
     def restore(self, step: int, like: base.TrainState) -> Any:
         """Restores the checkpoint of `step`; `like` has its structure and shapes.
@@ -141,6 +153,12 @@ def like_tree(tree: Any, stored: Any) -> Any:
         return stored
     leaves = [stored[name] for name, _ in named_leaves(tree)]
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _unrecorded(numbers):
+    if numbers is None:
+        return {}
+    return {"unrecorded": jax.tree.map(lambda x: np.asarray(x).item(), numbers)}
 
 
 def check_savable(tree):

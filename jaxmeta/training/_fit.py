@@ -1,17 +1,20 @@
 """The training loop: chunks of compiled meta-steps, metrics, checkpoints, resuming."""
 
+import functools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxmeta import _checks, base
-from jaxmeta.training import _run_files, _streamed_steps
+from jaxmeta.training import _interruption, _run_files, _streamed_steps
 from jaxmeta.training._memory import trim_memory
 
 Validate = Callable[[base.Params], Mapping[str, float]]
@@ -87,13 +90,54 @@ def fit(
     _checks.check_intervals(num_steps, log_every, validate_every, patience)
     if patience is not None and validate is None:
         raise ValueError("`patience` requires `validate`.")
-    with _run_files.RunFiles(directory) as files:
+    catches = directory is not None  # Without one, there is nothing to save.
+    with (
+        _run_files.RunFiles(directory) as files,
+        _interruption.Interruption(catches=catches) as interruption,
+    ):
         state = jax.jit(train_step.init)(key)
-        state, best, best_loss = files.resume(state)
-        run_chunk = jax.jit(_run_chunk, donate_argnums=1)
-        if stream is not None:
-            summarize = lambda infos: _means(_totals(infos))
-            run_chunk = _streamed_steps.chunk_runner(stream, int(state.step), summarize)
+        state, best, best_loss, unrecorded = files.resume(state)
+        totals, seconds = unrecorded["totals"], unrecorded["seconds"]
+        if stream is None:
+            run_piece = _piece_runner(train_step.step, state)
+        else:
+            run_piece = _streamed_steps.piece_runner(stream, int(state.step), _totals)
+
+        def save_unrecorded():
+            files.save_unrecorded(state, {"totals": totals, "seconds": seconds})
+            return True
+
+        def finish_record():
+            """Makes the record of the meta-steps since the last one."""
+            nonlocal best, best_loss, totals, seconds
+            step = int(state.step)
+            record = {"step": step} | _means(totals)
+            _check_finite(record, step, files)
+            _check_excluded(record, step, files)
+            due = step % validate_every == 0 or step == num_steps
+            if due:
+                _check_finite(_norm(state.meta_params), step, files)
+            is_best = False
+            if due and validate is not None:
+                if jax.process_count() == 1:
+                    _interruption.at_deadline(save_unrecorded)
+                found = _check_validation(validate(state.meta_params))
+                record |= {f"validation_{name}": float(x) for name, x in found.items()}
+                is_best = record["validation_loss"] < best_loss
+                if is_best:
+                    best_loss = record["validation_loss"]
+                    # The next piece donates `state`.
+                    best = jax.tree.map(jnp.copy, state)
+                _interruption.at_deadline(lambda: False)
+            record["seconds"] = seconds
+            totals, seconds = None, 0.0
+            files.append(record)
+            if due:
+                files.save(state, best_loss if is_best else math.inf)
+                _interruption.at_deadline(lambda: True)
+            if report is not None:
+                report(record)
+            return due
 
         def out_of_patience():
             if patience is None:
@@ -101,80 +145,104 @@ def fit(
             best_step = 0 if best is None else int(best.step)
             return int(state.step) - best_step >= patience * validate_every
 
+        if totals is not None and int(state.step) % log_every == 0:
+            finish_record()  # It was interrupted while validating.
         has_trimmed = False
         while (step := int(state.step)) < num_steps and not out_of_patience():
             start = time.perf_counter()
-            # An extended run may start between two records.
-            length = min(log_every - step % log_every, num_steps - step)
-            length = length if step else 1  # for early feedback
-            state, record = run_chunk(train_step.step, state, length)
-            step += length
-            record = {"step": step} | {name: float(x) for name, x in record.items()}
-            seconds = time.perf_counter() - start
+            # An extended run may start between two records. The first one is of one
+            # meta-step, for early feedback.
+            length = min(log_every - step % log_every, num_steps - step) if step else 1
+            is_recorded = length <= interruption.steps_left
+            length = min(length, interruption.steps_left)
+            state, totals = run_piece(train_step.step, state, totals, length)
+            totals = jax.device_get(totals)  # Waits.
+            _interruption.at_deadline(lambda: False)
             if not has_trimmed:  # After compiling.
                 has_trimmed = True
                 trim_memory()
-            _check_finite(record, step, files)
-            due = step % validate_every == 0 or step == num_steps
-            if due:
-                _check_finite(_norm(state.meta_params), step, files)
-            is_best = False
-            if due and validate is not None:
-                found = _check_validation(validate(state.meta_params))
-                record |= {f"validation_{name}": float(x) for name, x in found.items()}
-                is_best = record["validation_loss"] < best_loss
-                if is_best:
-                    best_loss = record["validation_loss"]
-                    best = jax.tree.map(
-                        jnp.copy, state
-                    )  # The next chunk donates `state`.
-            record["seconds"] = seconds
-            files.append(record)
-            if due:
-                files.save(state, best_loss if is_best else math.inf)
-            if report is not None:
-                report(record)
+            piece_seconds = time.perf_counter() - start
+            seconds += piece_seconds
+            is_saved = finish_record() if is_recorded else False
+            if interruption.is_due(length, piece_seconds):
+                if not is_saved:
+                    _check_finite(_means(totals or {}), int(state.step), files)
+                    save_unrecorded()
+                _interruption.end(interruption.signum)
         stopped_early = int(state.step) < num_steps
         return FitResult(state, state if best is None else best, stopped_early)
 
 
-def _run_chunk(step, state, length):
-    """Makes `length` meta-steps; returns the state and their average metrics.
+def _piece_runner(step, state):
+    """Returns `(step, state, totals, length) -> (state, totals)`, compiled once.
 
-    The length is an argument of the compiled loop: one program for all chunks.
+    The length is an argument of the compiled loop. Totals come from the host and return
+    there: on devices, their sharding would change after the first call.
     """
     one_step = jax.jit(lambda step, state: step(state))  # Traced once for both uses.
     _, info = jax.eval_shape(one_step, step, state)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(_totals, info))
+    zeros = jax.tree.map(
+        lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(_totals, info)
+    )
 
-    def body(_, carry):
-        state, totals = carry
-        state, info = one_step(step, state)
-        return state, jax.tree.map(jnp.add, totals, _totals(info))
+    @functools.partial(jax.jit, donate_argnums=1)
+    def run(step, state, totals, length):
+        def body(_, carry):
+            state, totals = carry
+            state, info = one_step(step, state)
+            return state, jax.tree.map(jnp.add, totals, _totals(info))
 
-    state, totals = jax.lax.fori_loop(0, length, body, (state, zeros))
-    return state, _means(totals)
+        return jax.lax.fori_loop(0, length, body, (state, totals))
+
+    def run_piece(step, state, totals, length):
+        if totals is None:
+            totals = zeros
+        totals = jax.tree.map(lambda x, zero: np.asarray(x, zero.dtype), totals, zeros)
+        return run(step, state, totals, length)
+
+    return run_piece
 
 
 def _totals(info: base.Info):
-    """Sum and count of each metric, over tasks and, if stacked, meta-steps."""
+    """Sum and count of each metric over tasks."""
     _checks.check_metric_names(info.metrics)
     values = {"loss": info.loss, **info.metrics}
     is_valid = jnp.broadcast_to(info.is_valid, jnp.shape(info.loss))
-    total = lambda x: (jnp.sum(jnp.where(is_valid, x, 0)), jnp.sum(is_valid))
+    total = lambda x: [jnp.sum(jnp.where(is_valid, x, 0)), jnp.sum(is_valid)]
     totals = {name: total(x) for name, x in values.items()}
     if info.is_valid is not True:  # Also report the share of excluded entries.
-        totals["excluded"] = (jnp.sum(~is_valid), jnp.array(is_valid.size))
+        totals["excluded"] = [jnp.sum(~is_valid), jnp.array(is_valid.size)]
     return totals
 
 
 def _means(totals):
-    return {name: total / count for name, (total, count) in totals.items()}
+    with np.errstate(invalid="ignore"):  # None of the tasks is valid.
+        return {
+            name: float(np.asarray(np.divide(total, count), jnp.result_type(total)))
+            for name, (total, count) in totals.items()
+        }
 
 
 @jax.jit
 def _norm(meta_params):
     return {"norm of the meta-parameters": optax.tree.norm(meta_params)}
+
+
+def _check_excluded(record, step, files):
+    """Warns if tasks are excluded; ends the run once they are the half of a record."""
+    share = record.get("excluded", 0.0)
+    what = f"of the tasks or runs before step {step} had a non-finite loss or gradient"
+    if share >= 0.5 and step > 1:  # The first record is of one meta-step.
+        raise DivergedError(
+            f"{share:.0%} {what} and were excluded from the mean. Lower the learning "
+            f"rates or clip gradients.{files}"
+        )
+    if share >= 0.01:
+        warnings.warn(
+            f"{share:.1%} {what} and were excluded from the mean: see `excluded` in the "
+            "records.",
+            stacklevel=3,
+        )
 
 
 def _check_validation(found):

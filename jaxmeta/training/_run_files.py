@@ -4,10 +4,14 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 
 from jaxmeta import _json, _lock, _processes
 from jaxmeta.training import _checkpoint
+
+# The folder, in that of the checkpoints, of the one that a signal causes.
+INTERRUPTED = "interrupted"
 
 
 class RunFiles:
@@ -22,12 +26,14 @@ class RunFiles:
             return self
         self._metrics = self._directory / "metrics.jsonl"
         path = self._directory / "checkpoints"
+        self._interrupted = path / INTERRUPTED
         try:
             path.mkdir(parents=True, exist_ok=True)
             if _processes.is_main_process():
                 self._stack.enter_context(_lock.locked(path))
-            self._checkpoints = _checkpoint.open_checkpoints(path)
-            self._stack.callback(self._checkpoints.close)
+                for unfinished in path.rglob("*.orbax-checkpoint-tmp*"):  # By a kill.
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            self._checkpoints = self._open(path)
         except OSError as error:
             raise OSError(
                 f"`directory` cannot be written: {self._directory} ({error.strerror}). "
@@ -38,18 +44,30 @@ class RunFiles:
     def __exit__(self, *_):
         self._stack.close()
 
+    def _open(self, path):
+        checkpoints = _checkpoint.open_checkpoints(path)
+        self._stack.callback(checkpoints.close)
+        return checkpoints
+
     def resume(self, state):
-        """Returns the last saved state or `state`, the best one and its loss."""
-        if self._directory is None or (last := self._checkpoints.last_step()) is None:
-            self._truncate_metrics(0)
-            return state, None, float("inf")
+        """Returns the last state, the best one, its loss, and what is unrecorded."""
+        unrecorded = {"totals": None, "seconds": 0.0}
+        if self._directory is None:
+            return state, None, float("inf"), unrecorded
         best_step, best_loss = self._checkpoints.best()
         best = None
         if best_step is not None:
             best = self._checkpoints.restore(best_step, state)
-        state = self._checkpoints.restore(last, state)
+        checkpoints, last = self._checkpoints, self._checkpoints.last_step() or 0
+        if self._interrupted.exists():
+            interrupted = self._open(self._interrupted)
+            if (step := interrupted.last_step() or 0) > last:
+                checkpoints, last = interrupted, step
+                unrecorded = interrupted.unrecorded(step)
+        if last:
+            state = checkpoints.restore(last, state)
         self._truncate_metrics(last)
-        return state, best, best_loss
+        return state, best, best_loss, unrecorded
 
     def _truncate_metrics(self, last_step):
         """Drops records after the checkpoint: they will be recomputed."""
@@ -78,6 +96,17 @@ class RunFiles:
         """Saves a state; `loss` is as in `Checkpoints.save`."""
         if self._directory is not None:
             self._checkpoints.save(state, loss)
+            if _processes.is_main_process():  # It is older.
+                shutil.rmtree(self._interrupted, ignore_errors=True)
+
+    def save_unrecorded(self, state, unrecorded):
+        """Saves a state between two records, with the metrics of the second so far.
+
+        Apart from the others: it may be of a step that gets its checkpoint later.
+        """
+        checkpoints = _checkpoint.open_checkpoints(self._interrupted)
+        checkpoints.save(state, unrecorded=unrecorded)
+        checkpoints.close()
 
     def __str__(self):
         if self._directory is None:

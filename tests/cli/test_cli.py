@@ -274,6 +274,8 @@ BAD_SETTINGS = {
     "--validation-tasks 0": "`validation_tasks` must be an int >= 1, got 0",
     "--test-tasks 0": "`test_tasks` must be an int >= 1, got 0",
     "--validate-every 3": "`validate_every` must be a multiple of `log_every`",
+    "--seed -1": "`seed` must be an int >= 0, got -1",
+    "--seed 4294967297": "`seed` must be less than 2**32, got 4294967297",
     "--patience 0": "`patience` must be an int >= 1, got 0",
     "--inner-learning-rate -0.1": "`inner_learning_rate` must be positive and finite",
     "--inner-learning-rate nan": "`inner_learning_rate` must be positive and finite",

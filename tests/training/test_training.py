@@ -410,6 +410,7 @@ class TestFit:
         ("options", "message"),
         [
             ({"num_steps": 0}, "`num_steps` must be an int >= 1, got 0"),
+            ({"num_steps": 2**31}, "`num_steps` must be less than 2"),
             ({"log_every": 0}, "`log_every` must be an int >= 1, got 0"),
             (
                 {"validate_every": 7},
