@@ -1,4 +1,4 @@
-"""The problems of `benchmarks.optimizers`, fixed before any rule was trained but one.
+"""The problems of `benchmarks.optimizers`, fixed before any rule was trained but three.
 
 Of other data, architectures and sizes than those of `problems.small_networks`. A data
 folder has `mnist/mnist.npz`, `omniglot/omniglot_28x28.npz`, `icons/iconify_32x32.npz`,
@@ -16,8 +16,13 @@ import numpy as np
 
 import jaxmeta as jm
 
-# Added when an earlier rule had failed there: in the tables, not in the means.
-LATER = ("MNIST, raw pixels, 2 layers of 64, ReLU",)
+# In the tables, not in the means: where an earlier rule had failed, and networks of 0.1
+# to 1 M parameters.
+LATER = (
+    "MNIST, raw pixels, 2 layers of 64, ReLU",
+    "CIFAR-10 (JPEG), Conv4 of 64",
+    "characters, transformer of 128",
+)
 FEW = 1000  # examples of which test losses are taken, or at most
 
 
@@ -35,6 +40,7 @@ class Case(NamedTuple):
     model: Any
     loss: Callable[..., jax.Array] = jm.losses.cross_entropy
     batch_size: int = 64
+    is_large: bool = False  # Runs are made one by one: they fill the cores.
 
 
 # Problems.
@@ -89,6 +95,18 @@ def cases(folder: pathlib.Path) -> dict[str, Callable[[], Case]]:
         ),
         LATER[0]: lambda: Case(
             _raw(*_mnist(folder)), mlp([64, 64, 10], activation=act.relu)
+        ),
+        LATER[1]: lambda: Case(
+            _images(*_cifar10(folder), 32),
+            jm.models.Conv4(64, head=10, strided=True),
+            batch_size=32,
+            is_large=True,
+        ),
+        LATER[2]: lambda: Case(
+            _text(folder, 32),
+            jm.models.Transformer(vocabulary=64, width=128, num_heads=4),
+            batch_size=16,
+            is_large=True,
         ),
     }
 

@@ -189,9 +189,10 @@ def _validates(out: pathlib.Path) -> bool:
 
 
 def _tests(out: pathlib.Path) -> bool:
-    path = out / "metrics.jsonl"
-    steps = json.loads((out / "config.json").read_text()) if path.exists() else {}
-    steps = steps.get("recipe", {}).get("steps", STREAM_STEPS)
+    """Whether the last record is made."""
+    path, config, steps = out / "metrics.jsonl", out / "config.json", STREAM_STEPS
+    if config.exists():
+        steps = json.loads(config.read_text())["recipe"]["steps"]
     return path.exists() and f'"step": {steps},'.encode() in path.read_bytes()
 
 
@@ -223,9 +224,13 @@ def outcome(out: pathlib.Path) -> dict[str, Any]:
 
 def _parameters(checkpoints: pathlib.Path) -> Iterator[tuple[str, str]]:
     """The last state and the best one, as digests."""
+    as_numpy = lambda _: ocp.RestoreArgs(restore_type=np.ndarray)
     for path in sorted(checkpoints.iterdir()):
         with ocp.PyTreeCheckpointer() as checkpointer:
-            state = checkpointer.restore(path / "default")
+            tree = checkpointer.metadata(path / "default").item_metadata.tree
+            state = checkpointer.restore(
+                path / "default", restore_args=jax.tree.map(as_numpy, tree)
+            )
         for keys, leaf in jax.tree_util.tree_leaves_with_path(state):
             name = f"{path.name}{jax.tree_util.keystr(keys)}"
             yield name, hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()

@@ -129,6 +129,8 @@ def runner(case: Case, make: Make) -> Callable[..., Any]:
 
     @jax.jit
     def run(rates, seeds, total):
+        if case.is_large:
+            return jax.lax.map(lambda each: one(total, *each), (rates, seeds))
         return jax.vmap(lambda *each: one(total, *each))(rates, seeds)
 
     return run

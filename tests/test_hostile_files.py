@@ -1,16 +1,20 @@
 """Files that are damaged or made to harm: a clear error, or what was written."""
 
+import contextlib
 import csv
 import io
+import json
 import warnings
 import zipfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmeta as jm
+from jaxmeta import recipes, runs
 
 pytest.importorskip("PIL")
 from PIL import Image
@@ -109,6 +113,37 @@ def _write_card(folder):
     return path.with_suffix(".json"), lambda: jm.training.load_card(path)
 
 
+def _write_checkpoint(folder, pattern="default/d/*"):
+    weights = jax.tree.map(jnp.asarray, WEIGHTS)
+    state = jm.TrainState(jnp.asarray(1), weights, {}, {}, jax.random.key(0))
+    with contextlib.closing(jm.training.open_checkpoints(folder)) as checkpoints:
+        checkpoints.save(state, loss=0.5)
+
+    def load():
+        with contextlib.closing(jm.training.open_checkpoints(folder)) as checkpoints:
+            assert checkpoints.best() == (1, 0.5)
+            restored = checkpoints.restore(1, state)
+        chex.assert_trees_all_equal(restored.meta_params, weights)
+
+    return next((folder / "1").glob(pattern)), load
+
+
+def _write_checkpoint_metrics(folder):
+    path, load = _write_checkpoint(folder, "metrics/metrics")
+
+    def load_any_loss():
+        with contextlib.suppress(AssertionError):
+            load()
+
+    return path, load_any_loss
+
+
+def _write_config(folder):
+    config = {"name": "x", "recipe": recipes.to_json(recipes.RECIPES[recipes.DEFAULT])}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder / "config.json", lambda: runs.read(folder)
+
+
 LOADERS = {
     "npz": _write_npz,
     "mat": _write_mat,
@@ -117,6 +152,9 @@ LOADERS = {
     "zip": _write_lake,
     "safetensors": _write_safetensors,
     "card": _write_card,
+    "checkpoint": _write_checkpoint,
+    "checkpoint's metrics": _write_checkpoint_metrics,
+    "config": _write_config,
 }
 
 
@@ -139,6 +177,8 @@ def _mutated(content, draw):
     return bytes(content)
 
 
+# Reads that orbax has begun end after the first one has failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_mutated_file_is_read_or_explained(name, tmp_path):
     path, load = LOADERS[name](tmp_path)

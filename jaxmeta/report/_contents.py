@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxmeta import _json, recipes, runs
+from jaxmeta import recipes, runs
 
 
 class Contents(NamedTuple):
@@ -20,11 +20,7 @@ class Contents(NamedTuple):
 def read(directory: pathlib.Path) -> Contents:
     """Reads a run folder; raises ValueError if it has nothing to report."""
     run = runs.read(directory)
-    records, path = runs.read_records(run), directory / "summary.json"
-    try:
-        summary = _json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
+    records, summary = runs.read_records(run), runs.read_summary(run)
     settings = dict(_flat(recipes.to_json(run.recipe)))
     return Contents(run, run.name, settings, records, summary)
 

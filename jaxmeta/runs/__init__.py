@@ -7,7 +7,13 @@ A folder holds `config.json` (the recipe), `metrics.jsonl`, `checkpoints/`,
 from jaxmeta.runs._adapt import Prediction, adapt
 from jaxmeta.runs._build import build
 from jaxmeta.runs._evaluate import evaluate
-from jaxmeta.runs._folder import Run, best_meta_params, read, read_records
+from jaxmeta.runs._folder import (
+    Run,
+    best_meta_params,
+    read,
+    read_records,
+    read_summary,
+)
 from jaxmeta.runs._lake import lake
 from jaxmeta.runs._parts import Parts
 from jaxmeta.runs._plot import draw_walks, plot
@@ -26,6 +32,7 @@ __all__ = [
     "plot",
     "read",
     "read_records",
+    "read_summary",
     "resume",
     "train",
 ]

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -57,6 +58,21 @@ def read_records(run: Run) -> list[dict[str, Any]]:
     return records
 
 
+def read_summary(run: Run) -> dict[str, Any]:
+    """Reads `summary.json`; empty if the run is unfinished."""
+    path = run.directory / "summary.json"
+    if not path.exists():
+        return {}
+    try:
+        summary = _json.loads(path.read_text())
+        return summary | {"test": summary["test"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}. Delete it, and `jaxmeta resume "
+            f"{run.directory}` tests the run again."
+        ) from error
+
+
 def extend(run: Run, steps: int) -> Run:
     """Raises the number of meta-steps of a run, in its folder too."""
     before = run.recipe.steps
@@ -80,20 +96,28 @@ def best_meta_params(run: Run, like: base.TrainState) -> base.Params:
     path = run.directory / "checkpoints"
     # Interrupted early, a run has only the checkpoint of its interruption.
     for folder in (path, path / _run_files.INTERRUPTED):
-        if not folder.is_dir():
-            continue
-        checkpoints = training.open_checkpoints(folder)
-        try:
-            last, (best, _) = checkpoints.last_step(), checkpoints.best()
-            if last is not None:
-                step = last if best is None else best
-                return checkpoints.restore(step, like).meta_params
-        finally:
-            checkpoints.close()
+        if folder.is_dir() and (state := _best_state(folder, like)) is not None:
+            return state.meta_params
     raise ValueError(
         f"{run.directory} has no checkpoint yet: `jaxmeta train {run.name} --out "
         f"{run.directory}` resumes it."
     )
+
+
+def _best_state(folder, like):
+    """The best state in a folder of checkpoints, or None."""
+    while True:
+        before = set(os.listdir(folder))
+        try:
+            with contextlib.closing(training.open_checkpoints(folder)) as checkpoints:
+                last, (best, _) = checkpoints.last_step(), checkpoints.best()
+                step = last if best is None else best
+                return None if step is None else checkpoints.restore(step, like)
+        except (ValueError, OSError):
+            time.sleep(0.2)
+            if set(os.listdir(folder)) == before:
+                raise
+            # The run goes on, and has just replaced a checkpoint by a newer one.
 
 
 def check_unclaimed(run: Run) -> None:

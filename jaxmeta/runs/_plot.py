@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from jaxmeta import _axes, _json, _pytrees, base, plots, recipes, rl
+from jaxmeta import _axes, _pytrees, base, plots, recipes, rl
 from jaxmeta.runs import _build, _folder
 
 if TYPE_CHECKING:
@@ -71,13 +71,13 @@ def plot(directory: str | os.PathLike[str]) -> list[pathlib.Path]:
         return {"optimizer_curves": curves, "update_against_gradient": responses}
 
     figures = {"learning_curve": draw_panels(plots.learning_curve, records)}
-    if (path := run.directory / "summary.json").exists():
+    if summary := _folder.read_summary(run):
+        untrained = {k: v for k, v in summary.items() if k == "untrained"}
         try:
-            summary = _json.loads(path.read_text())
-            untrained = {k: v for k, v in summary.items() if k == "untrained"}
             drawn = draw_test(summary["test"] | untrained)
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}.") from error
+            path = run.directory / "summary.json"
+            raise ValueError(f"{path} cannot be drawn: {error}.") from error
         if published := summary.get("published"):
             note = textwrap.fill(f"published: {published}", 75 * len(metrics))
             main = next(iter(drawn.values()), figures["learning_curve"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jaxmeta import _json, _processes, recipes, training
+from jaxmeta import _processes, recipes, training
 from jaxmeta.runs import _build, _folder, _parts
 
 _START = "start.safetensors"
@@ -44,7 +44,7 @@ def train(
             if _processes.is_main_process():
                 _folder.write_json(path, summary)
         _processes.wait_for_processes("summary.json is written")
-    return _json.loads(path.read_text())
+    return _folder.read_summary(run)
 
 
 def resume(

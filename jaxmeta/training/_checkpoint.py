@@ -68,16 +68,20 @@ class Checkpoints(NamedTuple):
 
     def best(self) -> tuple[int | None, float]:
         """The step with the lowest validation loss, and the loss; or None, infinity."""
-        step = self.manager.best_step()
-        metrics = None if step is None else self.manager.metrics(step)
-        if step is None or not metrics or metrics["loss"] == math.inf:
+        if (step := self.manager.best_step()) is None:
             return None, math.inf
-        return step, metrics["loss"]
+        loss = restored(lambda: self._metrics(step)["loss"], self._path(step))
+        return (None, loss) if loss == math.inf else (step, loss)
+
+    def _metrics(self, step):
+        return dict(self.manager.metrics(step) or {})
+
+    def _path(self, step):
+        return self.directory / str(step)
 
     def unrecorded(self, step: int) -> dict[str, Any]:
         """The `unrecorded` that the checkpoint of `step` was saved with."""
-        metrics = self.manager.metrics(step) or {}
-        return dict(metrics["unrecorded"])
+        return restored(lambda: self._metrics(step)["unrecorded"], self._path(step))
 
     def restore(self, step: int, like: base.TrainState) -> Any:
         """Restores the checkpoint of `step`; `like` has its structure and shapes.
@@ -87,7 +91,7 @@ class Checkpoints(NamedTuple):
         """
         target = abstract(like)
         args = ocp.args.StandardRestore(without_collisions(target))
-        path = self.directory / str(step)
+        path = self._path(step)
         check_metadata(path / "default", target, path)
         return like_tree(
             target, restored(lambda: self.manager.restore(step, args=args), path)
@@ -103,6 +107,7 @@ def open_checkpoints(directory: str | os.PathLike[str]) -> Checkpoints:
 
     Raises:
       OSError: if the folder cannot be created.
+      ValueError: if a checkpoint in it is damaged.
     """
     directory = pathlib.Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -120,7 +125,11 @@ def open_checkpoints(directory: str | os.PathLike[str]) -> Checkpoints:
         ),
         enable_async_checkpointing=False,
     )
-    return Checkpoints(ocp.CheckpointManager(directory, options=options), directory)
+    try:
+        manager = ocp.CheckpointManager(directory, options=options)
+    except ValueError as error:  # Metrics that are not JSON.
+        raise _not_restored(directory, _first_line(error)) from error
+    return Checkpoints(manager, directory)
 
 
 def abstract(tree: Any) -> Any:
@@ -233,7 +242,7 @@ def restored(restore, path):
 def _not_restored(path, why):
     return ValueError(
         f"The checkpoint {path} cannot be restored: it is damaged or from another "
-        f"model ({why}). It was left unchanged."
+        f"model ({why}). It was left unchanged: move it away to use an earlier one."
     )
 
 

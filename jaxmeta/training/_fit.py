@@ -239,8 +239,8 @@ def _check_excluded(record, step, files):
         )
     if share >= 0.01:
         warnings.warn(
-            f"{share:.1%} {what} and were excluded from the mean: see `excluded` in the "
-            "records.",
+            f"{share:.1%} {what} and were excluded from the mean (`excluded` in the "
+            "records).",
             stacklevel=3,
         )
 

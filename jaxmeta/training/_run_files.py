@@ -1,10 +1,10 @@
 """The files of a run: metrics and checkpoints."""
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
+import warnings
 from typing import Any
 
 from jaxmeta import _json, _lock, _processes
@@ -66,16 +66,24 @@ class RunFiles:
                 unrecorded = interrupted.unrecorded(step)
         if last:
             state = checkpoints.restore(last, state)
-        self._truncate_metrics(last)
+        self._truncate_metrics(last, recorded=self._checkpoints.last_step() or 0)
         return state, best, best_loss, unrecorded
 
-    def _truncate_metrics(self, last_step):
+    def _truncate_metrics(self, last_step, recorded):
         """Drops records after the checkpoint: they will be recomputed."""
-        if self._directory is None or not _processes.is_main_process():
+        if not _processes.is_main_process():
             return
+        found = read_metrics(self._metrics) if self._metrics.exists() else []
+        kept = [r for r in found if r["step"] <= last_step]
+        if (before := kept[-1]["step"] if kept else 0) < recorded:
+            warnings.warn(
+                f"{self._metrics} has no records of the steps after {before} up to the "
+                f"checkpoint of step {recorded}: they have been damaged or deleted. "
+                "Training goes on from the checkpoint.",
+                stacklevel=4,
+            )
         if not self._metrics.exists():
             return
-        kept = [r for r in read_metrics(self._metrics) if r["step"] <= last_step]
         new = self._metrics.with_suffix(".tmp")
         new.write_text("".join(_json.dumps(record) + "\n" for record in kept))
         os.replace(new, self._metrics)
@@ -115,11 +123,13 @@ class RunFiles:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`; skips a last line truncated by a crash."""
+    """Reads `metrics.jsonl`; skips damaged lines, e.g. a last one cut by a crash."""
     records = []
-    for line in pathlib.Path(path).read_text().splitlines():
+    for line in pathlib.Path(path).read_text(errors="replace").splitlines():
         try:
-            records.append(_json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = _json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
