@@ -68,7 +68,8 @@ class Checkpoints(NamedTuple):
 
     def best(self) -> tuple[int | None, float]:
         """The step with the lowest validation loss, and the loss; or None, infinity."""
-        if (step := self.manager.best_step()) is None:
+        step = restored(self.manager.best_step, self.directory)
+        if step is None:
             return None, math.inf
         loss = restored(lambda: self._metrics(step)["loss"], self._path(step))
         return (None, loss) if loss == math.inf else (step, loss)
@@ -127,7 +128,9 @@ def open_checkpoints(directory: str | os.PathLike[str]) -> Checkpoints:
     )
     try:
         manager = ocp.CheckpointManager(directory, options=options)
-    except ValueError as error:  # Metrics that are not JSON.
+    except OSError:
+        raise
+    except Exception as error:  # Metrics that are not JSON, or without a loss.
         raise _not_restored(directory, _first_line(error)) from error
     return Checkpoints(manager, directory)
 
