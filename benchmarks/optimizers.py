@@ -275,6 +275,8 @@ def table(problems: dict[str, Any]) -> str:
         lines += ["", "| against | geometric mean | median | interquartile | better |"]
         lines += ["|---|---|---|---|---|"]
         for rival in names[1:]:
+            if set(having(problems, total, rival)) <= set(LATER):
+                continue
             s = summary(having(problems, total, rival), total, rival)
             low, high = s["interval"]
             lines.append(

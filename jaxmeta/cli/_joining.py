@@ -1,9 +1,17 @@
 """Multi-process training: `--coordinator`, `--num-processes`, `--process-id`."""
 
+import os
 import re
 import socket
+import sys
+import threading
 
 from jaxmeta.cli import _parsing
+
+# JAX aborts with a stack trace when its own time is up: ours comes first.
+_MARGIN = 30  # seconds
+# What collectives and the coordinator say when a process is gone.
+_LOST = "gloo|nccl|unavailable|deadline|connection|heartbeat|coordination|socket"
 
 
 def check_options(
@@ -29,40 +37,94 @@ def check_options(
             f"`--coordinator` also needs {' and '.join(missing)}."
         )
     if process_id == 0:
-        _check_port(int(port))
+        _check_address(coordinator)
 
 
 def join(
-    coordinator: str | None, num_processes: int | None, process_id: int | None
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: int,
 ) -> bool:
     """Joins the other processes; returns whether this is process 0."""
     import jax
 
-    if coordinator is not None:
-        address = None if coordinator == "auto" else coordinator
-        # It would take SIGTERM from `cli._deadline`.
-        jax.config.update("jax_enable_preemption_service", False)
-        try:
-            jax.distributed.initialize(
-                address, num_processes, process_id, heartbeat_timeout_seconds=30
-            )
-        except (ValueError, jax.errors.JaxRuntimeError) as error:
-            mend = (
-                "No cluster environment detected: give HOST:PORT"
-                if address is None
-                else "Check the address, and that every process has its own id"
-            )
-            raise _parsing.UsageError(
-                f"`--coordinator` {coordinator}: {mend} ({error})."
-            ) from error
-    return coordinator is None or jax.process_index() == 0
-
-
-def _check_port(port: int) -> None:
-    """Raises unless this process can listen; otherwise JAX's coordinator crashes."""
+    if coordinator is None:
+        return True
+    address = None if coordinator == "auto" else coordinator
+    # It would take SIGTERM from `cli._deadline`.
+    jax.config.update("jax_enable_preemption_service", False)
+    given_up = threading.Timer(timeout, _give_up, (coordinator, timeout))
+    given_up.daemon = True
+    given_up.start()
     try:
-        socket.create_server(("", port)).close()
+        jax.distributed.initialize(
+            address,
+            num_processes,
+            process_id,
+            initialization_timeout=timeout + _MARGIN,
+            # JAX would listen on all of the machine's addresses.
+            coordinator_bind_address=_bind_address(address),
+            heartbeat_timeout_seconds=30,
+        )
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        mend = (
+            "No cluster environment detected: give HOST:PORT"
+            if address is None
+            else "Check the address, and that every process has its own id"
+        )
+        raise _parsing.UsageError(
+            f"`--coordinator` {coordinator}: {mend} ({error})."
+        ) from error
+    finally:
+        given_up.cancel()
+    return jax.process_index() == 0
+
+
+def end_if_alone(error: Exception) -> None:
+    """Ends this process if the error is that another of the run is lost.
+
+    At once: JAX would wait for the lost one, and then abort with a stack trace.
+    """
+    if not re.search(_LOST, str(error), re.IGNORECASE):
+        return
+    why = " ".join(str(error).split())[:200]
+    print(
+        f"jaxmeta: another process of the run ended or cannot be reached ({why}). The "
+        "last checkpoint is kept; start all processes again to resume.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _give_up(coordinator, timeout):
+    print(
+        f"jaxmeta: `--coordinator` {coordinator}: not all processes have joined within "
+        f"{timeout} seconds. Start as many as `--num-processes`, each with a "
+        "`--process-id` of its own and the same `--coordinator`; `--join-timeout` "
+        "waits longer.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+def _bind_address(address):
+    return os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address)
+
+
+def _check_address(coordinator: str) -> None:
+    """Raises unless this process can listen; otherwise JAX's coordinator crashes."""
+    address = _bind_address(coordinator)
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        family, *_, where = found[0]
+        socket.create_server(where[:2], family=family).close()
     except OSError as error:
         raise _parsing.UsageError(
-            f"`--coordinator`: cannot listen on port {port} ({error}): choose another."
+            f"`--coordinator`: cannot listen on port {port} of {host} ({error}): give "
+            "another port, or an address of this machine; or set "
+            "JAX_COORDINATOR_BIND_ADDRESS."
         ) from error

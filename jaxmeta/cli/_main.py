@@ -46,6 +46,8 @@ class _RunOptions:
     """Number of processes that train together."""
     process_id: int | None = None
     """Index of this process, from 0."""
+    join_timeout: int = 60
+    """Seconds to wait for the other processes."""
     tensorboard: bool = False
     """Also write the metrics for TensorBoard, to RUN/tensorboard."""
 
@@ -244,11 +246,19 @@ def _run(train: Callable[..., Any], run: Any, options: _RunOptions) -> None:
     processes = options.coordinator, options.num_processes, options.process_id
     _joining.check_options(*processes)
     _start_jax()
+    from jax.errors import JaxRuntimeError
+
     with _deadline.deadline():
-        if _joining.join(*processes):
-            _train_visibly(train, run, options)
-        else:
-            train()
+        is_first = _joining.join(*processes, options.join_timeout)
+        try:
+            if is_first:
+                _train_visibly(train, run, options)
+            else:
+                train()
+        except JaxRuntimeError as error:
+            if options.coordinator is not None:
+                _joining.end_if_alone(error)
+            raise
 
 
 def _train_visibly(train, run, options):

@@ -161,10 +161,9 @@ def fit(
             if not has_trimmed:  # After compiling.
                 has_trimmed = True
                 trim_memory()
-            piece_seconds = time.perf_counter() - start
-            seconds += piece_seconds
+            seconds += time.perf_counter() - start
             is_saved = finish_record() if is_recorded else False
-            if interruption.is_due(length, piece_seconds):
+            if interruption.is_due(length):
                 if not is_saved:
                     _check_finite(_means(totals or {}), int(state.step), files)
                     save_unrecorded()

@@ -32,7 +32,7 @@ class Interruption:
         self.steps_left = 1  # until the next look
         self._catches = catches
         self._previous: dict[int, Any] = {}
-        self._steps, self._seconds = 0, 0.0
+        self._steps, self._looked = 0, time.monotonic()
         self._noted = 0.0
 
     def __enter__(self) -> "Interruption":
@@ -54,22 +54,23 @@ class Interruption:
         elif now - self._noted > SAME_SIGNAL:
             end(signum, frame)
 
-    def is_due(self, steps: int, seconds: float) -> bool:
-        """Whether to stop, after so many more meta-steps in so many seconds.
+    def is_due(self, steps: int) -> bool:
+        """Whether to stop, after so many more meta-steps.
 
         Processes that train together decide together: a signal may come to one only.
         """
         self.steps_left -= steps
         self._steps += steps
-        self._seconds += seconds
         if self.steps_left > 0:
             return self.signum != 0 and jax.process_count() == 1
-        found = np.array([self.signum, self._seconds / self._steps])
+        # Validations and checkpoints count: they too let a signal wait.
+        now = time.monotonic()
+        found = np.array([self.signum, (now - self._looked) / self._steps])
         if jax.process_count() > 1:
             found = multihost_utils.process_allgather(found).max(0)
         self.signum = int(found[0])
         self.steps_left = max(1, int(SECONDS / max(found[1], 1e-9)))
-        self._steps, self._seconds = 0, 0.0
+        self._steps, self._looked = 0, now
         return self.signum != 0
 
 

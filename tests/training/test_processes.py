@@ -1,15 +1,20 @@
 """Processes on this machine that train together, over loopback."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
+import jax
 import pytest
 
 from jaxmeta import cli
+from jaxmeta.cli import _joining
 
 TRAIN = "train maml-sinusoid --hidden 8 8 --num-tasks 8 --validation-tasks 6"
 TRAIN += " --test-tasks 6 --log-every 5 --validate-every 5"
@@ -53,6 +58,74 @@ def _as_if_interrupted(out: pathlib.Path, steps):
     config = json.loads((out / "config.json").read_text())
     config["recipe"]["steps"] = steps
     (out / "config.json").write_text(json.dumps(config))
+
+
+def _start(out, num_processes, ids, *options, steps=5):
+    """Starts some processes of a run; returns them and their port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jaxmeta", *TRAIN.split(), "--out", str(out)]
+    command += ["--steps", str(steps), "--num-processes", str(num_processes)]
+    command += ["--coordinator", f"127.0.0.1:{port}", *options, "--process-id"]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([*command, str(i)], env=env, **pipes) for i in ids]
+    return started, port
+
+
+def _wait_for(path, text):
+    while not (path.exists() and text in path.read_text()):
+        time.sleep(0.01)
+
+
+def test_a_process_that_never_comes_is_named(tmp_path):
+    (process,), port = _start(tmp_path / "run", 2, [0], "--join-timeout", "4")
+    # Meanwhile it listens where it was told, and nowhere else.
+    while process.poll() is None:
+        with contextlib.suppress(ConnectionError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+    with pytest.raises(ConnectionError):
+        socket.create_connection(("127.0.0.2", port))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "not all processes have joined within 4 seconds" in said
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for process in _start(whole, 2, [0, 1], steps=200)[0]:
+        process.communicate()
+    together, _ = _start(parts, 2, [0, 1], steps=200)
+    _wait_for(parts / "metrics.jsonl", '"step": 5,')
+    together[1].send_signal(signal.SIGTERM)
+    for process in together:
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 143, said
+    assert _records(parts) != _records(whole)
+    for process in _start(parts, 2, [0, 1], steps=200)[0]:
+        process.communicate()
+    assert _records(parts) == _records(whole)
+
+
+@pytest.mark.parametrize(
+    ("message", "is_lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", True),
+        ("INTERNAL: NCCL operation failed: remote process exited", True),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 2 bytes", False),
+    ],
+)
+def test_what_a_lost_process_says_ends_the_others(
+    message, is_lost, monkeypatch, capsys
+):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    _joining.end_if_alone(jax.errors.JaxRuntimeError(message))
+    assert codes == [1] * is_lost
+    assert ("another process of the run" in capsys.readouterr().err) == is_lost
 
 
 @pytest.mark.slow
