@@ -40,6 +40,11 @@ _NUM_FEATURES = 21
 _NUM_OUTPUTS = 6
 # Gradients from here on are as bad as infinite ones: their squares are.
 _MOST = 1e18
+# From so many inputs on, the rate of a kernel falls with their root. Weights start at one
+# over the root of their number, and steps of one sign add up over them, so a step's share
+# of an output grows with it. No wider kernels were seen in meta-training; and the rows of
+# a large embedding are no inputs that add up.
+_WIDE, _WIDEST = 64, 1024
 # Entries of a tensor from which on sums are taken pair by pair.
 _LARGE = 4096
 # Where weights of directions start: Adam's, whose momentum has a decay of 0.9.
@@ -80,16 +85,17 @@ def learned_adam(
     .. math::
       u = -\alpha_t \left(c_0\, g + c_1 m^{(.5)} + c_2 m^{(.9)} + c_3 m^{(.98)}\right)
         / \sqrt{\hat v}, \qquad
-      \alpha_t = 0.01\, w_t (1 - t / T)\, e^{a_t + s_t}, \qquad
+      \alpha_t = 0.01\, k\, w_t (1 - t / T)\, e^{a_t + s_t}, \qquad
       s_{t+1} = s_t + r_t / (5 + 0.15 t)
 
-    where w warms up over 3 % of the T steps and the network outputs a, r and c. It sees
+    where k is the root of 64 over the number of a kernel's inputs (from 64 to 1,024; at
+    most 1), w warms up over 3 % of the T steps and the network outputs a, r and c. It sees
     21 numbers per tensor, none of which depends on the scale of the loss: the share of
     steps done, their number, the sizes of parameters and directions, cosines between
     gradient and momenta, the tensor's shape, means of these over all tensors, and how
     large its gradients are beside other tensors': with inputs of 0 to 255, those of
     kernels are a hundred times those of biases.
-    Untrained, it is Adam with a warm-up and a linear decay.
+    Untrained, it is Adam with a warm-up, a linear decay and lower rates for wide kernels.
 
     Zero gradients move nothing. An update with a non-finite gradient, or one over 1e18,
     is skipped and counted in the state, and halves later rates. After T steps, the rate
@@ -184,6 +190,7 @@ def learned_adam(
         rate = jnp.clip(stack(state.rate) + change, -4, 4)
         exponent = jnp.minimum(jnp.clip(outputs[:, 0], -4, 4) + rate, 3.5)
         alphas = base_rate * time.warm_up * time.left * jnp.exp(exponent)
+        alphas *= np.array([_width_factor(x) for x in flat(params)], compute)
         mixing = jnp.array([_ADAM], compute) + outputs[:, 2:] / 2
 
         (steps,) = _coordinates.map_unzipped(
@@ -326,7 +333,7 @@ def _features(products, agreement, rate, time, params):
     param = log_size(_PARAM, 1e-5)
     grad, middle, slow = (log_size(i, 1e-6) for i in (_GRAD, _MIDDLE, _SLOW))
     sizes = np.array([max(1, x.size) for x in params], float)
-    fan_in = np.array([math.prod(x.shape[:-1]) or 1 for x in params], float)
+    fan_in = np.array([_fan_in(x) for x in params], float)
     is_vector = np.array([x.ndim < 2 for x in params], float)
     share = np.sqrt(sizes) / np.sum(np.sqrt(sizes))
     mean = lambda x: jnp.sum(share * x)  # over tensors
@@ -355,6 +362,16 @@ def _features(products, agreement, rate, time, params):
     ]
     spread = lambda x: jnp.broadcast_to(jnp.asarray(x, products.dtype), len(params))
     return jnp.stack([*map(spread, columns)], 1)
+
+
+def _fan_in(x):
+    return math.prod(x.shape[:-1]) or 1
+
+
+def _width_factor(x):
+    if x.ndim < 2:
+        return 1.0
+    return math.sqrt(_WIDE / min(max(_fan_in(x), _WIDE), _WIDEST))
 
 
 def _beside_others(sizes):

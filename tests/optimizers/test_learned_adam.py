@@ -29,8 +29,8 @@ def _run(tx, params, gradients, **extra):
     return updates, states
 
 
-def _gradients(key, count=6, scale=1.0):
-    draw = lambda key: optax.tree.random_like(key, PARAMS)
+def _gradients(key, count=6, scale=1.0, params=PARAMS):
+    draw = lambda key: optax.tree.random_like(key, params)
     drawn = [draw(key) for key in jax.random.split(key, count)]
     return [optax.tree.scale(scale, grads) for grads in drawn]
 
@@ -124,6 +124,8 @@ class _ByHand:
             exponent = min(np.clip(out[0], -4, 4) + self.rate[k], 3.5)
             warm_up = min(1, (t + 1) / (0.03 * total + 2))
             alpha = 0.01 * warm_up * left * np.exp(exponent)
+            if p.ndim > 1:  # Kernels of 64 to 1,024 inputs.
+                alpha *= np.sqrt(64 / np.clip(fan_in, 64, 1024))
             mixing = np.array([0, 0, 1, 0]) + out[2:] / 2
             pairs = zip(mixing, directions[k], strict=True)
             updates[k] = -alpha * sum(c * d for c, d in pairs)
@@ -138,9 +140,12 @@ def test_it_is_its_formula(scale, key, x64):
     """Also where one tensor's gradients are larger than the others'."""
     lopt = jm.optimizers.learned_adam(20)
     theta = _moved(lopt, key)
-    params = jax.tree.map(lambda x: x.astype(float), PARAMS)
+    params = PARAMS | {"wide": jnp.ones((50, 3, 2)), "widest": jnp.ones((1100, 1))}
+    params = jax.tree.map(lambda x: x.astype(float), params)
     by_hand = _ByHand(theta, params, 20)
-    gradients = [{**grads, "w": scale * grads["w"]} for grads in _gradients(key)]
+    gradients = [
+        {**grads, "w": scale * grads["w"]} for grads in _gradients(key, params=params)
+    ]
     updates, _ = _run(lopt.transform(theta), params, gradients)
     for found, grads in zip(updates, gradients, strict=True):
         expected = by_hand.update(jax.tree.map(np.asarray, grads))
