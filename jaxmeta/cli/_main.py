@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -149,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[0] not in commands:
             raise _parsing.UsageError(_parsing.unknown("command", argv[0], commands))
-        commands[argv[0]](argv[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            commands[argv[0]](argv[1:])
     except (ValueError, OSError, DivergedError, ImportError) as error:
         print(f"jaxmeta: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -162,6 +165,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("jaxmeta: terminated; rerun the command to resume.", file=sys.stderr)
         return 128 + signal.SIGTERM
     return 0
+
+
+def _show_warning(message: Any, category: type, *args: Any) -> None:
+    """Prints our warnings in a line, without the place in our code."""
+    if issubclass(category, UserWarning):
+        print(f"jaxmeta: {' '.join(str(message).split())}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *args[:2]), file=sys.stderr)
 
 
 def _list(argv: list[str]) -> None:

@@ -40,10 +40,10 @@ _NUM_FEATURES = 21
 _NUM_OUTPUTS = 6
 # Gradients from here on are as bad as infinite ones: their squares are.
 _MOST = 1e18
-# From so many inputs on, the rate of a kernel falls with their root. Weights start at one
-# over the root of their number, and steps of one sign add up over them, so a step's share
-# of an output grows with it. No wider kernels were seen in meta-training; and the rows of
-# a large embedding are no inputs that add up.
+# From so many inputs on, the rate of a kernel falls with their root. Weights start at
+# one over the root of their number, and steps of one sign add up over them, so a step's
+# share of an output grows with it. Meta-training sees few kernels as wide; and the rows
+# of a large embedding do not add up.
 _WIDE, _WIDEST = 64, 1024
 # Entries of a tensor from which on sums are taken pair by pair.
 _LARGE = 4096
@@ -88,14 +88,15 @@ def learned_adam(
       \alpha_t = 0.01\, k\, w_t (1 - t / T)\, e^{a_t + s_t}, \qquad
       s_{t+1} = s_t + r_t / (5 + 0.15 t)
 
-    where k is the root of 64 over the number of a kernel's inputs (from 64 to 1,024; at
-    most 1), w warms up over 3 % of the T steps and the network outputs a, r and c. It sees
-    21 numbers per tensor, none of which depends on the scale of the loss: the share of
-    steps done, their number, the sizes of parameters and directions, cosines between
-    gradient and momenta, the tensor's shape, means of these over all tensors, and how
-    large its gradients are beside other tensors': with inputs of 0 to 255, those of
-    kernels are a hundred times those of biases.
-    Untrained, it is Adam with a warm-up, a linear decay and lower rates for wide kernels.
+    where k is the root of 64 over the number of a kernel's inputs (from 64 to 1,024), 1
+    for other tensors, w warms up over 3 % of the T steps, and the network outputs a, r
+    and c. It sees 21 numbers per tensor, none of which depends on the scale of the
+    loss: the share of steps done, their number, the sizes of parameters and
+    directions, cosines between gradient and momenta, the tensor's shape, means of these
+    over all tensors, and how large its gradients are beside other tensors': with inputs
+    of 0 to 255, those of kernels are a hundred times those of biases.
+    Untrained, it is Adam with a warm-up, a linear decay and lower rates for wide
+    kernels.
 
     Zero gradients move nothing. An update with a non-finite gradient, or one over 1e18,
     is skipped and counted in the state, and halves later rates. After T steps, the rate

@@ -215,11 +215,10 @@ def _totals(info: base.Info):
 
 
 def _means(totals):
-    with np.errstate(invalid="ignore"):  # None of the tasks is valid.
-        return {
-            name: float(np.asarray(np.divide(total, count), jnp.result_type(total)))
-            for name, (total, count) in totals.items()
-        }
+    return {
+        name: float(total) / float(count) if count else math.nan
+        for name, (total, count) in totals.items()
+    }
 
 
 @jax.jit

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shlex
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -322,6 +323,20 @@ def test_checkpoints_of_nobody_knows_what(run, capsys, tmp_path):
     shutil.copytree(run / "checkpoints", tmp_path / "checkpoints")
     said = _said(capsys, ["train", "--out", tmp_path, *TINY])
     assert "has checkpoints, but no config.json" in said
+
+
+def test_warnings_are_a_line(monkeypatch, capsys):
+    def warn(argv):
+        warnings.warn("Two\nlines.", stacklevel=1)
+        warnings.warn("Of another package.", DeprecationWarning, stacklevel=1)
+
+    monkeypatch.setattr(_main, "_plot", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert cli.main(["plot"]) == 0
+    said = capsys.readouterr().err
+    assert said.startswith("jaxmeta: Two lines.\n")
+    assert "DeprecationWarning: Of another package." in said
 
 
 def test_a_run_folder_in_use(capsys, tmp_path):

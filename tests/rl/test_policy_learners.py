@@ -126,12 +126,18 @@ def test_curvature_of_trpo_is_the_hessian_of_the_divergence(key):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def _with_nan(env):
-    """The environment, its reward NaN where the task's first number is negative."""
+def _with_nan(env, below=0.0):
+    """The environment, its reward NaN where the task's first number is lower."""
 
     def step(key, state, action, goal):
         observation, state, reward, done, info = env.step(key, state, action, goal)
-        return observation, state, jnp.where(goal[0] < 0, jnp.nan, reward), done, info
+        return (
+            observation,
+            state,
+            jnp.where(goal[0] < below, jnp.nan, reward),
+            done,
+            info,
+        )
 
     return env._replace(step=step)
 
@@ -252,16 +258,26 @@ def test_actions_can_be_forbidden(key):
     np.testing.assert_allclose(policy.kl(p, p), 0, atol=1e-6)
 
 
-def test_fit_records_what_was_left_out(key):
-    env = _with_nan(rl.navigation(horizon=3))
+@pytest.mark.parametrize("below", [-0.1, 0.3])
+def test_fit_records_what_was_left_out(below, key):
+    """A warning of a third of the tasks; an end once they are the half."""
+    env = _with_nan(rl.navigation(horizon=3), below)
     policy = rl.gaussian_policy(jm.models.MLP([2]))
     learner = rl.maml(env, policy, inner_tx=optax.sgd(0.1), num_episodes=2)
     estimator = jm.estimators.over_tasks(learner, env.sample_task, num_tasks=8)
     train_step = jm.training.make_train_step(estimator, optax.adam(1e-3))
     records = []
-    jm.training.fit(
+    fit = lambda: jm.training.fit(
         train_step, num_steps=4, key=key, log_every=2, report=records.append
     )
+    said = "% of the tasks or runs before step"
+    with pytest.warns(UserWarning, match=said):
+        if below < 0:
+            fit()
+            assert [record["step"] for record in records] == [1, 2, 4]
+        else:
+            with pytest.raises(jm.training.DivergedError, match=f"{said} 2 had"):
+                fit()
     assert all(0 < record["excluded"] < 1 for record in records)
     assert all(np.isfinite(record["return"]) for record in records)
 

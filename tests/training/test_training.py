@@ -467,6 +467,25 @@ class TestDamage:
         assert _records(tmp_path / "parts") == _records(tmp_path / "whole")
         assert int(whole.state.step) == 40
 
+    @pytest.mark.parametrize("damage", [b"", b"\xff\xfe garbage\n[1]\n"])
+    def test_records_that_are_gone_are_missed(self, damage, tmp_path):
+        whole = _fit(tmp_path / "whole")
+        _fit(tmp_path / "parts", num_steps=20)
+        (tmp_path / "parts" / "metrics.jsonl").write_bytes(damage)
+        with pytest.warns(UserWarning, match="no records of the steps after 0 up to"):
+            result = _fit(tmp_path / "parts")
+        chex.assert_trees_all_equal(result.state, whole.state)
+        later = [r for r in _records(tmp_path / "whole") if r["step"] > 20]
+        assert _records(tmp_path / "parts") == later
+
+    def test_a_damaged_line_costs_no_other(self, tmp_path):
+        _fit(tmp_path, num_steps=20)
+        path = tmp_path / "metrics.jsonl"
+        first, second, *others = path.read_text().splitlines()
+        path.write_text("\n".join([first, second[:-3], *others]) + "\n")
+        steps = [r["step"] for r in _records(tmp_path)]
+        assert steps == [1, 10, 15, 20]
+
     def test_directory_that_is_a_file(self, tmp_path):
         (tmp_path / "run").write_text("mine")
         with pytest.raises(OSError, match="`directory` cannot be written"):
