@@ -35,6 +35,7 @@ import orbax.checkpoint as ocp
 import jaxmeta as jm
 from benchmarks import _timing
 
+PACKAGES = ("jaxmeta", "jax", "jaxlib", "orbax-checkpoint")
 RESULTS = pathlib.Path(__file__).parent / "results" / "kills.json"
 SMALL = "--validation-tasks 20 --test-tasks 20 --num-tasks 4 "
 RECIPES = {
@@ -72,7 +73,7 @@ def main() -> None:
         rows.append(measure(kind, args.kills, signum, rng))
         print(json.dumps(rows[-1]), flush=True)
     result = json.loads(args.out.read_text()) if args.out.exists() else {}
-    result["environment"] = _timing.environment(("jaxmeta", "jax", "jaxlib", "orbax"))
+    result["environment"] = _timing.environment(PACKAGES)
     result[args.signal] = rows
     args.out.write_text(json.dumps(result, indent=1) + "\n")
 

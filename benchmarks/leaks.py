@@ -20,6 +20,7 @@ import optax
 import jaxmeta as jm
 from benchmarks import _timing
 
+PACKAGES = ("jaxmeta", "jax", "jaxlib", "orbax-checkpoint")
 RESULTS = pathlib.Path(__file__).parent / "results" / "leaks.json"
 
 
@@ -89,7 +90,7 @@ def main() -> None:
             )
         if i % (fits // 10) == 0:
             look("fit", i)
-    result = {"environment": _timing.environment(("jaxmeta", "jax", "jaxlib", "orbax"))}
+    result = {"environment": _timing.environment(PACKAGES)}
     args.out.write_text(json.dumps(result | {"rows": rows}, indent=1) + "\n")
 
 

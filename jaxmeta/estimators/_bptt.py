@@ -34,7 +34,8 @@ def bptt(
       problem: the family of problems.
       horizon: H, updates per run. Static.
       num_problems: parallel runs per meta-step. Static.
-      weight: :math:`w_t` as a function of an array of t = 1 ... H; None is 1.
+      weight: `(t, H) -> w`, :math:`w_t` for an array of t = 1 ... H; None is 1. The
+        loss at the end only: `lambda t, H: t == H`.
       second_order: also differentiate the gradients that the optimizer sees. The paper
         drops these derivatives; they cost a Hessian-vector product per step. Static.
       hvp: how these derivatives are computed, as in `jaxmeta.maml`. Static.

@@ -119,7 +119,9 @@ def _weighted_sum(weight):
 
     def whole_run(problem, tx, run, total_steps, key):
         def add(sums, k, value):
-            share = 1 if weight is None else weight(k.reshape(1))[0]
+            share = 1
+            if weight is not None:
+                share = weight(k.reshape(1), jnp.asarray(total_steps))[0]
             # The loss before the first update is nobody's merit.
             value = jnp.where(k > 0, value, 0)
             return sums[0] + share * value, sums[1] + value

@@ -11,7 +11,8 @@ from jaxmeta import _checks, _dtypes, _replay, _unroll, base
 
 # A number, (lowest, highest) to draw log-uniformly, or a function of the meta-step.
 Horizon: TypeAlias = int | tuple[int, int] | Callable[[jax.Array], jax.Array]
-Weight: TypeAlias = Callable[[jax.Array], jax.Array]  # steps [H], from 1 -> [H]
+# (steps [H], from 1; the run's horizon []) -> [H]
+Weight: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Run(NamedTuple):
@@ -218,7 +219,7 @@ def meta_loss(
         return jnp.sum(losses), info
     # Steps t - H + 1 ... t: `run.step` = t is already after the truncation.
     steps = run.step + jnp.arange(1 - losses.size, 1)
-    return jnp.sum(weight(steps) * losses), info
+    return jnp.sum(weight(steps, run.horizon) * losses), info
 
 
 def advance(

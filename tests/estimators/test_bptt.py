@@ -233,7 +233,7 @@ def test_staggered_runs_are_of_every_age(key):
 def test_weights_are_those_of_the_steps(key):
     """A weight on the last of six steps alone, over three truncations."""
     with jax.enable_x64(True):
-        estimator = _truncated(weight=lambda t: jnp.where(t == 6, 1.0, 0.0))
+        estimator = _truncated(weight=lambda t, horizon: t == horizon)
         theta, runs = estimator.init(key)
         norms = []
         for _ in range(3):
@@ -246,7 +246,7 @@ def test_weights_are_those_of_the_steps(key):
             estimator = _bptt(weight=weight)
             return estimator.estimate(key, theta, None)[0]
 
-        one, other = (lambda t: 1.0 * (t <= 3)), (lambda t: 1.0 * (t > 3))
+        one, other = (lambda t, _: 1.0 * (t <= 3)), (lambda t, _: 1.0 * (t > 3))
         parts = optax.tree.add(last_loss(one), last_loss(other))
         chex.assert_trees_all_close(parts, last_loss(None), rtol=1e-10)
 

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import jaxmeta as jm
+from jaxmeta.estimators import _evolution, _runs
 
 PROBLEM = jm.problems.quadratics(dim=2)
 
@@ -38,6 +39,21 @@ def _exact(theta, key, horizon, num_problems=20_000):
         _rates(), PROBLEM, horizon=horizon, num_problems=num_problems
     )
     return estimator.estimate(key, theta, None)[0]
+
+
+@pytest.mark.parametrize("horizon", [1, 4])
+def test_a_weight_knows_the_horizon_of_its_run(horizon, key):
+    """The loss at the end alone, of runs whose horizon is drawn."""
+    tx, params = optax.sgd(0.1), jnp.ones(2)
+    instance = PROBLEM.sample(key)
+    run = _runs.Run(instance, params, tx.init(params), jnp.zeros((), int), jnp.array(9))
+    whole_run = _evolution._weighted_sum(lambda t, horizon: t == horizon)
+    tx_of_run = optax.with_extra_args_support(tx)
+    value, _ = whole_run(PROBLEM, tx_of_run, run, jnp.asarray(horizon), key)
+    loss = lambda params: PROBLEM.loss(params, instance, key)
+    for _ in range(horizon):
+        params = params - 0.1 * jax.grad(loss)(params)
+    np.testing.assert_allclose(value, loss(params), rtol=1e-5)
 
 
 def _assert_unbiased(draws, expected, most_error):
