@@ -21,8 +21,11 @@ _LOOK = 0.2  # seconds
 
 
 @contextlib.contextmanager
-def deadline() -> Iterator[None]:
-    """Within the context, SIGINT and SIGTERM end the process; a second one at once."""
+def deadline(is_coordinator: bool = False) -> Iterator[None]:
+    """Within the context, SIGINT and SIGTERM end the process; a second one at once.
+
+    The coordinator of a joint run waits a second longer: JAX aborts those that lose it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # It gets no signals.
         return
@@ -33,7 +36,8 @@ def deadline() -> Iterator[None]:
         signum: signal.signal(signum, _interruption.end)
         for signum in _interruption.SIGNALS
     }
-    watch = threading.Thread(target=_watch, args=(reader,), daemon=True)
+    grace = GRACE + is_coordinator
+    watch = threading.Thread(target=_watch, args=(reader, grace), daemon=True)
     watch.start()
     try:
         yield
@@ -46,7 +50,7 @@ def deadline() -> Iterator[None]:
         reader.close()
 
 
-def _watch(reader):
+def _watch(reader, grace):
     first = reader.recv(1)
     if not first:
         return
@@ -54,7 +58,7 @@ def _watch(reader):
     reader.settimeout(_LOOK)
     while True:
         elapsed = time.monotonic() - arrived
-        if elapsed > GRACE and _interruption.save_unsaved():
+        if elapsed > grace and _interruption.save_unsaved():
             said = "interrupted" if first[0] == signal.SIGINT else "terminated"
             _exit(first[0], f"{said}; rerun the command to resume.")
         try:

@@ -1,10 +1,12 @@
 """Multi-process training: `--coordinator`, `--num-processes`, `--process-id`."""
 
+import contextlib
 import os
 import re
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 
 from jaxmeta.cli import _parsing
 
@@ -64,7 +66,7 @@ def join(
             process_id,
             initialization_timeout=timeout + _MARGIN,
             # JAX would listen on all of the machine's addresses.
-            coordinator_bind_address=_bind_address(address),
+            coordinator_bind_address=address and _bind_address(address),
             heartbeat_timeout_seconds=30,
         )
     except (ValueError, jax.errors.JaxRuntimeError) as error:
@@ -81,13 +83,28 @@ def join(
     return jax.process_index() == 0
 
 
-def end_if_alone(error: Exception) -> None:
-    """Ends this process if the error is that another of the run is lost.
+@contextlib.contextmanager
+def leaving(coordinator: str | None) -> Iterator[None]:
+    """Leaves a joint run in good order, or ends at once if another process is lost.
 
-    At once: JAX would wait for the lost one, and then abort with a stack trace.
+    At exit, JAX would wait for the lost one, and then abort with a stack trace.
     """
-    if not re.search(_LOST, str(error), re.IGNORECASE):
-        return
+    import jax
+
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if coordinator is not None and re.search(_LOST, str(error), re.IGNORECASE):
+            _end_alone(error)
+        raise
+    finally:
+        if coordinator is not None:
+            # Now, not at exit: a signal's deadline still holds.
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                jax.distributed.shutdown()
+
+
+def _end_alone(error):
     why = " ".join(str(error).split())[:200]
     print(
         f"jaxmeta: another process of the run ended or cannot be reached ({why}). The "
@@ -110,7 +127,7 @@ def _give_up(coordinator, timeout):
     os._exit(2)
 
 
-def _bind_address(address):
+def _bind_address(address: str) -> str:
     return os.environ.get("JAX_COORDINATOR_BIND_ADDRESS", address)
 
 

@@ -257,19 +257,13 @@ def _run(train: Callable[..., Any], run: Any, options: _RunOptions) -> None:
     processes = options.coordinator, options.num_processes, options.process_id
     _joining.check_options(*processes)
     _start_jax()
-    from jax.errors import JaxRuntimeError
-
-    with _deadline.deadline():
+    with _deadline.deadline(is_coordinator=options.process_id == 0):
         is_first = _joining.join(*processes, options.join_timeout)
-        try:
+        with _joining.leaving(options.coordinator):
             if is_first:
                 _train_visibly(train, run, options)
             else:
                 train()
-        except JaxRuntimeError as error:
-            if options.coordinator is not None:
-                _joining.end_if_alone(error)
-            raise
 
 
 def _train_visibly(train, run, options):

@@ -145,7 +145,8 @@ def fit(
             best_step = 0 if best is None else int(best.step)
             return int(state.step) - best_step >= patience * validate_every
 
-        if totals is not None and int(state.step) % log_every == 0:
+        step = int(state.step)
+        if totals is not None and (step % log_every == 0 or step == num_steps):
             finish_record()  # It was interrupted while validating.
         has_trimmed = False
         while (step := int(state.step)) < num_steps and not out_of_patience():

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# A run looks for signals about this often, so often does a joint run synchronize.
+# How often a run looks for signals, and a joint run synchronizes to do so.
 SECONDS = 1.0
 # `timeout` and some schedulers send one signal twice: to the process and to its group.
 SAME_SIGNAL = 0.5  # seconds

@@ -34,7 +34,7 @@ def _train_step(seen=lambda step: None):
     return jm.training.TrainStep(init, Partial(seen_step, step))
 
 
-def _fit(directory, train_step=None, **options):
+def _fit(directory, train_step=None, num_steps=NUM_STEPS, **options):
     options = {
         "log_every": 5,
         "validate_every": 10,
@@ -42,7 +42,7 @@ def _fit(directory, train_step=None, **options):
     } | options
     return jm.training.fit(
         train_step or _train_step(),
-        num_steps=NUM_STEPS,
+        num_steps=num_steps,
         key=jax.random.key(3),
         directory=directory,
         **options,
@@ -162,6 +162,27 @@ def test_handlers_of_the_program_are_left_alone(tmp_path):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert came == [1]
+
+
+@pytest.mark.parametrize("num_steps", [10, 13])
+def test_the_last_validation_is_made_again(num_steps, tmp_path):
+    def validate(params):
+        assert _interruption.save_unsaved()  # As the thread of the command line does.
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        _fit(
+            tmp_path / "parts",
+            num_steps=num_steps,
+            validate_every=15,
+            validate=validate,
+        )
+    made = []
+    train_step = _train_step(made.append)
+    result = _fit(tmp_path / "parts", train_step, num_steps, validate_every=15)
+    assert not made
+    whole = _fit(tmp_path / "whole", num_steps=num_steps, validate_every=15)
+    _assert_equal(result, tmp_path / "parts", whole, tmp_path / "whole")
 
 
 # XLA's loop does not return to Python, where handlers run.

@@ -96,16 +96,16 @@ def test_a_process_that_never_comes_is_named(tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for process in _start(whole, 2, [0, 1], steps=200)[0]:
+    for process in _start(whole, 2, [0, 1], steps=50)[0]:
         process.communicate()
-    together, _ = _start(parts, 2, [0, 1], steps=200)
+    together, _ = _start(parts, 2, [0, 1], steps=50)
     _wait_for(parts / "metrics.jsonl", '"step": 5,')
     together[1].send_signal(signal.SIGTERM)
     for process in together:
         _, said = process.communicate(timeout=60)
         assert process.returncode == 143, said
     assert _records(parts) != _records(whole)
-    for process in _start(parts, 2, [0, 1], steps=200)[0]:
+    for process in _start(parts, 2, [0, 1], steps=50)[0]:
         process.communicate()
     assert _records(parts) == _records(whole)
 
@@ -121,10 +121,15 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
 def test_what_a_lost_process_says_ends_the_others(
     message, is_lost, monkeypatch, capsys
 ):
-    codes = []
+    codes, left = [], []
     monkeypatch.setattr(os, "_exit", codes.append)
-    _joining.end_if_alone(jax.errors.JaxRuntimeError(message))
-    assert codes == [1] * is_lost
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: left.append(1))
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError),
+        _joining.leaving("10.0.0.1:1234"),
+    ):
+        raise jax.errors.JaxRuntimeError(message)
+    assert codes == [1] * is_lost and left == [1]
     assert ("another process of the run" in capsys.readouterr().err) == is_lost
 
 
