@@ -54,8 +54,9 @@ def join(
     if coordinator is None:
         return True
     address = None if coordinator == "auto" else coordinator
-    # It would take SIGTERM from `cli._deadline`.
-    jax.config.update("jax_enable_preemption_service", False)
+    # It would take SIGTERM from `cli._deadline`. JAX 0.8 has no such option.
+    if hasattr(jax.config, "jax_enable_preemption_service"):
+        jax.config.update("jax_enable_preemption_service", False)
     given_up = threading.Timer(timeout, _give_up, (coordinator, timeout))
     given_up.daemon = True
     given_up.start()
