@@ -50,6 +50,12 @@ def deadline(is_coordinator: bool = False) -> Iterator[None]:
         reader.close()
 
 
+def said(signum: int) -> str:
+    """What the command line says when a signal has ended it."""
+    ended = "interrupted" if signum == signal.SIGINT else "terminated"
+    return f"{ended}; rerun the command to resume."
+
+
 def _watch(reader, grace):
     first = reader.recv(1)
     if not first:
@@ -59,8 +65,7 @@ def _watch(reader, grace):
     while True:
         elapsed = time.monotonic() - arrived
         if elapsed > grace and _interruption.save_unsaved():
-            said = "interrupted" if first[0] == signal.SIGINT else "terminated"
-            _exit(first[0], f"{said}; rerun the command to resume.")
+            _exit(first[0], said(first[0]))
         try:
             more = reader.recv(1)
         except TimeoutError:

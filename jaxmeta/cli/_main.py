@@ -157,12 +157,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxmeta: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\njaxmeta: interrupted; rerun the command to resume.", file=sys.stderr)
+        print(f"\njaxmeta: {_deadline.said(signal.SIGINT)}", file=sys.stderr)
         return 128 + signal.SIGINT
     except SystemExit as error:
         if error.code != 128 + signal.SIGTERM:
             raise
-        print("jaxmeta: terminated; rerun the command to resume.", file=sys.stderr)
+        print(f"jaxmeta: {_deadline.said(signal.SIGTERM)}", file=sys.stderr)
         return 128 + signal.SIGTERM
     return 0
 

@@ -25,14 +25,13 @@ def piece_runner(
         donate_argnums=1,
     )
     # Metric by metric, as in the compiled loop: the sums are the same in any pieces.
-    totals_of = jax.jit(totals_of)
-    add = jax.jit(lambda totals, more: jax.tree.map(jnp.add, totals, more))
+    start = jax.jit(totals_of)
+    add = jax.jit(lambda totals, info: jax.tree.map(jnp.add, totals, totals_of(info)))
 
     def run_piece(train_step, state, totals, length):
         for _ in range(length):
             state, info = one_step(train_step, state, next(batches))
-            found = totals_of(info)
-            totals = found if totals is None else add(totals, found)
+            totals = start(info) if totals is None else add(totals, info)
         return state, totals
 
     return run_piece

@@ -20,26 +20,29 @@ TRAIN = "train maml-sinusoid --hidden 8 8 --num-tasks 8 --validation-tasks 6"
 TRAIN += " --test-tasks 6 --log-every 5 --validate-every 5"
 
 
+def _start(out, num_processes, ids, *options, steps=5, cores=1):
+    """Starts some processes of a run; returns them and their port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jaxmeta", *TRAIN.split(), "--out", str(out)]
+    command += ["--steps", str(steps), *options]
+    joined = ["--coordinator", f"127.0.0.1:{port}", "--num-processes"]
+    joined += [str(num_processes), "--process-id"]
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(cores), "JAX_PLATFORMS": "cpu"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = []
+    for i in ids:
+        together = [*joined, str(i)] if num_processes > 1 else []
+        started.append(subprocess.Popen(command + together, env=env, **pipes))
+    return started, port
+
+
 def _train(out, num_processes, steps, cores=1):
     """Runs the command line in some processes; returns what the first one printed."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "jaxmeta", *TRAIN.split()]
-    command += ["--steps", str(steps), "--out", str(out)]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(cores), "JAX_PLATFORMS": "cpu"}
-    together = []
-    for i in range(num_processes):
-        options = ["--coordinator", address, "--num-processes", str(num_processes)]
-        options = [*options, "--process-id", str(i)] if num_processes > 1 else []
-        process = subprocess.Popen(
-            command + options,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        together.append(process)
+    together, _ = _start(
+        out, num_processes, range(num_processes), steps=steps, cores=cores
+    )
     said = [process.communicate(timeout=300) for process in together]
     for process, (_, errors) in zip(together, said, strict=True):
         assert process.returncode == 0, errors
@@ -58,20 +61,6 @@ def _as_if_interrupted(out: pathlib.Path, steps):
     config = json.loads((out / "config.json").read_text())
     config["recipe"]["steps"] = steps
     (out / "config.json").write_text(json.dumps(config))
-
-
-def _start(out, num_processes, ids, *options, steps=5):
-    """Starts some processes of a run; returns them and their port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jaxmeta", *TRAIN.split(), "--out", str(out)]
-    command += ["--steps", str(steps), "--num-processes", str(num_processes)]
-    command += ["--coordinator", f"127.0.0.1:{port}", *options, "--process-id"]
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen([*command, str(i)], env=env, **pipes) for i in ids]
-    return started, port
 
 
 def _wait_for(path, text):
@@ -96,8 +85,7 @@ def test_a_process_that_never_comes_is_named(tmp_path):
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    for process in _start(whole, 2, [0, 1], steps=50)[0]:
-        process.communicate()
+    _train(whole, 2, steps=50)
     together, _ = _start(parts, 2, [0, 1], steps=50)
     _wait_for(parts / "metrics.jsonl", '"step": 5,')
     together[1].send_signal(signal.SIGTERM)
@@ -105,8 +93,7 @@ def test_a_signal_to_one_process_stops_both_at_one_step(tmp_path):
         _, said = process.communicate(timeout=60)
         assert process.returncode == 143, said
     assert _records(parts) != _records(whole)
-    for process in _start(parts, 2, [0, 1], steps=50)[0]:
-        process.communicate()
+    _train(parts, 2, steps=50)
     assert _records(parts) == _records(whole)
 
 
