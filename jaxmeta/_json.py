@@ -11,8 +11,15 @@ def dumps(value: Any, indent: int | None = None) -> str:
 
 
 def loads(text: str) -> Any:
-    """Parses the output of `dumps`; null becomes NaN."""
-    return _map(lambda x: math.nan if x is None else x, json.loads(text))
+    """Parses the output of `dumps`; null becomes NaN.
+
+    Raises:
+      ValueError: if it is not JSON, or nested too deeply.
+    """
+    try:
+        return _map(lambda x: math.nan if x is None else x, json.loads(text))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
 
 
 def _to_null(value: Any) -> Any:

@@ -42,7 +42,15 @@ def read(directory: str | os.PathLike[str]) -> Run:
             f"{directory} is not a run folder: it has no config.json. `jaxmeta train` "
             "creates one."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    # RecursionError of JSON that is nested too deeply.
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OSError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from error
 
 

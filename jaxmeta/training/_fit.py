@@ -227,14 +227,21 @@ def _norm(meta_params):
     return {"norm of the meta-parameters": optax.tree.norm(meta_params)}
 
 
+_ADVICE = (
+    "Lower the inner or outer learning rate, or clip gradients; in an inner loop use "
+    "`jaxmeta.optimizers.adam` and `clip_by_global_norm`, because optax rules with "
+    "norms or roots of gradients may have no derivative at zero (check yours with "
+    "`jaxmeta.testing.check_inner_tx`)."
+)
+
+
 def _check_excluded(record, step, files):
     """Warns if tasks are excluded; ends the run once they are the half of a record."""
     share = record.get("excluded", 0.0)
     what = f"of the tasks or runs before step {step} had a non-finite loss or gradient"
     if share >= 0.5 and step > 1:  # The first record is of one meta-step.
         raise DivergedError(
-            f"{share:.0%} {what} and were excluded from the mean. Lower the learning "
-            f"rates or clip gradients.{files}"
+            f"{share:.0%} {what} and were excluded from the mean. {_ADVICE}{files}"
         )
     if share >= 0.01:
         warnings.warn(
@@ -258,9 +265,5 @@ def _check_finite(numbers, step, files):
     if wrong:
         name = "loss" if "loss" in wrong else min(wrong)
         raise DivergedError(
-            f"The training {name} is {wrong[name]} at step {step}. Lower the inner or "
-            "outer learning rate, or clip gradients; in an inner loop use `jaxmeta."
-            "optimizers.clip_by_global_norm`, because optax rules with norms or roots "
-            "of gradients may have no derivative at zero (check yours with `jaxmeta."
-            f"testing.check_inner_tx`).{files}"
+            f"The training {name} is {wrong[name]} at step {step}. {_ADVICE}{files}"
         )

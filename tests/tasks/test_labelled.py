@@ -29,11 +29,9 @@ def _photographs(count, seed):
     return images, rng.integers(0, 10, count).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def made_dir(tmp_path_factory):
-    """A data_dir prepared, through real downloads, from made files."""
+def make_data(files, data_dir, names):
+    """Prepares `data_dir`, through real downloads, from files made in `files`."""
     pytest.importorskip("tensorflow_datasets")
-    files, data_dir = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("data")
     for seed, (prefix, count) in enumerate({"train": 30, "t10k": 10}.items()):
         images, labels = _digits(count, seed)
         for kind, head, array in (
@@ -50,16 +48,22 @@ def made_dir(tmp_path_factory):
             archive.addfile(info, io.BytesIO(content))
 
         add("batches.meta.txt", b"a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n\n")
-        names = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
-        for seed, name in enumerate(names):
+        batches = [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]
+        for seed, name in enumerate(batches):
             images, labels = _photographs(4, seed)
             planes = images.transpose(0, 3, 1, 2).reshape(4, -1)
             add(name, np.concatenate([labels[:, None], planes], 1).tobytes())
     with _serve(files) as host, pytest.MonkeyPatch.context() as patch:
         patch.setattr(_labelled_builder, "_MNIST", host)
         patch.setattr(_labelled_builder, "_CIFAR10", f"{host}/cifar.tar.gz")
-        for name in ("mnist", "cifar10"):
+        for name in names:
             download.main([name, "--data-dir", os.fspath(data_dir)])
+
+
+@pytest.fixture(scope="module")
+def made_dir(tmp_path_factory):
+    files, data_dir = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("data")
+    make_data(files, data_dir, ("mnist", "cifar10"))
     return data_dir
 
 
