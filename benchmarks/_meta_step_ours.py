@@ -54,7 +54,7 @@ def make_step(setting, folder, cores, change=lambda learner: learner):
     """The public way to a training step, with the benchmark's weights put in."""
     mesh = None
     if cores > 1:
-        jax.config.update("jax_num_cpu_devices", cores)
+        jm.training.use_cpu_devices(cores)
         mesh = jm.training.task_mesh()
     learner = jm.maml(
         jm.models.Conv4(FILTERS, head=WAYS, strided=True),

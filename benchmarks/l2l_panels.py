@@ -12,7 +12,6 @@ panel see the same test problems, starts and minibatches.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -172,7 +171,7 @@ def main():
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if args.recipes:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        training.use_cpu_devices()
         RESULTS.mkdir(parents=True, exist_ok=True)
     for recipe_name in args.recipes:
         recipe, thetas = meta_trained(recipe_name, args.seeds, args.runs, args.data_dir)

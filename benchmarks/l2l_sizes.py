@@ -11,7 +11,6 @@ Adam's and NAG's rates are tuned anew for each of them.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 
 import jax
@@ -45,7 +44,7 @@ def main():
     parser.add_argument("--data-dir", type=pathlib.Path)
     parser.add_argument("--problems", type=int, default=16)
     args = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    training.use_cpu_devices()
     recipe, (theta,) = meta_trained("lstm-mnist", 1, args.runs, args.data_dir)
     options = {
         "num_steps": 100,

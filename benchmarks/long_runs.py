@@ -10,7 +10,6 @@ network that the three were meta-trained on, and with ReLU in it.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 
 import jax
@@ -34,7 +33,7 @@ def main():
     parser.add_argument("--problems", type=int, default=4)
     parser.add_argument("--steps", type=int, default=10_000)
     args = parser.parse_args()
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    training.use_cpu_devices()
     result = {"environment": _timing.environment(("jaxmeta", "jax", "jaxlib", "optax"))}
     opened = {
         name: runs.read(args.runs / f"{name}-0")

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument("--out", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args(argv)
     cores = len(os.sched_getaffinity(0))
-    jax.config.update("jax_num_cpu_devices", cores)
+    jm.training.use_cpu_devices(cores)
     mesh = jm.training.task_mesh()
     turns: dict[str, list[dict[str, Any]]] = {"trpo": [], "ppo": []}
     for _ in range(args.turns):

@@ -11,14 +11,12 @@ from the JSON files in benchmarks/results.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
 
-import jax
 import numpy as np
 
 from benchmarks import _timing
-from jaxmeta import recipes, runs
+from jaxmeta import recipes, runs, training
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "recipes"
 # What learners that embed are also tested on.
@@ -174,7 +172,7 @@ def main():
     args = parser.parse_args()
     overrides = {} if args.steps is None else {"steps": args.steps}
     if args.recipes:
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        training.use_cpu_devices()
     for name in args.recipes:
         reproduce(name, args.seeds, args.runs, args.data_dir, overrides)
     if args.table:

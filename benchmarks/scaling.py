@@ -34,7 +34,7 @@ def measure(num_devices: int, seconds: float) -> dict[str, Any]:
 
     import jaxmeta as jm
 
-    jax.config.update("jax_num_cpu_devices", num_devices)
+    jm.training.use_cpu_devices(num_devices)
     mesh = jm.training.task_mesh(jax.devices()[:num_devices])
     learner = jm.maml(
         jm.models.Conv4(64, head=5, strided=True),

@@ -1,6 +1,7 @@
 """The commands of `jaxmeta`: their options and their output."""
 
 import dataclasses
+import errno
 import functools
 import importlib.metadata
 import os
@@ -32,6 +33,12 @@ jaxmeta: functional meta-learning in JAX.
 `jaxmeta COMMAND --help` shows its options, `jaxmeta train RECIPE --help` every setting.
 """
 
+
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_READ_ONLY = (
+    ". `evaluate` only reads a run; to plot, report, extend or resume it, copy its "
+    "folder to where you may write."
+)
 
 _Path = tyro.conf.Positional[pathlib.Path]
 _RunFolder = Annotated[_Path, tyro.conf.arg(metavar="RUN")]
@@ -154,7 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             commands[argv[0]](argv[1:])
     except (ValueError, OSError, DivergedError, ImportError) as error:
-        print(f"jaxmeta: {' '.join(str(error).split())}", file=sys.stderr)
+        hint = _READ_ONLY if getattr(error, "errno", None) in _NO_ACCESS else ""
+        print(f"jaxmeta: {' '.join(str(error).split())}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\njaxmeta: {_deadline.said(signal.SIGINT)}", file=sys.stderr)
@@ -382,16 +390,10 @@ def _start_jax() -> None:
     """Makes every core a device and caches compiled programs on disk."""
     import jax
 
-    if "JAX_NUM_CPU_DEVICES" not in os.environ:
-        jax.config.update("jax_num_cpu_devices", _count_cores())
+    from jaxmeta import training
+
+    training.use_cpu_devices()
     if not jax.config.jax_compilation_cache_dir:  # pyright: ignore
         cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache / "jaxmeta" / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _count_cores() -> int:
-    """Counts the cores this process may use, where the system reports them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

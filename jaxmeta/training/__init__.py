@@ -21,7 +21,7 @@ from jaxmeta.training._fit import (
     fit,
 )
 from jaxmeta.training._memory import trim_memory
-from jaxmeta.training._mesh import shard_params, task_mesh
+from jaxmeta.training._mesh import shard_params, task_mesh, use_cpu_devices
 from jaxmeta.training._responses import (
     UpdateResponses,
     update_responses,
@@ -59,4 +59,5 @@ __all__ = [
     "trim_memory",
     "tune",
     "update_responses",
+    "use_cpu_devices",
 ]

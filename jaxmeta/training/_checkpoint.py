@@ -59,7 +59,8 @@ class Checkpoints(NamedTuple):
             raise OSError(
                 f"The checkpoint of step {step} could not be written to "
                 f"{self.directory}: {_first_line(error)}. Earlier checkpoints are "
-                "kept; free some space and rerun the same command to resume."
+                "kept; free some space or make it writable, and rerun the command "
+                "to resume."
             ) from error
 
     def last_step(self) -> int | None:

@@ -127,7 +127,7 @@ def fit(
                 if is_best:
                     best_loss = record["validation_loss"]
                     # The next piece donates `state`.
-                    best = jax.tree.map(jnp.copy, state)
+                    best = _copy(state)
                 _interruption.at_deadline(lambda: False)
             record["seconds"] = seconds
             totals, seconds = None, 0.0
@@ -223,13 +223,19 @@ def _means(totals):
 
 
 @jax.jit
+def _copy(tree):
+    """In one program: one for each leaf would fill the devices' queues."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+@jax.jit
 def _norm(meta_params):
     return {"norm of the meta-parameters": optax.tree.norm(meta_params)}
 
 
 _ADVICE = (
     "Lower the inner or outer learning rate, or clip gradients; in an inner loop use "
-    "`jaxmeta.optimizers.adam` and `clip_by_global_norm`, because optax rules with "
+    "`jaxmeta.optimizers.clip_by_global_norm` and its `adam`, because optax rules with "
     "norms or roots of gradients may have no derivative at zero (check yours with "
     "`jaxmeta.testing.check_inner_tx`)."
 )

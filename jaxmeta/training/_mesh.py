@@ -1,5 +1,6 @@
 """Device meshes and shardings."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,12 +15,49 @@ from jaxmeta import _checks, base
 TASKS_AXIS, PARAMS_AXIS = "tasks", "params"
 
 
+def use_cpu_devices(num_devices: int | None = None) -> None:
+    """Makes every CPU core a device, before JAX is first used.
+
+    Beyond `jax.config.update("jax_num_cpu_devices", n)`, it gives XLA twice as many
+    threads as devices, by the environment variable NPROC unless that is set. With one
+    thread for each, a loop that runs 32 programs ahead of its devices deadlocks where
+    they exchange something, and XLA ends the process after a minute ("may be stuck").
+
+    Args:
+      num_devices: number of devices. None: JAX_NUM_CPU_DEVICES if it is set, or the
+        cores that this process may use.
+
+    Raises:
+      ValueError: if `num_devices` is not a positive int.
+      RuntimeError: from JAX, if it is already in use.
+
+    Example:
+      >>> use_cpu_devices(4)  # doctest: +SKIP
+      >>> jax.device_count()  # doctest: +SKIP
+      4
+    """
+    cores = _count_cores()
+    if num_devices is None and (told := os.environ.get("JAX_NUM_CPU_DEVICES")):
+        num_devices = int(told)  # JAX reads it too.
+    else:
+        num_devices = cores if num_devices is None else num_devices
+        _checks.check_int("num_devices", num_devices)
+        jax.config.update("jax_num_cpu_devices", num_devices)
+    os.environ.setdefault("NPROC", str(2 * max(num_devices, cores)))
+
+
+def _count_cores() -> int:
+    """Counts the cores that this process may use, where the system reports them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def task_mesh(devices: Sequence[Any] | None = None, *, param_shards: int = 1) -> Mesh:
     """Returns a mesh with one axis, "tasks", over `devices` (default all).
 
     Tasks are sharded over all its devices. To use CPU cores as devices, call
-    `jax.config.update("jax_num_cpu_devices", n)` before JAX is first used; the command
-    line does so itself.
+    `use_cpu_devices` before JAX is first used; the command line does so itself.
 
     Args:
       devices: the devices; None is all.

@@ -97,7 +97,8 @@ class RunFiles:
             except OSError as error:
                 raise OSError(
                     f"{self._metrics} cannot be written ({error.strerror}). Earlier "
-                    "records are kept; free some space and rerun the command to resume."
+                    "records are kept; free some space or make it writable, and rerun "
+                    "the command to resume."
                 ) from error
 
     def save(self, state, loss):

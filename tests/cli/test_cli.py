@@ -1,6 +1,7 @@
 """The command line: a tiny run from start to plot, and everything users get wrong."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -162,11 +163,6 @@ def test_a_test_of_one_task_leaves_strict_json(tmp_path, capsys):
     assert cli.main(["plot", str(tmp_path)]) == 0
 
 
-def test_systems_that_do_not_tell_which_cores(monkeypatch):
-    monkeypatch.delattr("os.sched_getaffinity", raising=False)
-    assert _main._count_cores() == os.cpu_count()
-
-
 def test_adapt_predicts_the_unlabelled(run, images, capsys):
     shutil.copy(images / "foo" / "1.png", images / "same.png")
     predictions = runs.adapt(run, images, inner_steps=20)
@@ -300,6 +296,16 @@ def test_out_that_is_a_file(capsys, tmp_path):
     said = _said(capsys, ["train", "--out", tmp_path / "file" / "run", *TINY])
     assert "`--out` cannot be written" in said
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_run_that_cannot_be_written(code, run, capsys, monkeypatch):
+    def fail(source, target):
+        raise OSError(code, os.strerror(code), str(target))
+
+    monkeypatch.setattr(os, "replace", fail)
+    said = _said(capsys, ["plot", run])
+    assert "learning_curve.png'. `evaluate` only reads a run" in said
 
 
 def test_out_that_holds_another_run(run, capsys):

@@ -1,6 +1,9 @@
 """Tasks on several devices, meta-parameters whole or in parts: always the same."""
 
+import os
 import re
+import subprocess
+import sys
 
 import chex
 import jax
@@ -160,3 +163,49 @@ def test_rules_that_do_not_suit_are_named():
     with pytest.raises(ValueError, match="`param_shards` must divide the 8 devices"):
         training.task_mesh(param_shards=3)
     assert np.shape(mesh.devices) == (4, 2)
+
+
+_RUN_AHEAD = """
+import os
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxmeta import training
+
+training.use_cpu_devices()
+mesh = training.task_mesh()
+assert mesh.size == jax.device_count() == max(2, len(os.sched_getaffinity(0)))
+put = lambda x, *spec: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+x, w = put(jnp.ones((4 * mesh.size, 64)), "tasks"), put(jnp.ones(64))
+loss = lambda w, x: jnp.mean(jnp.tanh(x @ w[:, None]) ** 2)
+step = jax.jit(lambda w, x: w - 0.01 * jax.grad(loss)(w, x))
+for _ in range(3000):
+    w = step(w, x)
+print(float(w[0]))
+"""
+
+
+def test_a_loop_that_runs_ahead_of_cpu_devices_does_not_deadlock():
+    """It does within a second with one thread per device; XLA aborts a minute later."""
+    cores = max(2, len(os.sched_getaffinity(0)))
+    env = {k: v for k, v in os.environ.items() if k not in ("NPROC", "XLA_FLAGS")}
+    env |= {"JAX_NUM_CPU_DEVICES": str(cores), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", _RUN_AHEAD]
+    ran = subprocess.run(command, env=env, timeout=50, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_cpu_devices_are_said_before_jax_is_used():
+    with pytest.raises(ValueError, match="`num_devices` must be an int >= 1, got 0"):
+        training.use_cpu_devices(0)
+    jax.devices()
+    with pytest.raises(RuntimeError, match="before"):
+        training.use_cpu_devices(3)
+
+
+def test_systems_that_do_not_tell_which_cores(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+    monkeypatch.delenv("NPROC")
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 5)
+    training.use_cpu_devices()
+    assert os.environ["NPROC"] == "10"
