@@ -18,7 +18,7 @@ import jax
 from benchmarks import _timing
 from benchmarks.l2l_panels import meta_trained
 from jaxmeta import optimizers, plots, training
-from jaxmeta.recipes import _optimizer_run
+from jaxmeta.runs import _optimizer_parts
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "l2l_sizes.json"
 WIDTHS = tuple(range(5, 51, 5))
@@ -77,8 +77,8 @@ def main():
 
 def _final_loss(name, recipe, theta, splits, options):
     lopt = recipe.optimizer.make()
-    if name in _optimizer_run.BASELINES:
-        lopt = optimizers.learned_rate(_optimizer_run.BASELINES[name])
+    if name in _optimizer_parts.BASELINES:
+        lopt = optimizers.learned_rate(_optimizer_parts.BASELINES[name])
         tuning = options | {"key": jax.random.key(2)}
         theta = training.tune(lopt, RATES, splits.train, **tuning).rate
     test = options | {"key": jax.random.key(1)}

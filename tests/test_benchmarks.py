@@ -1,5 +1,6 @@
 """The benchmarks' common front: its table, and that it runs a part."""
 
+import importlib
 import json
 import pathlib
 
@@ -10,6 +11,14 @@ from benchmarks import inner_memory, networks, reproduce, run
 
 RESULTS = pathlib.Path(run.__file__).parent / "results"
 PAGES = RESULTS.parents[1] / "docs" / "benchmarks"
+
+
+SCRIPTS = sorted(x.stem for x in RESULTS.parent.glob("*.py") if x.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_can_be_imported(name):
+    importlib.import_module(f"benchmarks.{name}")
 
 
 def test_the_table_has_the_figures_of_all_parts():
