@@ -20,6 +20,7 @@ from flax import serialization
 
 import jaxmeta as jm
 from jaxmeta import recipes, runs
+from tests.optimizers._by_hand import published_small_fc_mlp
 
 pytest.importorskip("PIL")
 from PIL import Image
@@ -190,16 +191,7 @@ def write_published(folder):
     """An optimizer's weights in flax's msgpack."""
     path = folder / "theta.state"
     theta = jm.optimizers.small_fc_mlp().init(jax.random.key(0))
-    network = {}
-    for i, layer in enumerate(theta.layers):
-        network |= {f"w{i}": layer.kernel, f"b{i}": layer.bias}
-    tree = {
-        "momentum_decays": theta.mu_decays,
-        "rms_decays": theta.nu_decays,
-        "adafactor_decays": theta.factored_decays,
-        "nn": {"~": network},
-    }
-    tree = jax.tree.map(np.asarray, tree)
+    tree = published_small_fc_mlp(theta)
     path.write_bytes(serialization.msgpack_serialize(tree))
     grads = jnp.array([[0.5, -1.0], [2.0, 0.1]])
 

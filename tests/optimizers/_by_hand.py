@@ -184,3 +184,17 @@ def published_network(layers):
     network |= {"w1": second.kernel, "w2": third.kernel}
     network |= {f"b{i}": layer.bias for i, layer in enumerate(layers)}
     return {"~": network}
+
+
+def published_small_fc_mlp(theta):
+    """Weights of `small_fc_mlp` as learned_optimization saves them."""
+    network = {}
+    for i, layer in enumerate(theta.layers):
+        network |= {f"w{i}": layer.kernel, f"b{i}": layer.bias}
+    tree = {
+        "momentum_decays": theta.mu_decays,
+        "rms_decays": theta.nu_decays,
+        "adafactor_decays": theta.factored_decays,
+        "nn": {"~": network},
+    }
+    return jax.tree.map(np.asarray, tree)

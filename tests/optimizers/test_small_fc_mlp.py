@@ -8,6 +8,7 @@ import pytest
 from flax import serialization
 
 import jaxmeta as jm
+from tests.optimizers._by_hand import published_small_fc_mlp
 
 SHAPES = {"scalar": (), "bias": (5,), "dense": (7, 4), "conv": (3, 3, 2, 4)}
 
@@ -88,16 +89,7 @@ def test_it_is_its_formula(key, x64):
 @pytest.mark.parametrize("is_checkpoint", [False, True])
 def test_it_reads_what_learned_optimization_saves(is_checkpoint, key, tmp_path):
     theta = _moved(key)
-    network = {}
-    for i, layer in enumerate(theta.layers):
-        network |= {f"w{i}": layer.kernel, f"b{i}": layer.bias}
-    tree = {
-        "momentum_decays": theta.mu_decays,
-        "rms_decays": theta.nu_decays,
-        "adafactor_decays": theta.factored_decays,
-        "nn": {"~": network},
-    }
-    tree = jax.tree.map(np.asarray, tree)
+    tree = published_small_fc_mlp(theta)
     saved = {"params": tree, "gen_id": "", "step": 3} if is_checkpoint else tree
     path = tmp_path / "theta.state"
     path.write_bytes(serialization.msgpack_serialize(saved))
