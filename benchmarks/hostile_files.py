@@ -57,7 +57,7 @@ def attack(name: str, mutations: int) -> dict[str, object]:
     while first < mutations:
         command = [sys.executable, "-m", "benchmarks.hostile_files", "--child", name]
         command += ["--first", str(first), "--mutations", str(mutations)]
-        child = subprocess.run(command, stdout=subprocess.PIPE, text=True, stderr=None)
+        child = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         lines = [json.loads(x) for x in child.stdout.splitlines() if x[:1] == "{"]
         if not lines:
             raise RuntimeError(f"{name} did not start: {child.returncode}")

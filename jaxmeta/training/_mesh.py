@@ -18,10 +18,11 @@ TASKS_AXIS, PARAMS_AXIS = "tasks", "params"
 def use_cpu_devices(num_devices: int | None = None) -> None:
     """Makes every CPU core a device, before JAX is first used.
 
-    Beyond `jax.config.update("jax_num_cpu_devices", n)`, it gives XLA twice as many
-    threads as devices, by the environment variable NPROC unless that is set. With one
-    thread for each, a loop that runs 32 programs ahead of its devices deadlocks where
-    they exchange something, and XLA ends the process after a minute ("may be stuck").
+    Beyond `jax.config.update("jax_num_cpu_devices", n)`, it gives XLA at least twice as
+    many threads as devices, by the environment variable NPROC unless that is set. With
+    one thread for each, a loop that runs 32 programs ahead of its devices deadlocks
+    where they exchange something, and XLA ends the process after a minute ("may be
+    stuck").
 
     Args:
       num_devices: number of devices. None: JAX_NUM_CPU_DEVICES if it is set, or the
@@ -43,7 +44,7 @@ def use_cpu_devices(num_devices: int | None = None) -> None:
         num_devices = cores if num_devices is None else num_devices
         _checks.check_int("num_devices", num_devices)
         jax.config.update("jax_num_cpu_devices", num_devices)
-    os.environ.setdefault("NPROC", str(2 * max(num_devices, cores)))
+    os.environ.setdefault("NPROC", str(max(2 * num_devices, cores)))
 
 
 def _count_cores() -> int:

@@ -202,10 +202,11 @@ def test_cpu_devices_are_said_before_jax_is_used():
         training.use_cpu_devices(3)
 
 
-def test_systems_that_do_not_tell_which_cores(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "3")
+@pytest.mark.parametrize(("devices", "threads"), [("1", "5"), ("3", "6")])
+def test_threads_are_twice_the_devices_or_the_cores(devices, threads, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", devices)
     monkeypatch.delenv("NPROC")
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 5)
     training.use_cpu_devices()
-    assert os.environ["NPROC"] == "10"
+    assert os.environ["NPROC"] == threads
