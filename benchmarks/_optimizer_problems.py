@@ -1,4 +1,4 @@
-"""The problems of `benchmarks.optimizers`, fixed before any rule was trained but three.
+"""The problems of `benchmarks.optimizers`; all but `LATER` precede any training.
 
 Of other data, architectures and sizes than those of `problems.small_networks`. A data
 folder has `mnist/mnist.npz`, `omniglot/omniglot_28x28.npz`, `icons/iconify_32x32.npz`,
@@ -22,6 +22,10 @@ LATER = (
     "MNIST, raw pixels, 2 layers of 64, ReLU",
     "CIFAR-10 (JPEG), Conv4 of 64",
     "characters, transformer of 128",
+    "CIFAR-10 (JPEG) at 16 x 16, Conv4 of 128, not normalised",
+    "CIFAR-10 (JPEG) at 16 x 16, residual network of 12",
+    "characters, transformer of 4 layers of 64",
+    "characters, transformer of 192",
 )
 FEW = 1000  # examples of which test losses are taken, or at most
 
@@ -105,6 +109,30 @@ def cases(folder: pathlib.Path) -> dict[str, Callable[[], Case]]:
         LATER[2]: lambda: Case(
             _text(folder, 32),
             jm.models.Transformer(vocabulary=64, width=128, num_heads=4),
+            batch_size=16,
+            is_large=True,
+        ),
+        LATER[3]: lambda: Case(
+            _images(*_cifar10(folder), 16),
+            jm.models.Conv4(128, head=10, norm=None),
+            batch_size=32,
+            is_large=True,
+        ),
+        LATER[4]: lambda: Case(
+            _images(*_cifar10(folder), 16),
+            jm.models.ResNet12((16, 32, 64, 64), head=10),
+            batch_size=32,
+            is_large=True,
+        ),
+        LATER[5]: lambda: Case(
+            _text(folder, 32),
+            jm.models.Transformer(64, width=64, num_heads=4, num_layers=4),
+            batch_size=16,
+            is_large=True,
+        ),
+        LATER[6]: lambda: Case(
+            _text(folder, 32),
+            jm.models.Transformer(64, width=192, num_heads=6),
             batch_size=16,
             is_large=True,
         ),

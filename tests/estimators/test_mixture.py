@@ -32,15 +32,18 @@ def test_the_gradient_is_the_weighted_mean_of_the_parts(normalize, key):
     parts, weights = _parts(), {"bptt": 1.0, "truncated": 2.0, "es": 5.0}
     estimator = jm.estimators.mixture(parts, weights=weights, normalize=normalize)
     theta, carry = estimator.init(key)
+    # Each as one program: operation by operation takes longer to compile.
+    estimate = jax.jit(estimator.estimate)
+    estimates = {name: jax.jit(part.estimate) for name, part in parts.items()}
     own = {name: carry.carries[name] for name in parts}
     squares = dict.fromkeys(parts, 0.0)
     for step in range(3):
         step_key = jax.random.fold_in(key, step)
-        grads, carry, info = estimator.estimate(step_key, theta, carry, step=step)
+        grads, carry, info = estimate(step_key, theta, carry, step=step)
         keys = jax.random.split(step_key, 3)
         expected = optax.tree.zeros_like(theta)
-        for part_key, (name, part) in zip(keys, parts.items(), strict=True):
-            found, own[name], one = part.estimate(part_key, theta, own[name], step=step)
+        for part_key, (name, part) in zip(keys, estimates.items(), strict=True):
+            found, own[name], one = part(part_key, theta, own[name], step=step)
             square = float(optax.tree.norm(found, squared=True))
             before = squares[name]
             squares[name] = 0.95 * before + 0.05 * square if step else square
@@ -48,7 +51,7 @@ def test_the_gradient_is_the_weighted_mean_of_the_parts(normalize, key):
             expected = optax.tree.add_scale(expected, scale, found)
             np.testing.assert_allclose(info.metrics[f"loss_{name}"], one.loss.mean())
         chex.assert_trees_all_close(grads, expected, rtol=1e-4, atol=1e-9)
-        chex.assert_trees_all_close(carry.carries, own)
+        chex.assert_trees_all_close(carry.carries, own, rtol=1e-5)
         assert info.loss.shape == info.is_valid.shape == (6,)
 
 

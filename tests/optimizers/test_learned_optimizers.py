@@ -181,6 +181,11 @@ def _update(tx, grads, state, params=None, **extra):
     return tx.update(grads, state, params, **({"value": jnp.array(1.0)} | extra))
 
 
+def _shapes(tx, params):
+    """Shapes of updates and state after one update: traced, nothing compiled."""
+    return jax.eval_shape(lambda p: _update(tx, p, tx.init(p), p), params)
+
+
 def _run(tx, params, steps=3, **extra):
     """Minimises half the sum of squares; returns the parameters and the state."""
     state = tx.init(params)
@@ -221,17 +226,16 @@ def test_fresh_states_can_be_donated(name, key):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_keeps_dtypes(tx, dtype):
     params = _params(dtype)
-    updates, state = _update(tx, params, tx.init(params), params)
+    updates, state = _shapes(tx, params)
     chex.assert_trees_all_equal_dtypes(updates, params)
-    _, after = _update(tx, params, state, params)
+    _, after = jax.eval_shape(functools.partial(_update, tx), params, state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
 def test_keeps_float64(lopt, key):
     with jax.enable_x64(True):
         params = _params(jnp.float64)
-        tx = lopt.transform(lopt.init(key, params))
-        updates, _ = _update(tx, params, tx.init(params), params)
+        updates, _ = _shapes(lopt.transform(lopt.init(key, params)), params)
         chex.assert_trees_all_equal_dtypes(updates, params)
 
 
@@ -466,9 +470,9 @@ def test_no_mesh_of_automatic_axes_gathers(row, lopt, key, monkeypatch):
 )
 def test_trees_of_any_shape(lopt, key, params):
     tx = lopt.transform(lopt.init(key, params))
-    updates, state = _update(tx, params, tx.init(params), params)
+    updates, state = _shapes(tx, params)
     chex.assert_trees_all_equal_shapes(updates, params)
-    chex.assert_trees_all_equal_shapes(state, tx.init(params))
+    chex.assert_trees_all_equal_shapes(state, jax.eval_shape(tx.init, params))
 
 
 def test_complex_parameters_are_named(tx):
@@ -483,13 +487,14 @@ def test_complex_parameters_work_when_split(row, tx):
         pytest.skip("theta has the leaves of another tree")
     params = {"w": jnp.array([1.0 + 2.0j, -0.5j])}
     split = optax.contrib.split_real_and_imaginary(tx)
-    updates, _ = split.update(params, split.init(params), params)
+    state = jax.eval_shape(split.init, params)
+    updates, _ = jax.eval_shape(split.update, params, state, params)
     assert updates["w"].dtype == jnp.complex64
 
 
 def test_vmap_agrees_with_a_loop(tx):
     many = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), _params())
-    together = jax.vmap(lambda p: _run(tx, p)[0])(many)
+    together = jax.jit(jax.vmap(lambda p: _run(tx, p)[0]))(many)
     for i in range(3):
         alone, _ = _run(tx, jax.tree.map(lambda x: x[i], many))
         mine = jax.tree.map(lambda x: x[i], together)
@@ -513,6 +518,7 @@ def test_derivative_in_theta_through_a_scan(lopt, key):
         ):
             pytest.skip("finite differences see the rounding of the state")
 
+        @jax.jit
         def final(theta):
             tx = lopt.transform(theta)
 
@@ -539,7 +545,7 @@ def test_second_derivatives_are_finite_at_zero_gradients(lopt, key):
         tx = lopt.transform(theta)
         return optax.tree.norm(_run(tx, params, steps=2)[0], squared=True)
 
-    chex.assert_tree_all_finite(jax.grad(after_two)(params))
+    chex.assert_tree_all_finite(jax.jit(jax.grad(after_two))(params))
 
 
 def test_theta_of_another_architecture_is_named(lopt, key):
@@ -573,7 +579,7 @@ def test_a_maml_learns_it_together_with_the_initialisation(lopt, key):
     )
     task = jm.tasks.sinusoid(shots=3, queries=3)(key)
     meta_params = learner.init(key, task)
-    grads, _ = learner.meta_grad(key, meta_params, task)
+    grads, _ = jax.jit(learner.meta_grad)(key, meta_params, task)
     chex.assert_tree_all_finite(grads)
     assert optax.tree.norm(grads.theta) > 0
 
