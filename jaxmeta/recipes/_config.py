@@ -62,6 +62,13 @@ class Training:
         _checks.check_positive("outer_learning_rate", self.outer_learning_rate)
         if self.clip is not None:
             _checks.check_positive("clip", self.clip)
+        try:
+            self.describe_protocol()
+        except (AttributeError, LookupError) as error:
+            raise ValueError(
+                f"`protocol` must name settings of this recipe, got {self.protocol!r} "
+                f"({error}). Where a part was replaced, replace its protocol too."
+            ) from error
 
     def describe_protocol(self) -> str:
         """The protocol with these settings in place of their names."""

@@ -169,6 +169,15 @@ _lstm_neural_art = OptimizerRecipe(
     problems_per_chunk=1,
 )
 
+_rnnprop_neural_art = dataclasses.replace(
+    _lstm_neural_art,
+    summary="RNNprop on neural art: one picture in the style of another",
+    published="none; compare lstm-neural-art",
+    protocol="as lstm-neural-art; the network sees the directions of Adam and RMSprop, "
+    "which do not know how large a pixel's gradient is",
+    optimizer=RnnpropOptimizer(),
+)
+
 _general_optimizer = OptimizerRecipe(
     summary='The optimizer to drop in, "general", over unlike small networks',
     published="none; the shipped weights are compared in docs/benchmarks/optimizers.md",
@@ -201,5 +210,6 @@ RECIPES = {
     "rnnprop-mnist-enhanced": _rnnprop_mnist_enhanced,
     "lstm-cifar10": _lstm_cifar10,
     "lstm-neural-art": _lstm_neural_art,
+    "rnnprop-neural-art": _rnnprop_neural_art,
     "general-optimizer": _general_optimizer,
 }

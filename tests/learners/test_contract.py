@@ -131,8 +131,9 @@ def test_evaluate_takes_any_number_of_steps_or_none(row, key):
         with pytest.raises(ValueError, match="`inner_steps` must be None, got 5"):
             row.learner.evaluate(key, meta_params, task, inner_steps=5)
         return
-    short = row.learner.evaluate(key, meta_params, task, inner_steps=1)
-    long = row.learner.evaluate(key, meta_params, task, inner_steps=5)
+    evaluate = jax.jit(row.learner.evaluate, static_argnames="inner_steps")
+    short = evaluate(key, meta_params, task, inner_steps=1)
+    long = evaluate(key, meta_params, task, inner_steps=5)
     chex.assert_shape((short.loss, long.loss), [(2,), (6,)])
     chex.assert_trees_all_close(short.loss[0], long.loss[0], rtol=1e-5)
 

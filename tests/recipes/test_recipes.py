@@ -198,6 +198,14 @@ def _numbers(part, prefix=""):
             yield prefix + field.name, {f"{value:,}", f"{value:g}"}
 
 
+def test_a_protocol_of_another_part_is_named_before_training():
+    recipe = dataclasses.replace(
+        recipes.RECIPES["lstm-neural-art"], optimizer=recipes.RnnpropOptimizer()
+    )
+    with pytest.raises(ValueError, match=r"`protocol` must name settings.*no attr.*p"):
+        recipe.check()
+
+
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_protocols_take_their_numbers_from_the_settings(name):
     recipe = recipes.RECIPES[name]
