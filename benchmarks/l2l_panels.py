@@ -83,7 +83,7 @@ PANELS = {
 }
 
 
-def compare(panel, recipe, thetas):
+def compare(panel, recipe, thetas, starts=None):
     """Returns summaries of the learned optimizer, one a theta, and of the others."""
     splits = dataclasses.replace(recipe.problem, **panel.changes).splits()
     lopt = recipe.optimizer.make()
@@ -92,7 +92,7 @@ def compare(panel, recipe, thetas):
         "mesh": training.task_mesh(),
         "problems_per_chunk": recipe.problems_per_chunk,
     }
-    num_tests = panel.num_tests or recipe.test_problems
+    num_tests = starts or panel.num_tests or recipe.test_problems
     test = options | {"num_problems": num_tests, "key": jax.random.key(1)}
     tuning = options | {
         "num_problems": recipe.validation_problems,
@@ -121,9 +121,9 @@ def meta_trained(recipe_name, seeds, folder, data_dir):
     return recipe, [runs.best_meta_params(run, like) for run in opened]
 
 
-def _path(name):
+def _path(name, folder):
     plain = name.replace(", ", "-").replace(",", "").replace(" ", "-").lower()
-    return RESULTS / f"{plain}.json"
+    return folder / f"{plain}.json"
 
 
 def draw(name, result, path):
@@ -133,15 +133,15 @@ def draw(name, result, path):
     ax.figure.savefig(path, dpi=100)
 
 
-def table():
-    """Returns the Markdown table of all panels."""
+def table(folder):
+    """Returns the Markdown table of the panels in a folder."""
     lines = [
         "| panel | steps | paper: LSTM / best other | ours, mean of seeds (each) | "
         "median | summed | best other, rate: final, summed |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, panel in PANELS.items():
-        path = _path(name)
+        path = _path(name, folder)
         if not path.exists():
             continue
         result = json.loads(path.read_text())
@@ -168,24 +168,26 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
     parser.add_argument("--data-dir", type=pathlib.Path)
+    parser.add_argument("--starts", type=int, help="test runs; default: the recipe's")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     if args.recipes:
         training.use_cpu_devices()
-        RESULTS.mkdir(parents=True, exist_ok=True)
+        args.results.mkdir(parents=True, exist_ok=True)
     for recipe_name in args.recipes:
         recipe, thetas = meta_trained(recipe_name, args.seeds, args.runs, args.data_dir)
         for name, panel in PANELS.items():
             if panel.recipe != recipe_name:
                 continue
-            result = compare(panel, recipe, thetas)
+            result = compare(panel, recipe, thetas, args.starts)
             result["environment"] = _timing.environment()
-            path = _path(name)
+            path = _path(name, args.results)
             path.write_text(json.dumps(result, indent=1) + "\n")
             draw(name, result, path.with_suffix(".png"))
-            print(table(), flush=True)
+            print(table(args.results), flush=True)
     if args.table:
-        print(table())
+        print(table(args.results))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Training:
     seed: int = 0
     """Seed of all randomness."""
     start: pathlib.Path | None = None
-    """Saved meta-parameters to start from; None draws them."""
+    """Saved meta-parameters, or a run whose best to start from; None draws them."""
 
     def check(self) -> None:
         """Raises ValueError for invalid settings."""

@@ -82,7 +82,18 @@ def _load_start(run, parts):
         return None
     kept = run.directory / _START
     path = kept if kept.exists() else run.recipe.start
-    return training.load(path, like=parts.like.meta_params)
+    like = parts.like.meta_params
+    if not (path / "config.json").exists():
+        return training.load(path, like=like)
+    other = _folder.read(path)
+    start = _folder.best_meta_params(other, _build.build(other.recipe).like)
+    kinds = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    if kinds(start) != kinds(like):
+        raise ValueError(
+            f"`start`, the run {path}, has meta-parameters of another model or "
+            f"optimizer than this recipe's. Start from a run of {run.name}."
+        )
+    return start
 
 
 def _starting_from(start, run, parts):

@@ -294,6 +294,18 @@ def test_a_run_starts_from_saved_meta_parameters(run, one_baseline, tmp_path, ca
     chex.assert_trees_all_close(found, theta, atol=1e-9)
     kept = jm.training.load(other / "start.safetensors", like=like)
     chex.assert_trees_all_equal(kept, theta)
+    # Or from the best of a run, here with other truncations.
+    second = tmp_path / "second"
+    options[options.index(str(saved))] = str(other)
+    options += ["--unroll", "4"]
+    assert cli.main(["train", "lstm-quadratic", "--out", str(second), *options]) == 0
+    kept = jm.training.load(second / "start.safetensors", like=like)
+    chex.assert_trees_all_equal(kept, found)
+    command = ["train", "lstm-quadratic", "--out", str(tmp_path / "new"), *options]
+    capsys.readouterr()
+    assert cli.main([*command, "--hidden-size", "5"]) != 0
+    assert "of another model or optimizer" in capsys.readouterr().err
+    options[options.index(str(other))] = str(saved)
     lost = ["train", "lstm-quadratic", "--out", str(tmp_path / "new"), *options]
     capsys.readouterr()
     assert cli.main(lost) != 0
