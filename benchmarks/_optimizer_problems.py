@@ -114,7 +114,7 @@ def cases(folder: pathlib.Path) -> dict[str, Callable[[], Case]]:
         ),
         LATER[3]: lambda: Case(
             _images(*_cifar10(folder), 16),
-            jm.models.Conv4(128, head=10, norm=None),
+            jm.models.Conv4(128, head=10, strided=True, norm=None),
             batch_size=32,
             is_large=True,
         ),
