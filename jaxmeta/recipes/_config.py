@@ -5,6 +5,7 @@ Every field is a command-line option.
 
 import dataclasses
 import pathlib
+import string
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -17,6 +18,22 @@ from jax.sharding import Mesh
 
 from jaxmeta import _checks, base, models
 from jaxmeta.recipes import _learner_settings, _optimizer_settings, _task_settings
+
+
+class _Settings(string.Formatter):
+    """Formats what there is: a summary must not fail when all is trained."""
+
+    def get_field(self, field_name, args, kwargs):
+        try:
+            return super().get_field(field_name, args, kwargs)
+        except (AttributeError, LookupError):
+            return f"{{{field_name}}}", field_name
+
+    def format_field(self, value, format_spec):
+        try:
+            return super().format_field(value, format_spec)
+        except (TypeError, ValueError):  # None, or a name, is no number.
+            return str(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,17 +79,13 @@ class Training:
         _checks.check_positive("outer_learning_rate", self.outer_learning_rate)
         if self.clip is not None:
             _checks.check_positive("clip", self.clip)
-        try:
-            self.describe_protocol()
-        except (AttributeError, LookupError) as error:
-            raise ValueError(
-                f"`protocol` must name settings of this recipe, got {self.protocol!r} "
-                f"({error}). Where a part was replaced, replace its protocol too."
-            ) from error
 
     def describe_protocol(self) -> str:
-        """The protocol with these settings in place of their names."""
-        return self.protocol.format_map(vars(self))
+        """The protocol with these settings in place of their names.
+
+        Names of settings that a replaced part does not have stay in their braces.
+        """
+        return _Settings().vformat(self.protocol, (), vars(self))
 
     def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
         """Builds the outer update, of which a meta-step makes `share` on average."""

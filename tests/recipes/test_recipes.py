@@ -198,12 +198,13 @@ def _numbers(part, prefix=""):
             yield prefix + field.name, {f"{value:,}", f"{value:g}"}
 
 
-def test_a_protocol_of_another_part_is_named_before_training():
-    recipe = dataclasses.replace(
-        recipes.RECIPES["lstm-neural-art"], optimizer=recipes.RnnpropOptimizer()
-    )
-    with pytest.raises(ValueError, match=r"`protocol` must name settings.*no attr.*p"):
-        recipe.check()
+def test_a_protocol_is_told_of_any_settings():
+    """Of a replaced part, and of a setting that is switched off."""
+    art = recipes.RECIPES["lstm-neural-art"]
+    other = dataclasses.replace(art, optimizer=recipes.RnnpropOptimizer())
+    assert "down to -{optimizer.p} (a pixel's" in other.describe_protocol()
+    unclipped = dataclasses.replace(recipes.RECIPES["lstm-mnist"], clip=None)
+    assert "clipped at norm None" in unclipped.describe_protocol()
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
