@@ -20,7 +20,7 @@ from jaxmeta import _checks, base, models
 from jaxmeta.recipes import _learner_settings, _optimizer_settings, _task_settings
 
 
-class _Settings(string.Formatter):
+class _ProtocolFormatter(string.Formatter):
     """Formats what there is: a summary must not fail when all is trained."""
 
     def get_field(self, field_name, args, kwargs):
@@ -85,7 +85,7 @@ class Training:
 
         Names of settings that a replaced part does not have stay in their braces.
         """
-        return _Settings().vformat(self.protocol, (), vars(self))
+        return _ProtocolFormatter().vformat(self.protocol, (), vars(self))
 
     def make_outer_tx(self, share: float = 1.0) -> optax.GradientTransformation:
         """Builds the outer update, of which a meta-step makes `share` on average."""
