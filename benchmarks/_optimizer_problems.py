@@ -1,10 +1,11 @@
-"""The problems of `benchmarks.optimizers`; all but `LATER` precede any training.
+"""The problems of `benchmarks.optimizers`; all but `later` precede any training.
 
 Of other data, architectures and sizes than those of `problems.small_networks`. A data
 folder has `mnist/mnist.npz`, `omniglot/omniglot_28x28.npz`, `icons/iconify_32x32.npz`,
 `cifar10/cifar10_jpeg_pack.npz` and `text/fortunes.txt`.
 """
 
+import functools
 import io
 import pathlib
 from collections.abc import Callable
@@ -16,17 +17,6 @@ import numpy as np
 
 import jaxmeta as jm
 
-# In the tables, not in the means: where an earlier rule had failed, and networks of 0.1
-# to 1 M parameters.
-LATER = (
-    "MNIST, raw pixels, 2 layers of 64, ReLU",
-    "CIFAR-10 (JPEG), Conv4 of 64",
-    "characters, transformer of 128",
-    "CIFAR-10 (JPEG) at 16 x 16, Conv4 of 128, not normalised",
-    "CIFAR-10 (JPEG) at 16 x 16, residual network of 12",
-    "characters, transformer of 4 layers of 64",
-    "characters, transformer of 192",
-)
 FEW = 1000  # examples of which test losses are taken, or at most
 
 
@@ -97,44 +87,53 @@ def cases(folder: pathlib.Path) -> dict[str, Callable[[], Case]]:
         "image as a function of place": lambda: Case(
             _picture(), _fourier(64), squared, 128
         ),
-        LATER[0]: lambda: Case(
-            _raw(*_mnist(folder)), mlp([64, 64, 10], activation=act.relu)
+    } | later(folder)
+
+
+def later(folder: pathlib.Path) -> dict[str, Callable[[], Case]]:
+    """Those in the tables, not in the means.
+
+    Where an earlier rule had failed, large networks, and deep ones.
+    """
+    mlp, resnet = jm.models.MLP, jm.models.ResNet12
+    transformer = functools.partial(jm.models.Transformer, 64)
+    conv4 = functools.partial(jm.models.Conv4, head=10, strided=True)
+    large = functools.partial(Case, is_large=True)
+    cifar10 = lambda size: _images(*_cifar10(folder), size)
+    return {
+        "MNIST, raw pixels, 2 layers of 64, ReLU": lambda: Case(
+            _raw(*_mnist(folder)), mlp([64, 64, 10], activation=jax.nn.relu)
         ),
-        LATER[1]: lambda: Case(
-            _images(*_cifar10(folder), 32),
-            jm.models.Conv4(64, head=10, strided=True),
-            batch_size=32,
-            is_large=True,
+        "CIFAR-10 (JPEG), Conv4 of 64": lambda: large(
+            cifar10(32), conv4(64), batch_size=32
         ),
-        LATER[2]: lambda: Case(
+        "characters, transformer of 128": lambda: large(
+            _text(folder, 32), transformer(width=128, num_heads=4), batch_size=16
+        ),
+        "CIFAR-10 (JPEG) at 16 x 16, Conv4 of 128, not normalised": lambda: large(
+            cifar10(16), conv4(128, norm=None), batch_size=32
+        ),
+        "CIFAR-10 (JPEG) at 16 x 16, residual network of 12": lambda: large(
+            cifar10(16), resnet((16, 32, 64, 64), head=10), batch_size=32
+        ),
+        "characters, transformer of 4 layers of 64": lambda: large(
             _text(folder, 32),
-            jm.models.Transformer(vocabulary=64, width=128, num_heads=4),
+            transformer(width=64, num_heads=4, num_layers=4),
             batch_size=16,
-            is_large=True,
         ),
-        LATER[3]: lambda: Case(
-            _images(*_cifar10(folder), 16),
-            jm.models.Conv4(128, head=10, strided=True, norm=None),
-            batch_size=32,
-            is_large=True,
+        "characters, transformer of 192": lambda: large(
+            _text(folder, 32), transformer(width=192, num_heads=6), batch_size=16
         ),
-        LATER[4]: lambda: Case(
-            _images(*_cifar10(folder), 16),
-            jm.models.ResNet12((16, 32, 64, 64), head=10),
-            batch_size=32,
-            is_large=True,
+        "icons, residual network of 12": lambda: large(
+            _images(*_icons(folder), 16), resnet((8, 16, 32, 32), head=20)
         ),
-        LATER[5]: lambda: Case(
+        "Omniglot, 12 layers of 40, tanh": lambda: large(
+            _flat(_images(*_omniglot(folder), 14)), mlp([40] * 12 + [50])
+        ),
+        "characters, transformer of 6 layers of 32": lambda: large(
             _text(folder, 32),
-            jm.models.Transformer(64, width=64, num_heads=4, num_layers=4),
+            transformer(width=32, num_heads=2, num_layers=6),
             batch_size=16,
-            is_large=True,
-        ),
-        LATER[6]: lambda: Case(
-            _text(folder, 32),
-            jm.models.Transformer(64, width=192, num_heads=6),
-            batch_size=16,
-            is_large=True,
         ),
     }
 

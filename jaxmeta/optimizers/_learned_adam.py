@@ -45,6 +45,9 @@ _MOST = 1e18
 # share of an output grows with it. Meta-training sees few kernels as wide; and the rows
 # of a large embedding do not add up.
 _WIDE, _WIDEST = 64, 1024
+# From so many tensors on, all rates fall with the root of their number: every layer's
+# step changes the output. Meta-training sees at most seven and a half.
+_DEEP = 8
 # Entries of a tensor from which on sums are taken pair by pair.
 _LARGE = 4096
 # Where weights of directions start: Adam's, whose momentum has a decay of 0.9.
@@ -85,18 +88,21 @@ def learned_adam(
     .. math::
       u = -\alpha_t \left(c_0\, g + c_1 m^{(.5)} + c_2 m^{(.9)} + c_3 m^{(.98)}\right)
         / \sqrt{\hat v}, \qquad
-      \alpha_t = 0.01\, k\, w_t (1 - t / T)\, e^{a_t + s_t}, \qquad
+      \alpha_t = 0.01\, d\, k\, w_t (1 - t / T)\, e^{a_t + s_t}, \qquad
       s_{t+1} = s_t + r_t / (5 + 0.15 t)
 
-    where k is the root of 64 over the number of a kernel's inputs (from 64 to 1,024), 1
-    for other tensors, w warms up over 3 % of the T steps, and the network outputs a, r
-    and c. It sees 21 numbers per tensor, none of which depends on the scale of the
-    loss: the share of steps done, their number, the sizes of parameters and
-    directions, cosines between gradient and momenta, the tensor's shape, means of these
-    over all tensors, and how large its gradients are beside other tensors': with inputs
-    of 0 to 255, those of kernels are a hundred times those of biases.
+    where d is the root of 8 over the number of tensors, if that is larger (biases
+    hardly count: it is :math:`(\sum_i \sqrt{n_i})^2 / \sum_i n_i` for tensors of
+    :math:`n_i` parameters), k is the root of 64 over the number of a kernel's inputs
+    (from 64 to 1,024), 1 for other tensors, w warms up over 3 % of the T steps, and the
+    network outputs a, r and c. It sees 21 numbers per tensor, none of which depends on
+    the scale of the loss: the share of steps done, their number, the sizes of
+    parameters and directions, cosines between gradient and momenta, the tensor's shape,
+    means of these over all tensors, and how large its gradients are beside other
+    tensors': with inputs of 0 to 255, those of kernels are a hundred times those of
+    biases.
     Untrained, it is Adam with a warm-up, a linear decay and lower rates for wide
-    kernels.
+    kernels and deep networks.
 
     Zero gradients move nothing. An update with a non-finite gradient, or one over 1e18,
     is skipped and counted in the state, and halves later rates. After T steps, the rate
@@ -191,7 +197,7 @@ def learned_adam(
         rate = jnp.clip(stack(state.rate) + change, -4, 4)
         exponent = jnp.minimum(jnp.clip(outputs[:, 0], -4, 4) + rate, 3.5)
         alphas = base_rate * time.warm_up * time.left * jnp.exp(exponent)
-        alphas *= np.array([_width_factor(x) for x in flat(params)], compute)
+        alphas *= _rate_factors(flat(params)).astype(compute)
         mixing = jnp.array([_ADAM], compute) + outputs[:, 2:] / 2
 
         (steps,) = _coordinates.map_unzipped(
@@ -333,7 +339,7 @@ def _features(products, agreement, rate, time, params):
     log_size = lambda i, least: jnp.log(at[i, i] + least) / 2  # of a root mean square
     param = log_size(_PARAM, 1e-5)
     grad, middle, slow = (log_size(i, 1e-6) for i in (_GRAD, _MIDDLE, _SLOW))
-    sizes = np.array([max(1, x.size) for x in params], float)
+    sizes = _sizes(params)
     fan_in = np.array([_fan_in(x) for x in params], float)
     is_vector = np.array([x.ndim < 2 for x in params], float)
     share = np.sqrt(sizes) / np.sum(np.sqrt(sizes))
@@ -369,10 +375,17 @@ def _fan_in(x):
     return math.prod(x.shape[:-1]) or 1
 
 
-def _width_factor(x):
-    if x.ndim < 2:
-        return 1.0
-    return math.sqrt(_WIDE / min(max(_fan_in(x), _WIDE), _WIDEST))
+def _rate_factors(params):
+    """Lower rates for kernels with many inputs, and where tensors are many."""
+    sizes = _sizes(params)
+    count = np.sum(np.sqrt(sizes)) ** 2 / np.sum(sizes)  # Biases hardly count.
+    inputs = [_fan_in(x) if x.ndim > 1 else 1 for x in params]
+    width = _WIDE / np.clip(np.array(inputs, float), _WIDE, _WIDEST)
+    return np.sqrt(width * _DEEP / max(count, _DEEP))
+
+
+def _sizes(params):
+    return np.array([max(1, x.size) for x in params], float)
 
 
 def _beside_others(sizes):

@@ -126,6 +126,9 @@ class _ByHand:
             alpha = 0.01 * warm_up * left * np.exp(exponent)
             if p.ndim > 1:  # Kernels of 64 to 1,024 inputs.
                 alpha *= np.sqrt(64 / np.clip(fan_in, 64, 1024))
+            sizes = [x.size for x in self.params.values()]
+            count = sum(roots.values()) ** 2 / sum(sizes)
+            alpha *= np.sqrt(min(1, 8 / count))  # More than eight tensors.
             mixing = np.array([0, 0, 1, 0]) + out[2:] / 2
             pairs = zip(mixing, directions[k], strict=True)
             updates[k] = -alpha * sum(c * d for c, d in pairs)
@@ -135,12 +138,18 @@ class _ByHand:
         return updates
 
 
-@pytest.mark.parametrize("scale", [1.0, 20.0, 1e6])
-def test_it_is_its_formula(scale, key, x64):
+WIDE = {"wide": jnp.ones((50, 3, 2)), "widest": jnp.ones((1100, 1))}
+DEEP = {f"layer {i}": jnp.ones((2, 2)) for i in range(20)}
+
+
+@pytest.mark.parametrize(
+    ("scale", "more"), [(1.0, WIDE), (20.0, WIDE), (1e6, WIDE), (1.0, DEEP)]
+)
+def test_it_is_its_formula(scale, more, key, x64):
     """Also where one tensor's gradients are larger than the others'."""
     lopt = jm.optimizers.learned_adam(20)
     theta = _moved(lopt, key)
-    params = PARAMS | {"wide": jnp.ones((50, 3, 2)), "widest": jnp.ones((1100, 1))}
+    params = PARAMS | more
     params = jax.tree.map(lambda x: x.astype(float), params)
     by_hand = _ByHand(theta, params, 20)
     gradients = [
