@@ -166,8 +166,13 @@ def lopt(row):
 
 
 @pytest.fixture(scope="module")
-def eager_tx(lopt):
-    return lopt.transform(lopt.init(jax.random.key(0), _params()))
+def theta(lopt):
+    return jax.jit(lopt.init)(jax.random.key(0), _params())
+
+
+@pytest.fixture(scope="module")
+def eager_tx(lopt, theta):
+    return lopt.transform(theta)
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +194,15 @@ def _update(tx, grads, state, params=None, **extra):
     return tx.update(grads, state, params, **({"value": jnp.array(1.0)} | extra))
 
 
-def _shapes(tx, params):
-    """Shapes of updates and state after one update: traced, nothing compiled."""
-    return jax.eval_shape(lambda p: _update(tx, p, tx.init(p), p), params)
+def _shapes(lopt, key, params):
+    """Shapes of an update, of the state after it and before: nothing is compiled."""
+
+    def shapes(key, params):
+        tx = lopt.transform(lopt.init(key, params))
+        state = tx.init(params)
+        return *_update(tx, params, state, params), state
+
+    return jax.eval_shape(shapes, key, params)
 
 
 def _run(tx, params, steps=3, **extra):
@@ -234,16 +245,16 @@ def test_fresh_states_can_be_donated(name, key):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_keeps_dtypes(tx, dtype):
     params = _params(dtype)
-    updates, state = _shapes(tx, params)
+    state = jax.eval_shape(tx.init, params)
+    updates, after = jax.eval_shape(functools.partial(_update, tx), params, state)
     chex.assert_trees_all_equal_dtypes(updates, params)
-    _, after = jax.eval_shape(functools.partial(_update, tx), params, state, params)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
 def test_keeps_float64(lopt, key):
     with jax.enable_x64(True):
         params = _params(jnp.float64)
-        updates, _ = _shapes(lopt.transform(lopt.init(key, params)), params)
+        updates, *_ = _shapes(lopt, key, params)
         chex.assert_trees_all_equal_dtypes(updates, params)
 
 
@@ -336,9 +347,7 @@ def test_multi_steps_update_with_the_mean(tx):
     chex.assert_trees_all_close(updates, expected, rtol=1e-5)
 
 
-def test_inject_hyperparams_reaches_a_scale(lopt, key):
-    theta = lopt.init(key, _params())
-
+def test_inject_hyperparams_reaches_a_scale(lopt, theta):
     def make(theta, scale):
         return optax.chain(lopt.transform(theta), optax.scale(scale))
 
@@ -478,10 +487,9 @@ def test_no_mesh_of_automatic_axes_gathers(row, lopt, key, monkeypatch):
     ids=["empty", "None", "zero-size", "scalar", "nested"],
 )
 def test_trees_of_any_shape(lopt, key, params):
-    tx = lopt.transform(lopt.init(key, params))
-    updates, state = _shapes(tx, params)
+    updates, after, state = _shapes(lopt, key, params)
     chex.assert_trees_all_equal_shapes(updates, params)
-    chex.assert_trees_all_equal_shapes(state, jax.eval_shape(tx.init, params))
+    chex.assert_trees_all_equal_shapes(after, state)
 
 
 def test_complex_parameters_are_named(tx):
@@ -521,7 +529,7 @@ def test_derivative_in_theta_through_a_scan(lopt, key):
     """Against central finite differences along a random direction."""
     with jax.enable_x64(True):
         params = _params(jnp.float64)
-        theta = lopt.init(key, params)
+        theta = jax.jit(lopt.init)(key, params)
         if "bfloat16" in str(
             [x.dtype for x in jax.tree.leaves(lopt.transform(theta).init(params))]
         ):
@@ -540,7 +548,7 @@ def test_derivative_in_theta_through_a_scan(lopt, key):
             (p, _), _ = jax.lax.scan(step, (params, tx.init(params)), length=4)
             return optax.tree.norm(p, squared=True)
 
-        direction = optax.tree.random_like(key, theta)
+        direction = jax.jit(optax.tree.random_like)(key, theta)
         move = lambda h: optax.tree.add_scale(theta, h, direction)
         expected = (final(move(1e-5))[0] - final(move(-1e-5))[0]) / 2e-5
         got = optax.tree.vdot(final(theta)[1], direction)
