@@ -121,9 +121,6 @@ def later(folder: pathlib.Path) -> dict[str, Callable[[], Case]]:
             transformer(width=64, num_heads=4, num_layers=4),
             batch_size=16,
         ),
-        "characters, transformer of 192": lambda: large(
-            _text(folder, 32), transformer(width=192, num_heads=6), batch_size=16
-        ),
         "icons, residual network of 12": lambda: large(
             _images(*_icons(folder), 16), resnet((8, 16, 32, 32), head=20)
         ),

@@ -1,7 +1,7 @@
-"""Pictures of a finished run of `lstm-neural-art`, beside tuned optimizers'.
+"""Pictures of a finished run of a neural-art recipe, beside tuned optimizers'.
 
     jaxmeta train lstm-neural-art --weights FILE --pictures FOLDER --out RUN
-    python -m benchmarks.neural_art RUN
+    python -m benchmarks.neural_art RUN [--out FILE.json]
 
 On the run's test problem: held-out content, another style, twice the resolution. The
 others' rates and all losses are the run's own, of `summary.json`.
@@ -21,7 +21,7 @@ from benchmarks import _timing
 from jaxmeta.runs import _build, _folder, _optimizer_parts
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "neural_art.json"
-RIVALS = ("adam", "rmsprop")
+RIVALS = {"adam", "rmsprop"}
 
 
 def image_after(tx, problem, num_steps, key):
@@ -50,8 +50,9 @@ def main(argv: Sequence[str] | None = None):
     problem = run.recipe.problem.splits().test
     test = json.loads((args.run / "summary.json").read_text())["test"]
     theta = _folder.best_meta_params(run, _build.build(run.recipe).like)
-    rules = {"LSTM": run.recipe.optimizer.make().transform(theta)}
-    for name in RIVALS:
+    learned = run.recipe.optimizer.make()
+    rules = {run.name.removesuffix("-neural-art"): learned.transform(theta)}
+    for name in sorted(RIVALS & test["optimizers"].keys()):
         rate = test["optimizers"][name]["rate"]
         rules[f"{name}, {rate:g}"] = _optimizer_parts.BASELINES[name](rate)
     images, losses = {}, {}
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None):
         images |= {"start": start, name: image}
         losses[name] = float(loss)
     figure, axes = plt.subplots(
-        1, len(images), figsize=(2.2 * len(images), 2.5), layout="constrained"
+        1, len(images), figsize=(2.2 * len(images), 2.8), layout="constrained"
     )
     for ax, (name, image) in zip(axes, images.items(), strict=True):
         ax.imshow(np.clip(image, 0, 1))
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None):
     }
     result = {
         "environment": _timing.environment(),
-        "settings": {"steps": run.recipe.steps, "p": run.recipe.optimizer.p},
+        "settings": {"recipe": run.name, "steps": run.recipe.steps},
         "pictures": losses,
         "optimizers": kept,
     }

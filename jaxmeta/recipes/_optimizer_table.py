@@ -176,6 +176,7 @@ _rnnprop_neural_art = dataclasses.replace(
     protocol="as lstm-neural-art; the network sees the directions of Adam and RMSprop, "
     "which do not know how large a pixel's gradient is",
     optimizer=RnnpropOptimizer(),
+    steps=600,
 )
 
 _general_optimizer = OptimizerRecipe(
