@@ -5,6 +5,7 @@ estimators, training steps, meshes and evaluation work with it. `check_gradient_
 checks that a model's gradient is the gradient of a scalar.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -291,17 +292,14 @@ def _assert_close(found, expected, rtol, atol, what):
 
 def _size(x):
     """The largest finite magnitude."""
-    x = x.astype(float)
-    return float(np.max(np.abs(x), initial=0, where=np.isfinite(x)))
+    return float(np.max(np.abs(x).astype(float), initial=0, where=np.isfinite(x)))
 
 
 def _named(tree):
-    """Names and values: in NumPy, comparing them compiles nothing."""
+    """Names and values, of JAX's dtypes; in NumPy, comparing them compiles nothing."""
     leaves = jax.tree.leaves_with_path(tree)
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(x))
-        for path, x in leaves
-    ]
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator=".")
+    return [(name(path), np.asarray(jnp.asarray(x))) for path, x in leaves]
 
 
 def _is_finite(x):

@@ -82,3 +82,14 @@ def test_a_learner_that_is_traced_again_and_again_is_found():
 
     with pytest.raises(AssertionError, match="traced 3 times"):
         jm.testing.check_learner(maml(), sample_task)
+
+
+def test_numbers_of_python_are_as_good_as_arrays():
+    """What `jit` makes an array of is a number without it."""
+    learner = maml()
+
+    def meta_grad(key, meta_params, task, **extra):
+        grads, info = learner.meta_grad(key, meta_params, task, **extra)
+        return grads, info._replace(metrics={"rate": 0.5, "steps": 2})
+
+    jm.testing.check_learner(learner._replace(meta_grad=meta_grad), regression_task)

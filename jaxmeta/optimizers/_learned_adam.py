@@ -379,8 +379,7 @@ def _rate_factors(params):
     """Lower rates for kernels with many inputs, and where tensors are many."""
     sizes = _sizes(params)
     count = np.sum(np.sqrt(sizes)) ** 2 / np.sum(sizes)  # Biases hardly count.
-    inputs = [_fan_in(x) if x.ndim > 1 else 1 for x in params]
-    width = _WIDE / np.clip(np.array(inputs, float), _WIDE, _WIDEST)
+    width = _WIDE / np.clip([_fan_in(x) for x in params], _WIDE, _WIDEST)
     return np.sqrt(width * _DEEP / max(count, _DEEP))
 
 

@@ -53,6 +53,7 @@ class _ByHand:
         seen, means, directions = {}, {}, {}
         roots = {k: np.sqrt(x.size) for k, x in self.params.items()}
         share = {k: root / sum(roots.values()) for k, root in roots.items()}
+        count = sum(roots.values()) ** 2 / sum(root**2 for root in roots.values())
         for k, g in grads.items():
             before = self.mu[0.9][k].copy()
             for d in self.mu:
@@ -126,8 +127,6 @@ class _ByHand:
             alpha = 0.01 * warm_up * left * np.exp(exponent)
             if p.ndim > 1:  # Kernels of 64 to 1,024 inputs.
                 alpha *= np.sqrt(64 / np.clip(fan_in, 64, 1024))
-            sizes = [x.size for x in self.params.values()]
-            count = sum(roots.values()) ** 2 / sum(sizes)
             alpha *= np.sqrt(min(1, 8 / count))  # More than eight tensors.
             mixing = np.array([0, 0, 1, 0]) + out[2:] / 2
             pairs = zip(mixing, directions[k], strict=True)
@@ -146,7 +145,7 @@ DEEP = {f"layer {i}": jnp.ones((2, 2)) for i in range(20)}
     ("scale", "more"), [(1.0, WIDE), (20.0, WIDE), (1e6, WIDE), (1.0, DEEP)]
 )
 def test_it_is_its_formula(scale, more, key, x64):
-    """Also where one tensor's gradients are larger than the others'."""
+    """Also where one tensor's gradients are larger, kernels wide, or tensors many."""
     lopt = jm.optimizers.learned_adam(20)
     theta = _moved(lopt, key)
     params = PARAMS | more
